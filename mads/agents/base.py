@@ -1,0 +1,68 @@
+"""The agent protocol and what agents learn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from mads.console.record import LabelRecord
+
+
+class AttributeView(Protocol):
+    """What an agent may see of samples: their attributes and lengths, never their tokens. Implemented by mads.data.pool."""
+
+    ids: np.ndarray  # int64 [n], ascending
+    lengths: np.ndarray  # int32 [n], tokens
+
+    def codes(self, attribute: str) -> np.ndarray:
+        """Label codes, uint16 [n]."""
+
+    def labels(self, attribute: str) -> tuple[str, ...]: ...
+
+    def values(self, attribute: str) -> np.ndarray:
+        """Continuous value, float32 [n]; DataError if the attribute has none."""
+
+
+@dataclass(frozen=True)
+class ProbeRewards:
+    """The rewards of one round, equal on every rank.
+
+    view: the probes' attributes, n probes in a fixed order
+    rewards: float64 [n], derivative of the sample's mean token loss along v (positive = helps the references), on the round's scale
+    targets: int64 [n], number of targets behind each reward (its precision grows with it)
+    importance: float64 [n], inverse inclusion weight, mean 1
+    """
+
+    view: AttributeView
+    rewards: np.ndarray
+    targets: np.ndarray
+    importance: np.ndarray
+
+
+class Agent(Protocol):
+    """One view of the data. An agent is built by Hydra from its `_target_`; `bind` tells it the pool before the first round.
+
+    Agents are replicated: every rank holds one and updates it with the same rewards, so that each can score its own slice.
+    """
+
+    name: str
+
+    def bind(self, view: AttributeView) -> None:
+        """See the whole pool's attributes once (start weights from the pool's shares, checks of attribute names)."""
+
+    def score(self, view: AttributeView) -> np.ndarray:
+        """Score of each sample of a slice, float64 [n]. Pure: no state changes, no dependence on the slice's borders."""
+
+    def learn(self, probes: ProbeRewards) -> float:
+        """Update from one round of rewards; returns the agent's own reward R_A (Eq. 7), judged as the rule in use says."""
+
+    def describe(self) -> list[LabelRecord]:
+        """One record per label (weight, last reward mean, standard error, counts), for the decision record."""
+
+    def state(self) -> dict[str, Any]:
+        """JSON state for the checkpoint."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`. Raises ValueError when the state is of another pool or agent."""

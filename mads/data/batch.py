@@ -1,0 +1,49 @@
+"""The packed batch: what the loader, probes, references and evaluation hand to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+IGNORE = -100  # label of a position that has no target
+
+
+@dataclass
+class PackedBatch:
+    """Rows of `seq_length` positions, each a concatenation of samples. No target crosses a sample's boundary.
+
+    tokens: int64 [B, S]; padding positions hold 0
+    labels: int64 [B, S]; the next token of the same sample, IGNORE at a sample's last position and in padding
+    positions: int64 [B, S]; 0, 1, 2, ... restarting at every sample (for RoPE); 0 in padding
+    segments: int64 [B, S]; index of the sample inside the batch (0 .. samples-1, ascending in row-major order), -1 in padding.
+        Attention never crosses from one segment to another.
+    samples: number of samples in the batch
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor
+    samples: int
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
+        return PackedBatch(move(self.tokens), move(self.labels), move(self.positions), move(self.segments), self.samples)
+
+    @property
+    def valid_tokens(self) -> int:
+        return int((self.labels != IGNORE).sum())
+
+
+def sum_by_sample(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Sum a per-position value [B, S] over each sample: float64 [samples]. Float64, so that small differences of two losses
+    (finite-difference rewards) are not lost in the sum."""
+    out = torch.zeros(batch.samples + 1, dtype=torch.float64, device=values.device)  # the last slot takes the padding
+    index = torch.where(batch.segments < 0, batch.samples, batch.segments).reshape(-1)
+    return out.index_add_(0, index, values.reshape(-1).double())[:-1]
+
+
+def tokens_by_sample(batch: PackedBatch) -> torch.Tensor:
+    """Number of targets of each sample: int64 [samples]."""
+    return sum_by_sample((batch.labels != IGNORE).double(), batch).long()

@@ -1,0 +1,141 @@
+"""What is on disk after `mads prepare`: sample ids, attribute columns, and the manifest that vouches for all files.
+
+Layout of a prepared directory:
+
+    manifest.json                     everything below with sizes and SHA-256, counts, and the fingerprint
+    tokenizer.model                   SentencePiece model (or tokenizer.json of Hugging Face `tokenizers`)
+    train/shard-00000.bin|.idx        tokens, Megatron MMIDIDX; one sequence per sample, documents in the document index
+    train/attributes/NAME.arrow       one column over all samples of the part, in id order (see mads.data.attributes)
+    heldout/...                       the same for the held-out documents
+    references/TASK.jsonl             reference tasks: {"id", "text", "part"}, part one of direction, audit, report
+    rejected.jsonl                    what was not taken, with file, line and reason
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHARD_SHIFT = 40  # 2**40 rows a shard, 2**23 shards
+FORMAT_VERSION = 1
+
+
+class DataError(ValueError):
+    """Bad input data. The message names the file, the numbers and the remedy."""
+
+
+def sample_ids(shard: int, rows: int) -> np.ndarray:
+    """int64 ids of the `rows` samples of a shard. Ids survive when shards are added to a pool."""
+    return (np.int64(shard) << np.int64(SHARD_SHIFT)) + np.arange(rows, dtype=np.int64)
+
+
+def split_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(shard, row) of each id, both int64."""
+    ids = np.asarray(ids, dtype=np.int64)
+    return ids >> SHARD_SHIFT, ids & ((np.int64(1) << SHARD_SHIFT) - 1)
+
+
+@dataclass(frozen=True)
+class AttributeSchema:
+    """One attribute: a column over the pool.
+
+    labels: names of the categorical codes 0..n-1. Names live in data, not in code.
+    continuous: whether the column also holds a float32 value per sample (for example the raw quality score).
+    provenance: labeller, its version and parameters, as JSON values.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    continuous: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            raise DataError(f"attribute {self.name!r} needs at least one label and no label twice, got {list(self.labels)}")
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    h = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+@dataclass
+class Manifest:
+    """The record of a prepared directory.
+
+    files: relative path -> {"bytes": int, "sha256": str}
+    parts: "train" / "heldout" -> {"documents": int, "samples": int, "tokens": int, "shards": [samples per shard]}
+    attributes: list of AttributeSchema, equal for both parts
+    references: task -> {"direction": n, "audit": n, "report": n}
+    tokenizer: {"kind", "file", "vocab_size", "eod"}
+    source: what was read and with which settings, JSON values only
+    rejected: reason -> count
+    """
+
+    seq_length: int
+    files: dict[str, dict[str, Any]]
+    parts: dict[str, dict[str, Any]]
+    attributes: list[AttributeSchema]
+    references: dict[str, dict[str, int]]
+    tokenizer: dict[str, Any]
+    source: dict[str, Any]
+    rejected: dict[str, int]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over every file's hash: two directories with equal fingerprints hold the same data."""
+        h = hashlib.sha256()
+        for name in sorted(self.files):
+            h.update(f"{name} {self.files[name]['sha256']}\n".encode())
+        return h.hexdigest()
+
+    def write(self, directory: str | os.PathLike) -> None:
+        """Write manifest.json atomically; it is the last file of a preparation, so its presence means completeness."""
+        target = Path(directory) / "manifest.json"
+        temporary = target.with_suffix(".json.tmp")
+        value = dataclasses.asdict(self) | {"fingerprint": self.fingerprint}
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
+        os.replace(temporary, target)
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike, verify: bool = False) -> "Manifest":
+        """Read manifest.json; sizes of the files are always checked, their hashes when `verify` is set.
+
+        Raises:
+            DataError: if the manifest or a file it names is missing, of another size, or damaged.
+        """
+        directory = Path(directory)
+        path = directory / "manifest.json"
+        if not path.is_file():
+            raise DataError(f"{directory} holds no manifest.json; run `mads prepare` with the same data settings first")
+        try:
+            value = json.loads(path.read_text())
+            claimed = value.pop("fingerprint")
+            value["attributes"] = [AttributeSchema(**a) for a in value["attributes"]]
+            manifest = cls(**value)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} is not a manifest of mads ({error}); prepare the data again") from error
+        if manifest.format_version != FORMAT_VERSION:
+            raise DataError(f"{path} has format {manifest.format_version}, this mads reads {FORMAT_VERSION}; prepare the data again")
+        if manifest.fingerprint != claimed:
+            raise DataError(f"{path} was edited: its fingerprint does not fit its file hashes; prepare the data again")
+        for name, entry in manifest.files.items():
+            file = directory / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != entry["bytes"]:
+                raise DataError(f"{file} should have {entry['bytes']} bytes and has {size}; prepare the data again")
+            if verify and sha256_of(file) != entry["sha256"]:
+                raise DataError(f"{file} is damaged: its SHA-256 is not the manifest's; prepare the data again")
+        return manifest

@@ -1,0 +1,85 @@
+"""What each parameter is under tensor parallelism: sharded along an axis, or replicated; and what it is tied to.
+
+One place holds this knowledge. Gradient norms, clipping, resharding of checkpoints and the tests read it; the marks that
+DeepSpeed looks for are derived from it, because a sharded parameter without `tensor_model_parallel = True` silently gets a
+wrong gradient norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a parameter relates to its logical (whole) tensor.
+
+    axis: dimension of the logical tensor that is cut over the tensor-parallel ranks; None = replicated.
+    parts: logical sizes, along `axis`, of the parts of a fused weight (for example Q, K, V). Each part is cut by itself,
+        so a shard is the concatenation of one slice of every part. Empty for a weight of one part.
+    padded_from: logical size along `axis` before padding (vocabulary rows that no token uses); None = no padding.
+    """
+
+    axis: int | None = None
+    parts: tuple[int, ...] = ()
+    padded_from: int | None = None
+
+    @property
+    def sharded(self) -> bool:
+        return self.axis is not None
+
+
+REPLICATED = Layout()
+_ATTRIBUTE = "mads_layout"
+
+
+def mark(parameter: nn.Parameter, layout: Layout) -> nn.Parameter:
+    """Attach `layout` to a parameter and set the marks that DeepSpeed reads. Returns the parameter."""
+    setattr(parameter, _ATTRIBUTE, layout)
+    parameter.tensor_model_parallel = layout.sharded
+    return parameter
+
+
+def layout_of(parameter: nn.Parameter) -> Layout:
+    """The layout of a parameter.
+
+    Raises:
+        LookupError: if nobody marked it; a guess here would be a silently wrong norm or checkpoint.
+    """
+    layout = getattr(parameter, _ATTRIBUTE, None)
+    if layout is None:
+        raise LookupError(f"a parameter of shape {tuple(parameter.shape)} has no layout; call mads.layout.mark where it is created")
+    return layout
+
+
+def shard(full: torch.Tensor, layout: Layout, index: int, count: int) -> torch.Tensor:
+    """The slice of a logical tensor that tensor-parallel rank `index` of `count` holds (a copy, contiguous)."""
+    if not layout.sharded or count == 1:
+        return full.clone()
+    parts = layout.parts or (full.shape[layout.axis],)
+    if sum(parts) != full.shape[layout.axis]:
+        raise ValueError(f"the parts {parts} sum to {sum(parts)}, but axis {layout.axis} has size {full.shape[layout.axis]}")
+    for size in parts:
+        if size % count:
+            raise ValueError(f"a part of size {size} cannot be cut into {count} equal tensor-parallel shards")
+    pieces = [part.chunk(count, layout.axis)[index] for part in full.split(parts, layout.axis)]
+    return torch.cat(pieces, layout.axis).contiguous()
+
+
+def unshard(shards: list[torch.Tensor], layout: Layout) -> torch.Tensor:
+    """Inverse of `shard`: the logical tensor from the slices of all tensor-parallel ranks, in rank order."""
+    if not layout.sharded or len(shards) == 1:
+        return shards[0].clone()
+    count = len(shards)
+    total = sum(s.shape[layout.axis] for s in shards)
+    local = [size // count for size in (layout.parts or (total,))]
+    split = [s.split(local, layout.axis) for s in shards]
+    return torch.cat([s[p] for p in range(len(local)) for s in split], layout.axis).contiguous()
+
+
+def named_logical_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters by logical name, each storage once (a tied weight appears under its first name), in a fixed order."""
+    return sorted(module.named_parameters(remove_duplicate=True))

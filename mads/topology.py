@@ -1,0 +1,161 @@
+"""The grid of ranks (pp, dp, cp, tp), its process groups, and the `mpu` face that DeepSpeed asks for.
+
+`Grid` is arithmetic only and can be used without any process group; `Topology` adds the groups. A topology is passed to
+whoever needs it; nothing in mads reads the default process group.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+AXES = ("pp", "dp", "cp", "tp")  # slowest first: tensor-parallel ranks are contiguous, as NVLink wants them
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sizes of the four axes; rank = ((pp * DP + dp) * CP + cp) * TP + tp."""
+
+    pp: int = 1
+    dp: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    def __post_init__(self):
+        for axis in AXES:
+            if getattr(self, axis) < 1:
+                raise ValueError(f"parallel size {axis}={getattr(self, axis)} must be at least 1")
+
+    @property
+    def world_size(self) -> int:
+        return self.pp * self.dp * self.cp * self.tp
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Position of a global rank on each axis."""
+        if not 0 <= rank < self.world_size:
+            raise ValueError(f"rank {rank} is outside of the grid {self} with {self.world_size} ranks")
+        position = {}
+        for axis in reversed(AXES):
+            rank, position[axis] = divmod(rank, getattr(self, axis))
+        return position
+
+    def rank(self, **coordinates: int) -> int:
+        """Global rank at the given coordinates; axes not named are 0."""
+        rank = 0
+        for axis in AXES:
+            rank = rank * getattr(self, axis) + coordinates.get(axis, 0)
+        return rank
+
+    def groups(self, *axes: str) -> list[list[int]]:
+        """All groups of ranks that differ only on `axes`, each in ascending order, in an order equal on all ranks."""
+        fixed = [a for a in AXES if a not in axes]
+        varying = [a for a in AXES if a in axes]
+        result = []
+        for outer in itertools.product(*(range(getattr(self, a)) for a in fixed)):
+            base = dict(zip(fixed, outer))
+            inner = itertools.product(*(range(getattr(self, a)) for a in varying))
+            result.append([self.rank(**base, **dict(zip(varying, i))) for i in inner])
+        return result
+
+    def __str__(self) -> str:
+        return f"PP({self.pp})-DP({self.dp})-CP({self.cp})-TP({self.tp})"
+
+
+class Topology:
+    """This rank's place in a `Grid`, with the process groups of every axis.
+
+    Groups, by name:
+      tp, cp, dp, pp    ranks that differ on that axis only; tensors of the training step travel here
+      dp_cp             the ranks that a gradient is averaged over
+      world             every rank, on the training backend
+      control           every rank, always gloo with its own time limit: scores, ids, hashes and manifests travel here,
+                        because NCCL moves GPU tensors only and its time-out belongs to the training step
+
+    Args:
+        grid: sizes of the axes; their product must be the world size.
+        timeout_s: time limit of the training groups, in seconds.
+        control_timeout_s: time limit of the control group, in seconds.
+
+    Raises:
+        ValueError: if the grid does not fill the world exactly.
+    """
+
+    def __init__(self, grid: Grid, timeout_s: float = 1800.0, control_timeout_s: float = 1800.0):
+        world_size = dist.get_world_size()
+        if grid.world_size != world_size:
+            raise ValueError(
+                f"the grid {grid} has {grid.world_size} ranks, but {world_size} processes were started; "
+                "change the parallel sizes or the number of processes"
+            )
+        self.grid = grid
+        self.rank = dist.get_rank()
+        self.world_size = world_size
+        self.coordinates = grid.coordinates(self.rank)
+        self._groups: dict[str, dist.ProcessGroup] = {}
+        timeout = datetime.timedelta(seconds=timeout_s)
+        for name, axes in (("tp", ["tp"]), ("cp", ["cp"]), ("dp", ["dp"]), ("pp", ["pp"]), ("dp_cp", ["dp", "cp"]), ("world", AXES)):
+            for ranks in grid.groups(*axes):  # every rank creates every group, in the same order
+                group = dist.new_group(ranks, timeout=timeout)
+                if self.rank in ranks:
+                    self._groups[name] = group
+        self._groups["control"] = dist.new_group(
+            list(range(world_size)), backend="gloo", timeout=datetime.timedelta(seconds=control_timeout_s)
+        )
+
+    def group(self, name: str) -> dist.ProcessGroup:
+        return self._groups[name]
+
+    def size(self, axis: str) -> int:
+        return getattr(self.grid, axis)
+
+    def coordinate(self, axis: str) -> int:
+        return self.coordinates[axis]
+
+    @property
+    def replica_leaders(self) -> list[int]:
+        """Global ranks that lead a model replica (first on pp, cp and tp), in order of their dp coordinate."""
+        return [self.grid.rank(dp=d) for d in range(self.grid.dp)]
+
+    @property
+    def is_replica_leader(self) -> bool:
+        return self.rank in self.replica_leaders
+
+    def __str__(self) -> str:
+        place = " ".join(f"{axis}={self.coordinates[axis]}" for axis in AXES)
+        return f"{self.grid} rank {self.rank} ({place})"
+
+
+class MPU:
+    """The model-parallel unit object that `deepspeed.initialize(mpu=...)` asks for.
+
+    DeepSpeed reads the model-parallel side under two names (its ZeRO-3 path asks for `get_model_parallel_*`, others
+    prefer `get_tensor_model_parallel_*`), and reduces gradients over data parallel alone unless the sequence names exist.
+    """
+
+    def __init__(self, topology: Topology):
+        self._t = topology
+
+    def get_model_parallel_rank(self) -> int:
+        return self._t.coordinate("tp")
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._t.size("tp")
+
+    def get_model_parallel_group(self):
+        return self._t.group("tp")
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self._t.coordinate("dp")
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._t.size("dp")
+
+    def get_data_parallel_group(self):
+        return self._t.group("dp")

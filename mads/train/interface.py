@@ -1,0 +1,52 @@
+"""The only way in which mads.reward (and evaluation) may touch the model that is being trained.
+
+A *vector* is a dict from logical parameter name to the float32 piece of it that this rank owns: the whole tensor under ZeRO 0-2, this
+rank's partition (flat, without padding) under ZeRO 3. `owned_sum` adds a scalar over the owners of such pieces.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol, Sequence
+
+import torch
+
+from mads.data.batch import PackedBatch
+
+Vector = dict[str, torch.Tensor]
+
+
+class RewardModel(Protocol):
+    """Implemented by mads.train.engine. All methods are collective: every rank calls them in the same order, the same number of times."""
+
+    parameter_dtype: torch.dtype
+    device: torch.device
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Everything inside leaves parameters, optimizer state, gradients, RNG and counters bit for bit as they were.
+
+        Raises:
+            RuntimeError: on leaving, if parameters or counters are not what they were.
+        """
+
+    def gradient(self, batches: Sequence[PackedBatch], weights: Sequence[torch.Tensor]) -> Vector:
+        """Gradient of sum_b sum_t weights[b][t] * loss[b][t] summed over the batches of all ranks; weights[b] is float [B, S].
+
+        Every rank passes the same number of batches (a weight of 0 everywhere adds nothing).
+        """
+
+    def second_moment(self) -> tuple[Vector, int]:
+        """Adam's exp_avg_sq as it is stored, and the number of optimizer steps so far (zeros and 0 before the first)."""
+
+    def owned_sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor of scalars over the ranks that own different pieces of one vector; identity under ZeRO 0-2."""
+
+    def shifted(self, direction: Vector, scale: float) -> AbstractContextManager[None]:
+        """Inside, the parameters are theta + scale * direction; on leaving they are restored from a saved copy, not by subtraction."""
+
+    def sample_losses(self, batch: PackedBatch) -> torch.Tensor:
+        """Sum of the token losses of each sample, float64 [samples], without gradient."""
+
+    def ghost_products(self, batch: PackedBatch, direction: Vector) -> torch.Tensor:
+        """<direction, gradient of the sample's summed token loss> for each sample, float64 [samples], in one forward and
+        one output-gradient pass."""
