@@ -92,6 +92,15 @@ def all_reduce_(tensor: torch.Tensor, group, op: str = "sum") -> torch.Tensor:
     return tensor
 
 
+def all_gather_flat(piece: torch.Tensor, group) -> torch.Tensor:
+    """Concatenate equally long one-dimensional tensors in rank order."""
+    if group_size(group) == 1:
+        return piece
+    whole = torch.empty(piece.numel() * group_size(group), dtype=piece.dtype, device=piece.device)
+    dist.all_gather_into_tensor(whole, piece.contiguous(), group=group)
+    return whole
+
+
 def barrier(group) -> None:
     if group_size(group) > 1:
         dist.barrier(group=group)

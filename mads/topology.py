@@ -159,3 +159,16 @@ class MPU:
 
     def get_data_parallel_group(self):
         return self._t.group("dp")
+
+
+def initialize_process_group(backend: str, timeout_s: float) -> None:
+    """Join the default process group from the variables that launchers set (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+
+
+def shut_down() -> None:
+    """Leave in order: a process that ends without it may abort after all of its work is done."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

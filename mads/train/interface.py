@@ -38,6 +38,9 @@ class RewardModel(Protocol):
     def second_moment(self) -> tuple[Vector, int]:
         """Adam's exp_avg_sq as it is stored, and the number of optimizer steps so far (zeros and 0 before the first)."""
 
+    def parameter_norm(self) -> float:
+        """Euclidean norm of all parameters (logical, each once)."""
+
     def owned_sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum a tensor of scalars over the ranks that own different pieces of one vector; identity under ZeRO 0-2."""
 

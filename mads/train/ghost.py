@@ -1,0 +1,72 @@
+"""The ghost product: <direction, gradient of each token's loss> without a parameter gradient.
+
+For y = f(x; w) with parameters w, the gradient of the loss along a direction v of w is sum over positions of delta . u, where delta is
+the gradient of the output y and u = (d f / d w) v is the output's own derivative (for a linear layer x V^T). A tap on every
+layer's output holds u on the way forward and meets delta on the way back. Summed over a sample's positions this is exactly
+the inner product with the sample's gradient (GREATS 2024; "ghost" after Lee and Kifer 2020). Weight gradients are never formed:
+the backward pass asks for the gradient of the embedding's output only, so no gradient hook of DeepSpeed's fires.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Callable
+
+import torch
+from torch import nn
+
+from mads.data.batch import PackedBatch, sum_by_sample
+
+
+class _Tap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, output, derivative, products):
+        ctx.save_for_backward(derivative)
+        ctx.products = products
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, delta):
+        (derivative,) = ctx.saved_tensors
+        # Products in fp32 whatever the parameters are; positions are dimensions 0 and 1, everything behind is summed.
+        ctx.products.add_((delta.float() * derivative.float()).flatten(2).sum(-1))
+        return delta, None, None
+
+
+@contextmanager
+def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor], products: torch.Tensor, captured: list):
+    """Inside, every forward of a layer with parameters adds its part to `products` [B, S] when the backward pass comes through.
+
+    Args:
+        direction_of: the direction's block for a parameter, shaped as the whole parameter, in the layer's dtype.
+        captured: receives the first tapped output (the embedding's), whose gradient the backward pass must ask for.
+    """
+
+    def tap(layer, inputs, output):
+        blocks = {name: direction_of(p) for name, p in layer.named_parameters(recurse=False)}
+        with torch.no_grad():
+            derivative = layer.weight_derivative(inputs[0].detach(), blocks)
+        if not captured:
+            captured.append(output)
+        return _Tap.apply(output, derivative, products)
+
+    layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    untapped = [type(m).__name__ for m in layers if not hasattr(m, "weight_derivative")]
+    if untapped:
+        raise TypeError(f"layers with parameters but without weight_derivative: {sorted(set(untapped))}; their share of the reward would be lost")
+    handles = [layer.register_forward_hook(tap) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def ghost_products(module: nn.Module, batch: PackedBatch, direction_of: Callable[[nn.Parameter], torch.Tensor]) -> torch.Tensor:
+    """<direction, gradient of the sample's summed token loss>, float64 [samples]."""
+    products = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=batch.tokens.device)
+    captured: list[torch.Tensor] = []
+    with torch.enable_grad(), taps(module, direction_of, products, captured):
+        loss = module(batch.tokens, batch.labels, batch.positions, batch.segments).sum()
+        torch.autograd.grad(loss, captured[0])
+    return sum_by_sample(products, batch)
