@@ -1,0 +1,117 @@
+"""Rewards of samples: r(x) = <v, grad L(x)> = d/de L(x; theta + e v) at e = 0, with L(x) the sample's mean token loss.
+
+The sign: v points along +P grad L_ref, so a step of training on x, -lr P grad L(x), changes the reference loss by -lr r(x). A positive
+reward therefore means that training on x lowers the reference loss.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Sequence
+
+import numpy as np
+import torch
+
+from mads.eval.losses import FixedBatches, spread
+from mads.reward.direction import Direction, make_direction, preconditioned
+from mads.reward.reference import ReferenceTask
+from mads.train.interface import RewardModel
+
+
+@dataclass
+class RewardResult:
+    """rewards: float64 [n], per target; targets: int64 [n]; direction: diagnostics for the record; seconds: per phase."""
+
+    rewards: np.ndarray
+    targets: np.ndarray
+    direction: dict
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def resolve_mode(mode: str, dtype: torch.dtype) -> str:
+    """`auto` is the finite difference for fp32 parameters and the ghost product otherwise.
+
+    Raises:
+        ValueError: for a finite difference in a lower precision, where most weights would not change at all.
+    """
+    if mode == "auto":
+        return "finite_difference" if dtype == torch.float32 else "ghost"
+    if mode == "finite_difference" and dtype != torch.float32:
+        raise ValueError(f"reward=finite_difference needs fp32 parameters, these are {dtype}; use reward=ghost or reward=auto")
+    if mode not in ("finite_difference", "ghost"):
+        raise ValueError(f"reward.mode={mode!r} is not one of auto, finite_difference, ghost")
+    return mode
+
+
+class Rewarder:
+    """Computes the direction and the probes' rewards of a round. All ranks call it together and get the same result.
+
+    Args:
+        model: the model under training, through mads.train.interface.
+        references: the reference tasks, weighted equally.
+        sizes: logical number of elements by parameter name.
+        betas, eps: of the optimizer.
+        config: a RewardConfig.
+    """
+
+    def __init__(self, model: RewardModel, references: Sequence[ReferenceTask], topology, sizes: dict[str, int],
+                 beta2: float, eps: float, seq_length: int, seed: int, config):
+        self._model = model
+        self._references = list(references)
+        self._topology = topology
+        self._sizes = sizes
+        self._beta2 = beta2
+        self._eps = eps
+        self._seq_length = seq_length
+        self._seed = seed
+        self._config = config
+        self.mode = resolve_mode(config.mode, model.parameter_dtype)
+
+    def direction(self, round_: int) -> Direction:
+        """v for this round: the equal-weight mean over tasks of token means over the full text, preconditioned."""
+        samples, weights = [], []
+        for task in self._references:
+            windows = task.windows("direction", self._config.reference_examples, self._seed, round_)
+            targets = sum(len(w) - 1 for w in windows)
+            samples += windows
+            weights += [1.0 / (len(self._references) * targets)] * len(windows)
+        batches = FixedBatches(samples, self._seq_length, self._config.rows_per_batch)
+        mine, mine_weights = [], []
+        for index in batches.share_of(self._topology.coordinate("dp"), self._topology.size("dp")):
+            batch, members = batches.batch(index if index is not None else 0)
+            of_segment = torch.tensor([weights[m] for m in members] + [0.0], dtype=torch.float32)
+            mine.append(batch)
+            mine_weights.append(of_segment[batch.segments] * (1.0 if index is not None else 0.0))
+        gradient = self._model.gradient(mine, mine_weights)
+        moment, steps = self._model.second_moment()
+        vector = preconditioned(gradient, moment, steps, self._sizes, self._beta2, self._eps, self._config.damping, self._model.owned_sum)
+        return make_direction(vector, self._model.owned_sum)
+
+    def rewards(self, direction: Direction, samples: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(rewards per target, targets) of token arrays, in their order."""
+        batches = FixedBatches(samples, self._seq_length, self._config.rows_per_batch)
+        if self.mode == "ghost":
+            sums = spread(batches, lambda batch: self._model.ghost_products(batch, direction.vector), self._topology)
+        else:
+            sums = self._finite_difference(batches, direction)
+        return sums / np.maximum(1, batches.targets), batches.targets
+
+    def _finite_difference(self, batches: FixedBatches, direction: Direction) -> np.ndarray:
+        step = getattr(self._config, "relative_step", 1e-4) * self._model.parameter_norm()
+        sides = []
+        for sign in (+1.0, -1.0):
+            with self._model.shifted(direction.vector, sign * step):
+                sides.append(spread(batches, self._model.sample_losses, self._topology))
+        return (sides[0] - sides[1]) / (2.0 * step)
+
+    def __call__(self, samples: Sequence[np.ndarray], round_: int) -> RewardResult:
+        """Rewards of the round's probes. The model is left bit for bit as it was."""
+        started = time.perf_counter()
+        with self._model.undisturbed():
+            direction = self.direction(round_)
+            between = time.perf_counter()
+            rewards, targets = self.rewards(direction, samples)
+        ended = time.perf_counter()
+        diagnostics = {"mode": self.mode, "norm": direction.norm, "shares": direction.shares, "top_share": direction.top_share}
+        return RewardResult(rewards, targets, diagnostics, {"reference": between - started, "probes": ended - between})
