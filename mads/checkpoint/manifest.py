@@ -1,0 +1,135 @@
+"""A checkpoint folder on disk: complete or not there at all.
+
+    checkpoints/
+      latest                      name of the newest complete checkpoint; only ever replaced
+      step-00000100/
+        manifest.json             written last: size and SHA-256 of every other file
+        state.json                step, tokens, console, agents, loader position, topology, configuration digest
+        weight-00000.safetensors  fp32 master weights by logical parameter name; likewise exp_avg-*, exp_avg_sq-*
+        NAME.npy                  pending ids, ledger, RNG states
+A checkpoint is written to a temporary name, flushed to disk and published by one rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from mads.data.schema import sha256_of
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or of another run. The message names the file and what can be used instead."""
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+
+
+def publish(root: Path, temporary: Path, step: int) -> Path:
+    """Write the manifest of a finished temporary folder, move it to its name, and point `latest` at it."""
+    files = {}
+    for file in sorted(temporary.iterdir()):
+        flush(file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    write_json(temporary / "manifest.json", {"format_version": FORMAT_VERSION, "step": step, "files": files})
+    flush(temporary / "manifest.json")
+    flush(temporary)
+    target = root / name_of(step)
+    if target.exists():  # the same step was saved before a crash and is saved again by the resumed run
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    pointer = root / "latest.tmp"
+    pointer.write_text(target.name + "\n")
+    flush(pointer)
+    os.replace(pointer, root / "latest")
+    flush(root)
+    return target
+
+
+def verify(path: Path) -> dict:
+    """The manifest of a checkpoint whose every file is there and unchanged.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or damaged.
+    """
+    manifest_path = path / "manifest.json"
+    if not manifest_path.is_file():
+        raise CheckpointError(f"{manifest_path} is missing")
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        files = manifest["files"]
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{manifest_path} is damaged ({error})") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{manifest_path} has format {version}; this mads reads {FORMAT_VERSION}")
+    for name, entry in files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{manifest_path} names a file outside of its folder: {name!r}")
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing")
+        if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
+            raise CheckpointError(f"{file} is damaged: size or SHA-256 differ from the manifest's")
+    return manifest
+
+
+def complete_checkpoints(root: Path) -> list[Path]:
+    """Folders with a manifest, newest first (not verified)."""
+    return sorted((p for p in root.glob("step-*") if (p / "manifest.json").is_file()), reverse=True)
+
+
+def find_latest(root: Path) -> Path | None:
+    """The verified checkpoint that `latest` names; None if the run has none yet.
+
+    Raises:
+        CheckpointError: if it is damaged; the newest complete checkpoint before it is offered, not silently taken.
+    """
+    pointer = root / "latest"
+    if not pointer.is_file():
+        found = complete_checkpoints(root)
+        if not found:
+            return None
+        path = found[0]  # killed between the two renames: the folder is complete, only the pointer is missing
+    else:
+        path = root / Path(pointer.read_text().strip()).name
+        newer = [p for p in complete_checkpoints(root) if p.name > path.name]
+        path = newer[0] if newer else path
+    try:
+        verify(path)
+    except CheckpointError as error:
+        for candidate in complete_checkpoints(root):
+            if candidate.name < path.name:
+                try:
+                    verify(candidate)
+                except CheckpointError:
+                    continue
+                raise CheckpointError(f"{error}; remove {path} to resume from {candidate.name}, the newest complete one before it") from error
+        raise CheckpointError(f"{error}; there is no complete checkpoint before it, remove {path} to start again") from error
+    return path
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints, and what crashed saves left behind."""
+    for path in complete_checkpoints(root)[max(1, keep_last):]:
+        shutil.rmtree(path)
+    for path in root.glob(".saving-*"):
+        shutil.rmtree(path)
