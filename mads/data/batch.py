@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
+import numpy as np
 import torch
 
 IGNORE = -100  # label of a position that has no target
@@ -34,6 +36,38 @@ class PackedBatch:
     @property
     def valid_tokens(self) -> int:
         return int((self.labels != IGNORE).sum())
+
+
+def make_batch(rows: Sequence[Sequence[np.ndarray]], seq_length: int) -> PackedBatch:
+    """Lay rows of samples (token arrays of any integer dtype) side by side: PackedBatch of [len(rows), seq_length].
+
+    A row may hold no sample: it is padding throughout.
+
+    Raises:
+        ValueError: no row, a sample without tokens, or a row whose samples do not fit seq_length.
+    """
+    if not rows:
+        raise ValueError("a batch needs at least one row")
+    samples = [sample for row in rows for sample in row]
+    lengths = np.array([len(sample) for sample in samples], dtype=np.int64)
+    row_of_sample = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    used = np.bincount(row_of_sample, weights=lengths, minlength=len(rows)).astype(np.int64)
+    if used.max() > seq_length or (len(samples) and lengths.min() < 1):
+        worst = int(used.argmax())
+        raise ValueError(f"row {worst} holds {used[worst]} tokens (seq_length {seq_length}), shortest sample {lengths.min()} tokens")
+    shape = (len(rows), seq_length)
+    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    labels, segments = np.full(shape, IGNORE, np.int64), np.full(shape, -1, np.int64)
+    if samples:
+        flat = np.concatenate(samples).astype(np.int64)
+        filled = np.arange(seq_length) < used[:, None]  # rows fill from the left, so row-major order is the order of `flat`
+        ends = np.cumsum(lengths)
+        targets = np.roll(flat, -1)
+        targets[ends - 1] = IGNORE  # the next token belongs to another sample
+        tokens[filled], labels[filled] = flat, targets
+        positions[filled] = np.arange(len(flat)) - np.repeat(ends - lengths, lengths)
+        segments[filled] = np.repeat(np.arange(len(samples)), lengths)
+    return PackedBatch(*(torch.from_numpy(x) for x in (tokens, labels, positions, segments)), samples=len(samples))
 
 
 def sum_by_sample(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

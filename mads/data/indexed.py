@@ -1,0 +1,195 @@
+"""Token files in Megatron's MMIDIDX layout, version 1: `PREFIX.bin` holds the tokens, `PREFIX.idx` says where they are.
+
+`PREFIX.idx`, little-endian, without padding:
+
+    9 bytes   b"MMIDIDX\\0\\0"
+    uint64    version, 1
+    uint8     dtype code of the tokens: 8 = uint16, 4 = int32
+    uint64    n, number of sequences
+    uint64    m, length of the document index
+    int32[n]  tokens of each sequence
+    int64[n]  byte offset of each sequence in PREFIX.bin
+    int64[m]  document index: document d is the sequences index[d] .. index[d + 1] - 1; it begins with 0 and ends with n
+
+In mads a sequence is a sample (a window of a document).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from mads.data.schema import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+DTYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
+_HEADER = struct.Struct("<9sQBQQ")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 if every id of the vocabulary fits, int32 otherwise."""
+    return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.int32)
+
+
+def index_paths(prefix: str | os.PathLike) -> tuple[Path, Path]:
+    """(PREFIX.bin, PREFIX.idx)."""
+    return Path(f"{os.fspath(prefix)}.bin"), Path(f"{os.fspath(prefix)}.idx")
+
+
+class IndexedWriter:
+    """Streams documents into `PREFIX.bin.tmp`; `close` writes the index and publishes both files by rename, index last.
+
+    As a context manager it publishes on success and removes what it wrote when the block raises.
+    """
+
+    def __init__(self, prefix: str | os.PathLike, dtype: np.dtype | type):
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in DTYPE_CODES:
+            raise ValueError(f"tokens are stored as uint16 or int32, not {self.dtype}")
+        self.bin_path, self.idx_path = index_paths(prefix)
+        self._lengths = array("i")
+        self._documents = array("q", [0])
+        self.tokens = 0
+        self._temporary = [p.with_name(p.name + ".tmp") for p in (self.bin_path, self.idx_path)]
+        self._file = open(self._temporary[0], "wb")
+
+    @property
+    def sequences(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def documents(self) -> int:
+        return len(self._documents) - 1
+
+    def add_document(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append a document: its tokens (integers, [sum of lengths]) cut into sequences of the given lengths.
+
+        Raises:
+            ValueError: lengths that do not add up to the tokens, or a token that the dtype cannot hold.
+        """
+        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+        if int(lengths.sum()) != len(tokens) or (lengths < 0).any():
+            raise ValueError(f"a document of {len(tokens)} tokens cannot be cut into lengths that add up to {int(lengths.sum())}")
+        stored = tokens.astype(self.dtype)
+        if len(tokens) and not np.array_equal(stored, tokens):
+            raise ValueError(f"{self.bin_path}: tokens from {tokens.min()} to {tokens.max()} do not fit {self.dtype}")
+        stored.astype(self.dtype.newbyteorder("<"), copy=False).tofile(self._file)
+        self._lengths.extend(lengths.tolist())
+        self._documents.append(len(self._lengths))
+        self.tokens += len(tokens)
+
+    def close(self) -> None:
+        """Write the index and publish both files. Without this call nothing appears under the final names."""
+        lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)
+        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
+        pointers = np.concatenate([np.zeros(min(1, len(ends)), np.int64), ends[:-1]])
+        with open(self._temporary[1], "wb") as f:
+            f.write(_HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self.dtype], len(lengths), len(self._documents)))
+            f.write(lengths.astype("<i4").tobytes())
+            f.write(pointers.astype("<i8").tobytes())
+            f.write(np.frombuffer(self._documents, dtype=np.int64).astype("<i8").tobytes())
+            f.flush()
+            os.fsync(f.fileno())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary[0], self.bin_path)
+        os.replace(self._temporary[1], self.idx_path)
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        self._file.close()
+        for path in self._temporary:
+            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> "IndexedWriter":
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        self.discard() if kind else self.close()
+
+
+def _map(path: Path) -> memoryview | mmap.mmap:
+    """Read-only memory map; an empty file, which cannot be mapped, is an empty buffer."""
+    try:
+        with open(path, "rb") as f:
+            if os.fstat(f.fileno()).st_size == 0:
+                return memoryview(b"")
+            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}); prepare the data again") from error
+
+
+class IndexedReader:
+    """Memory-mapped reader of one `.bin/.idx` pair. Nothing is copied; the arrays are read-only.
+
+    lengths: int32 [n], tokens of each sequence
+    documents: int64 [m], the document index
+    tokens: uint16 or int32 [all tokens], the whole `.bin` file
+    starts: int64 [n], index of each sequence's first token in `tokens`
+
+    Raises:
+        DataError: a file is missing, truncated, longer than its index says, or of another format. Names the file and the sizes.
+    """
+
+    def __init__(self, prefix: str | os.PathLike):
+        self.bin_path, self.idx_path = index_paths(prefix)
+        index = _map(self.idx_path)
+        self.dtype, sequences, documents = self._read_header(index)
+        expected = _HEADER.size + 12 * sequences + 8 * documents
+        if len(index) != expected:
+            raise DataError(
+                f"{self.idx_path} has {len(index)} bytes; {sequences} sequences and a document index of {documents} "
+                f"take {expected}: it is truncated or damaged; prepare the data again"
+            )
+        offset = _HEADER.size
+        self.lengths = np.frombuffer(index, "<i4", sequences, offset)
+        pointers = np.frombuffer(index, "<i8", sequences, offset + 4 * sequences)
+        self.documents = np.frombuffer(index, "<i8", documents, offset + 12 * sequences)
+        self._check_index(pointers)
+        self.starts = pointers // self.dtype.itemsize
+        data = _map(self.bin_path)
+        total = int(self.lengths.sum(dtype=np.int64))
+        if len(data) != total * self.dtype.itemsize:
+            raise DataError(
+                f"{self.bin_path} has {len(data)} bytes; {self.idx_path.name} describes {total} tokens of {self.dtype}, "
+                f"{total * self.dtype.itemsize} bytes: it is truncated or damaged; prepare the data again"
+            )
+        self.tokens = np.frombuffer(data, self.dtype.newbyteorder("<"), total)
+
+    def _read_header(self, index) -> tuple[np.dtype, int, int]:
+        if len(index) < _HEADER.size:
+            raise DataError(f"{self.idx_path} has {len(index)} bytes, less than the header's {_HEADER.size}; prepare the data again")
+        magic, version, code, sequences, documents = _HEADER.unpack(index[: _HEADER.size])
+        if magic != MAGIC:
+            raise DataError(f"{self.idx_path} is no MMIDIDX index: it begins with {magic!r}, not {MAGIC!r}")
+        if version != VERSION:
+            raise DataError(f"{self.idx_path} is MMIDIDX version {version}; only version {VERSION} is read")
+        for dtype, known in DTYPE_CODES.items():
+            if known == code:
+                return dtype, sequences, documents
+        raise DataError(f"{self.idx_path} has dtype code {code}; only {sorted(DTYPE_CODES.values())} (int32, uint16) are read")
+
+    def _check_index(self, pointers: np.ndarray) -> None:
+        n, documents = len(self.lengths), self.documents
+        if (self.lengths < 0).any():
+            raise DataError(f"{self.idx_path}: sequence {int(np.argmax(self.lengths < 0))} has a negative length; prepare the data again")
+        ends = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
+        if n and (pointers[0] != 0 or not np.array_equal(pointers[1:], ends[:-1])):
+            raise DataError(f"{self.idx_path}: the byte offsets of the {n} sequences do not follow from their lengths; prepare the data again")
+        if len(documents) == 0 or documents[0] != 0 or documents[-1] != n or (np.diff(documents) < 0).any():
+            raise DataError(f"{self.idx_path}: the document index does not run from 0 to {n} sequences; prepare the data again")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Tokens of sequence `row`, a read-only view."""
+        start = self.starts[row]
+        return self.tokens[start : start + self.lengths[row]]
