@@ -1,0 +1,204 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from support import make_pool
+
+from mads.data.batch import IGNORE
+from mads.data.ledger import Ledger
+from mads.data.loader import Loader
+from mads.data.packing import pack
+from mads.data.schema import DataError
+
+SEQ, GLOBAL = 32, 8
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return make_pool(tmp_path_factory.mktemp("pool"), documents=80, seq_length=SEQ)
+
+
+@pytest.fixture(scope="module")
+def ids(pool):
+    return np.random.default_rng(5).permutation(pool.ids)
+
+
+def steps(pool, ids, *, micro=2, rank=0, size=1, prefetch=0, position=0, count=None):
+    with Loader(pool, SEQ, GLOBAL, micro, rank, size, prefetch) as loader:
+        loader.begin_round(3, ids, position)
+        out = []
+        while loader.batches_left and (count is None or len(out) < count):
+            out.append(loader.next())
+        return out
+
+
+def rows_of(step):
+    return torch.cat([b.tokens for b in step.micro_batches]), torch.cat([b.labels for b in step.micro_batches])
+
+
+def same(a, b):
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b):
+        assert x.sample_ids.tolist() == y.sample_ids.tolist() and (x.valid_tokens, x.tokens) == (y.valid_tokens, y.tokens)
+        assert len(x.micro_batches) == len(y.micro_batches)
+        for p, q in zip(x.micro_batches, y.micro_batches):
+            for name in ("tokens", "labels", "positions", "segments"):
+                assert torch.equal(getattr(p, name), getattr(q, name))
+
+
+@pytest.mark.parametrize("size, micro", [(1, 1), (1, 8), (2, 2), (4, 1), (4, 2)])
+def test_d2_same_global_batch_for_every_dp_size_and_ranks_disjoint(pool, ids, size, micro):
+    reference = steps(pool, ids, micro=GLOBAL)
+    ranks = [steps(pool, ids, micro=micro, rank=r, size=size) for r in range(size)]
+    for n, one in enumerate(reference):
+        rows = torch.zeros(GLOBAL, SEQ, dtype=torch.int64)
+        labels, seen = torch.zeros_like(rows), []
+        for r in range(size):
+            step = ranks[r][n]
+            assert step.sample_ids.tolist() == one.sample_ids.tolist() and step.valid_tokens == one.valid_tokens
+            for a, batch in enumerate(step.micro_batches):
+                for m in range(micro):
+                    row = a * size * micro + r * micro + m
+                    rows[row], labels[row] = batch.tokens[m], batch.labels[m]
+                    seen.append(row)
+        assert sorted(seen) == list(range(GLOBAL))
+        assert torch.equal(rows, rows_of(one)[0]) and torch.equal(labels, rows_of(one)[1])
+        assert one.valid_tokens == int((labels != IGNORE).sum())
+
+
+def test_d2_batches_hold_the_rows_of_the_packing_in_order(pool, ids):
+    packing = pack(pool.lengths[pool.positions_of(ids)], SEQ)
+    got = steps(pool, ids)
+    assert len(got) == packing.rows // GLOBAL
+    for n, step in enumerate(got):
+        rows = rows_of(step)[0]
+        expected = []
+        for r in range(GLOBAL):
+            members = ids[packing.samples_of_row(n * GLOBAL + r)]
+            tokens = np.concatenate(pool.tokens(pool.positions_of(members)))
+            assert rows[r, : len(tokens)].tolist() == tokens.tolist()
+            expected += members.tolist()
+        assert step.sample_ids.tolist() == expected and pool.ids[step.sample_positions].tolist() == expected
+
+
+def test_d3_labels_belong_to_the_inputs_of_the_same_sample(pool, ids):
+    for step in steps(pool, ids, count=4):
+        samples = iter(pool.tokens(step.sample_positions))
+        for batch in step.micro_batches:
+            for s in range(batch.samples):
+                tokens = torch.as_tensor(next(samples).astype(np.int64))
+                inside = batch.segments == s
+                assert torch.equal(batch.tokens[inside], tokens)
+                assert torch.equal(batch.labels[inside], torch.cat([tokens[1:], torch.tensor([IGNORE])]))
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3, 50])
+def test_d4_resume_at_any_step_and_any_prefetch_equals_the_uninterrupted_run(pool, ids, prefetch):
+    whole = steps(pool, ids)
+    same(steps(pool, ids, prefetch=prefetch), whole)
+    for position in range(1, len(whole)):
+        same(steps(pool, ids, prefetch=prefetch, position=position), whole[position:])
+
+
+def test_d4_resume_on_another_dp_size_and_at_the_end_of_the_round(pool, ids):
+    with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch=2) as loader:
+        loader.begin_round(3, ids)
+        for _ in range(3):
+            loader.next()
+        state = loader.state()
+    assert state["round"] == 3 and state["position"] == 3  # what was packed ahead does not count
+    whole = [steps(pool, ids, micro=2, rank=r, size=4) for r in range(4)]
+    for rank in range(4):
+        with Loader(pool, SEQ, GLOBAL, 2, rank, 4, prefetch=2) as loader:
+            loader.check_state(state)
+            loader.begin_round(state["round"], ids, state["position"])
+            same([loader.next() for _ in range(loader.batches_left)], whole[rank][3:])
+            loader.begin_round(3, ids, position=len(whole[0]))
+            assert loader.batches_left == 0
+            with pytest.raises(DataError, match="round 3 has no batch left"):
+                loader.next()
+
+
+def test_d4_checkpoint_of_other_data_or_shape_is_refused(pool, tmp_path):
+    other = make_pool(tmp_path, seed=9, seq_length=SEQ)
+    loader = Loader(pool, SEQ, GLOBAL, 2, 0, 1)
+    with pytest.raises(DataError) as error:
+        loader.check_state(Loader(other, SEQ, GLOBAL, 2, 0, 1).state())
+    assert pool.fingerprint in str(error.value) and other.fingerprint in str(error.value)
+    with pytest.raises(DataError, match="global_batch_size 4, this run has 8"):
+        loader.check_state(Loader(pool, SEQ, 4, 2, 0, 1).state())
+    loader.check_state(Loader(pool, SEQ, GLOBAL, 1, 1, 4).state())
+
+
+def test_d5_ledger_counts_what_was_consumed_and_no_sample_comes_twice(pool, ids):
+    ledger, seen = Ledger(len(pool)), []
+    for step in steps(pool, ids, prefetch=2):
+        ledger.consume(step.sample_positions)
+        seen += step.sample_ids.tolist()
+    assert len(seen) == len(set(seen)) == ledger.total == int(ledger.counts.sum()) <= len(ids)
+    assert sorted(seen) == pool.ids[ledger.counts > 0].tolist()
+
+
+def test_rounds_follow_each_other_with_prefetch(pool, ids):
+    with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch=4) as loader:
+        loader.begin_round(0, ids)
+        loader.next()
+        loader.begin_round(1, ids[::-1])
+        got = [loader.next() for _ in range(loader.batches_left)]
+    same(got, steps(pool, ids[::-1]))
+
+
+def test_begin_round_refuses_bad_lists(pool, ids):
+    loader = Loader(pool, SEQ, GLOBAL, 2, 0, 1)
+    with pytest.raises(DataError, match=f"1 of 21 sample ids occur again, one is {ids[4]}"):
+        loader.begin_round(0, np.append(ids[:20], ids[4]))
+    with pytest.raises(DataError, match="not in the pool"):
+        loader.begin_round(0, np.append(ids[:20], 10**15))
+    with pytest.raises(DataError, match="a global batch takes 8"):
+        loader.begin_round(0, ids[:3])
+    with pytest.raises(DataError, match="cannot be continued at batch 1000"):
+        loader.begin_round(0, ids, position=1000)
+    with pytest.raises(DataError, match="no batch left"):
+        loader.next()
+
+
+def test_impossible_shapes_name_the_numbers(pool):
+    with pytest.raises(ValueError, match=r"global_batch_size 8 .* micro_batch_size 3 x data-parallel size 2 = 6"):
+        Loader(pool, SEQ, 8, 3, 0, 2)
+    with pytest.raises(ValueError, match="dp_rank 2 of dp_size 2"):
+        Loader(pool, SEQ, 8, 2, 2, 2)
+    with pytest.raises(ValueError, match="seq_length 16 is shorter"):
+        Loader(pool, 16, 8, 2, 0, 1)
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_an_error_while_packing_surfaces_in_next_and_can_be_retried(pool, ids, prefetch, monkeypatch):
+    expected = steps(pool, ids)
+    with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch) as loader:
+        loader.begin_round(3, ids)
+        first = loader.next()
+        original, fail = pool.tokens, [True]
+
+        def broken(positions):
+            if fail[0]:
+                raise OSError("disk gone")
+            return original(positions)
+
+        monkeypatch.setattr(pool, "tokens", broken)
+        with pytest.raises(OSError, match="disk gone"):
+            for _ in range(3):  # some batches may have been packed before the fault
+                first = loader.next()
+        fail[0] = False
+        at = loader.position
+        same([loader.next() for _ in range(loader.batches_left)], expected[at:])
+        assert first.sample_ids.tolist() == expected[at - 1].sample_ids.tolist()
+
+
+def test_close_ends_the_thread(pool, ids):
+    loader = Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch=2)
+    loader.begin_round(0, ids)
+    loader.next()
+    assert any(t.name.startswith("mads-loader") for t in threading.enumerate())
+    loader.close()
+    assert not any(t.name.startswith("mads-loader") for t in threading.enumerate())

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mads.data.batch import IGNORE, make_batch, sum_by_sample, tokens_by_sample
+from mads.data.packing import pack
+from mads.data.schema import DataError
+
+
+def best_fit_oracle(lengths, seq_length, open_rows):
+    """Best fit by exhaustive search over open rows; rows numbered in the order they were opened."""
+    rows, open_, smallest = [], [], min((n for n in lengths if n < seq_length), default=1)
+    for i, n in enumerate(lengths):
+        fitting = [r for r in open_ if rows[r][0] >= n]
+        if n == seq_length or not fitting:
+            rows.append([seq_length - n, [i]])
+            row = len(rows) - 1
+        else:  # least free space; of equals the row that reached it last
+            row = min(fitting, key=lambda r: (rows[r][0], -open_.index(r)))
+            open_.remove(row)
+            rows[row][0] -= n
+            rows[row][1].append(i)
+        if n < seq_length and rows[row][0] >= smallest:
+            open_.append(row)
+            if len(open_) > open_rows:
+                open_.remove(min(open_, key=lambda r: (rows[r][0], -open_.index(r))))
+    return [members for _, members in rows]
+
+
+@pytest.mark.parametrize("seq_length, low, high, open_rows", [(16, 1, 16, 3), (32, 4, 40, 64), (7, 1, 7, 1), (64, 30, 64, 2), (5, 5, 9, 4)])
+def test_packing_equals_brute_force_best_fit(seq_length, low, high, open_rows):
+    for seed in range(6):
+        lengths = np.minimum(np.random.default_rng(seed).integers(low, high + 1, 150), seq_length)
+        packing = pack(lengths, seq_length, open_rows)
+        assert [packing.samples_of_row(r).tolist() for r in range(packing.rows)] == best_fit_oracle(lengths.tolist(), seq_length, open_rows)
+
+
+def test_packing_places_every_sample_once_and_counts_targets():
+    lengths = np.random.default_rng(0).integers(1, 33, 500)
+    packing = pack(lengths, 32)
+    assert sorted(packing.order.tolist()) == list(range(500))
+    rows = [packing.samples_of_row(r) for r in range(packing.rows)]
+    assert all(lengths[row].sum() <= 32 for row in rows)
+    assert packing.valid_tokens(3, 9) == sum(int((lengths[row] - 1).sum()) for row in rows[3:9])
+    assert packing.tokens(0, packing.rows) == lengths.sum() and packing.valid_tokens(5, 5) == 0
+    assert np.array_equal(packing.samples_of_rows(2, 5), np.concatenate(rows[2:5]))
+    first = [row[0] for row in rows]
+    assert first == sorted(first)  # early decisions come first
+
+
+def test_packing_edge_cases():
+    assert pack(np.zeros(0, int), 8).rows == 0
+    full = pack(np.full(5, 8), 8)
+    assert full.rows == 5 and full.order.tolist() == list(range(5))
+    with pytest.raises(DataError, match="sample 1 of the list has 9 tokens"):
+        pack(np.array([3, 9]), 8)
+    with pytest.raises(DataError, match="sample 0 of the list has 0 tokens"):
+        pack(np.array([0, 4]), 8)
+    with pytest.raises(ValueError, match="seq_length 0"):
+        pack(np.array([1]), 0)
+
+
+def random_rows(seed, rows=5, seq_length=24):
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(rows):
+        row, free = [], seq_length
+        while free and rng.random() < 0.85:
+            row.append(rng.integers(1, 300, rng.integers(1, free + 1)).astype(rng.choice([np.uint16, np.int32])))
+            free -= len(row[-1])
+        out.append(row)
+    return out
+
+
+def test_batch_equals_a_loop_and_no_target_crosses_a_boundary():
+    for seed in range(8):
+        rows = random_rows(seed)
+        batch = make_batch(rows, 24)
+        segment = 0
+        for r, row in enumerate(rows):
+            place = 0
+            for sample in row:
+                for k, token in enumerate(sample.tolist()):
+                    target = int(sample[k + 1]) if k + 1 < len(sample) else IGNORE
+                    got = (batch.tokens[r, place], batch.labels[r, place], batch.positions[r, place], batch.segments[r, place])
+                    assert [int(x) for x in got] == [token, target, k, segment]
+                    place += 1
+                segment += 1
+            padding = [x[r, place:].unique().tolist() for x in (batch.tokens, batch.labels, batch.positions, batch.segments)]
+            assert padding == ([[], [], [], []] if place == 24 else [[0], [IGNORE], [0], [-1]])
+        assert batch.samples == segment and all(x.dtype == torch.int64 for x in (batch.tokens, batch.labels, batch.segments))
+        assert batch.valid_tokens == sum(len(s) - 1 for row in rows for s in row)
+
+
+def test_sample_sums_in_a_packed_batch_equal_each_sample_alone():
+    rows = random_rows(3)
+    batch = make_batch(rows, 24)
+    table = torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # a bigram model: context of one
+    losses = F.cross_entropy(table[batch.tokens].flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE, reduction="none")
+    alone = []
+    for sample in (torch.as_tensor(s.astype(np.int64)) for row in rows for s in row):
+        alone.append(F.cross_entropy(table[sample[:-1]], sample[1:], reduction="sum") if len(sample) > 1 else torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(sum_by_sample(losses.view(batch.tokens.shape), batch), torch.stack(alone), rtol=1e-12, atol=1e-12)
+    assert tokens_by_sample(batch).tolist() == [len(s) - 1 for row in rows for s in row]
+
+
+def test_batch_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="row 1 holds 9 tokens"):
+        make_batch([[np.arange(3)], [np.arange(5), np.arange(4)]], 8)
+    with pytest.raises(ValueError, match="shortest sample 0 tokens"):
+        make_batch([[np.zeros(0, np.int64)]], 8)
+    with pytest.raises(ValueError, match="at least one row"):
+        make_batch([], 8)
+    assert make_batch([[], []], 4).valid_tokens == 0
