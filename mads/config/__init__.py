@@ -1,0 +1,1 @@
+"""Configuration: structured configs, composition with Hydra, cross-field validation, and the factory."""

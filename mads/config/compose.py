@@ -1,0 +1,84 @@
+"""From overrides on a command line to a validated RunConfig, and back to YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Sequence
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mads.config.store import register
+
+
+class ConfigError(ValueError):
+    """The configuration cannot work. The message names the key, the numbers and the remedy."""
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose conf/ with Hydra overrides.
+
+    Raises:
+        ConfigError: for an unknown key, a wrong type or an unknown choice of a group.
+    """
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(config_module="mads.conf", version_base="1.3"):
+            config = hydra_compose("config", overrides=list(overrides))
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_readable(error)) from error
+    return config
+
+
+def _readable(error: Exception) -> str:
+    # Hydra proposes to append an unknown key with "+"; the typed configs refuse that too, so the hint would mislead.
+    text = "\n".join(line for line in str(error).strip().splitlines() if not line.startswith("To append to your config"))
+    cause = error.__cause__
+    if cause is not None and str(cause).strip() not in text:
+        text += "\n" + str(cause).strip()
+    return text + "\nAll keys and their values: mads train --cfg job"
+
+
+def to_yaml(config: DictConfig) -> str:
+    return OmegaConf.to_yaml(config)
+
+
+def to_dict(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+
+
+# What may differ between two starts of one run: none of it changes which samples are trained on. (Another ZeRO stage, micro-batch or number
+# of ranks changes the rounding; with all equal, a resumed run is the same bit for bit.)
+RUN_INDEPENDENT = ("run_dir", "train.micro_batch_size", "parallel", "checkpoint", "logging", "data.dir", "data.cache_dir",
+                   "train.log_interval", "train.eval_interval", "train.eval_samples", "train.invariant_interval", "train.prefetch")
+
+
+def trajectory(config: DictConfig) -> dict[str, Any]:
+    """The flat keys that determine what a run computes; a checkpoint resumes only under equal ones."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    walk("", to_dict(config))
+    return {k: v for k, v in sorted(flat.items()) if not any(k == p or k.startswith(p + ".") for p in RUN_INDEPENDENT)}
+
+
+def digest(config: DictConfig) -> str:
+    return hashlib.sha256(json.dumps(trajectory(config), sort_keys=True).encode()).hexdigest()
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Readable lines for keys whose values differ between two trajectories."""
+    return [f"{key}: {theirs.get(key)!r} then, {ours.get(key)!r} now" for key in sorted(set(ours) | set(theirs)) if ours.get(key) != theirs.get(key)]

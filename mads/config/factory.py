@@ -1,0 +1,33 @@
+"""The one place that turns `_target_` into an object."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from mads.config.compose import ConfigError
+
+
+def build(node: Mapping[str, Any], where: str, **extra: Any) -> Any:
+    """Instantiate a config node.
+
+    Args:
+        where: the node's key, for the error message.
+        extra: further constructor arguments, from code.
+
+    Raises:
+        ConfigError: if the node has no `_target_`, the class does not exist, or a key is not in its signature.
+    """
+    if "_target_" not in node:
+        raise ConfigError(f"{where} has no _target_: name the class to build, for example mads.agents.LabelAgent")
+    try:
+        return instantiate(node, _convert_="all", **extra)
+    except InstantiationException as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def build_all(nodes: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:
+    """Build every entry, by name, in the order of the configuration."""
+    return {name: build(node, f"{where}.{name}") for name, node in nodes.items()}

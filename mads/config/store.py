@@ -1,0 +1,32 @@
+"""Registers the structured configs with Hydra, so that every file below conf/ is typed by its class."""
+
+from __future__ import annotations
+
+from hydra.core.config_store import ConfigStore
+
+from mads.config import schema
+
+VARIANTS = {
+    "data": {"demo": schema.DemoDataConfig, "jsonl": schema.JsonlDataConfig},
+    "selection": {
+        "random": schema.RandomSelectionConfig,
+        "stratified": schema.StratifiedSelectionConfig,
+        "paper": schema.PaperSelectionConfig,
+        "mads": schema.MadsSelectionConfig,
+    },
+    "reward": {
+        "auto": schema.AutoRewardConfig,
+        "finite_difference": schema.FiniteDifferenceRewardConfig,
+        "ghost": schema.GhostRewardConfig,
+    },
+    "schedule": {"constant": schema.ConstantScheduleConfig, "cosine": schema.CosineScheduleConfig, "wsd": schema.WSDScheduleConfig},
+}
+
+
+def register() -> None:
+    """Idempotent: Hydra's store is keyed by name."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=schema.RunConfig, provider="mads")
+    for group, variants in VARIANTS.items():
+        for name, node in variants.items():
+            store.store(group=group, name=f"{name}_schema", node=node, provider="mads")
