@@ -52,9 +52,13 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             return grad, None, None, None, None
         column = local.clamp(0, valid - 1).unsqueeze(1)
         for rows in _row_chunks(logits):
-            softmax = logits[rows, :valid].to(lse.dtype, copy=True).sub_(lse[rows].unsqueeze(1)).exp_()
+            block = grad[rows, :valid]
+            softmax = block if block.dtype == lse.dtype else torch.empty_like(block, dtype=lse.dtype)
+            torch.sub(logits[rows, :valid], lse[rows].unsqueeze(1), out=softmax).exp_()
             softmax.scatter_add_(1, column[rows], -here[rows].to(lse.dtype).unsqueeze(1))
-            grad[rows, :valid] = softmax.mul_(scale[rows].unsqueeze(1))
+            softmax.mul_(scale[rows].unsqueeze(1))
+            if softmax is not block:
+                block.copy_(softmax)
         return grad, None, None, None, None
 
 
