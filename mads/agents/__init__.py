@@ -1,0 +1,3 @@
+from mads.agents.label import LabelAgent
+
+__all__ = ["LabelAgent"]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mads.agents.rules import LearningRule
 from mads.console.record import LabelRecord
 
 
@@ -49,8 +50,9 @@ class Agent(Protocol):
 
     name: str
 
-    def bind(self, view: AttributeView) -> None:
-        """See the whole pool's attributes once (start weights from the pool's shares, checks of attribute names)."""
+    def bind(self, view: AttributeView, rule: LearningRule) -> None:
+        """See the whole pool's attributes once (start weights from the pool's shares, checks of attribute names), and learn by
+        the selection's rule from now on."""
 
     def score(self, view: AttributeView) -> np.ndarray:
         """Score of each sample of a slice, float64 [n]. Pure: no state changes, no dependence on the slice's borders."""

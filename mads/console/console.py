@@ -1,0 +1,246 @@
+"""The agent console: one object per rank that takes a round from rewards to verified sample ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import contextmanager
+from typing import Any, Callable, Sequence
+
+import numpy as np
+
+from mads.agents.base import Agent, ProbeRewards
+from mads.agents.label import label_codes, token_shares
+from mads.agents.rules import scale_rewards
+from mads.collectives import assert_equal_on_ranks, broadcast_array, digest
+from mads.console.decide import Candidates, Decision
+from mads.console.exchange import broadcast_decision, check_agents, gather_scores, raise_together
+from mads.console.record import DecisionHeader, DecisionRecord, LabelRecord
+from mads.console.strategy import Round, Strategy
+from mads.reward.probes import Probes, RoundRewards, draw_probes
+from mads.topology import Topology
+
+
+class Console:
+    """Holds theta, the number of the next round and the ids of the last decision; equal on every rank.
+
+    Args:
+        pool: all samples (mads.data.pool.Pool): an AttributeView with `attributes`, `view` and `slice_bounds`.
+        agents: bound to the pool here; empty for selections without agents.
+        score_chunk: samples that are scored at a time; between two chunks the console reports that it is alive.
+        progress: called on rank 0 with a line of text.
+
+    Raises:
+        ValueError: if the strategy needs agents and there are none, or two have one name.
+        SelectionMismatchError: on all ranks, if ranks hold different agents.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        pool: Any,
+        agents: Sequence[Agent],
+        strategy: Strategy,
+        seed: int,
+        score_chunk: int = 1 << 20,
+        progress: Callable[[str], None] | None = None,
+    ):
+        self.topology, self.pool, self.strategy, self.seed = topology, pool, strategy, seed
+        self.agents = list(agents) if strategy.learning else []
+        self.names = [agent.name for agent in self.agents]
+        self._score_chunk = score_chunk
+        self._progress = progress if progress and topology.rank == 0 else lambda line: None
+        if strategy.learning and not self.agents:
+            raise ValueError(f"selection {strategy.name!r} needs agents; add members to conf group `agents`")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"two agents have one name: {self.names}")
+        check_agents({agent.name: [type(agent).__name__, agent.attribute] for agent in self.agents}, topology)
+        error = None
+        try:
+            for agent in self.agents:
+                agent.bind(pool, strategy.learning.rule)
+        except Exception as caught:  # told to the other ranks, then raised
+            error = caught
+        raise_together(error, topology, "binding the agents to the pool")
+        assert_equal_on_ranks({agent.name: list(agent.labels) for agent in self.agents}, topology.group("control"), "the agents' labels")
+        self.theta = np.full(len(self.agents), 1 / len(self.agents)) if self.agents else np.zeros(0)
+        self.round = 0
+        self.pending = np.zeros(0, dtype=np.int64)
+
+    # ------------------------------------------------------------ a round
+
+    def needs_rewards(self) -> bool:
+        """Whether the next round begins with a reward pass."""
+        return self.strategy.needs_rewards(self.round)
+
+    def draw_probes(self) -> Probes:
+        """The next round's probes: pure in (seed, round), equal on every rank."""
+        attributes = {agent.name: agent.attribute for agent in self.agents}
+        return draw_probes(self.pool, self.strategy.learning.probes, attributes, self.seed, self.round)
+
+    def decide(
+        self, rewards: RoundRewards | None, uses: np.ndarray, budget: int, step: int, consumed_tokens: int
+    ) -> tuple[np.ndarray, DecisionRecord | None]:
+        """Collective: decide the next round. Returns the ordered ids, int64 [k], on all ranks and the record on rank 0.
+
+        Args:
+            rewards: of `draw_probes()`, equal on every rank; None in rounds that need none.
+            uses: int [n], the ledger's use counts in pool order; read on rank 0.
+            budget: tokens to cover.
+
+        Raises:
+            ValueError: rewards missing or not asked for, not finite; budget not positive; scores not finite.
+            RankFailedError: when another rank raised.
+            ReplicaMismatchError: when ranks hold different rewards, or (SelectionMismatchError) received different ids.
+        """
+        seconds = dict(rewards.seconds) if rewards else {}
+        error = None
+        if self.needs_rewards() != (rewards is not None):
+            error = ValueError(
+                f"round {self.round} of selection {self.strategy.name!r} needs {'rewards' if rewards is None else 'no rewards'}"
+            )
+        raise_together(error, self.topology, "starting the round")
+        agent_rewards, scores = {}, None
+        if rewards is not None:
+            with _timed(seconds, "update"):
+                agent_rewards = self._learn(rewards)
+            with _timed(seconds, "scoring"):
+                local = self._score_slice()
+            with _timed(seconds, "exchange"):
+                scores = gather_scores(local, self.topology, len(self.agents), len(self.pool.ids))
+        with _timed(seconds, "decision"):
+            decision = self._decide_on_rank_0(scores, uses, budget)
+        with _timed(seconds, "exchange"):
+            ids = broadcast_decision(self.round, decision.ids if decision else None, self.topology)
+        record = None
+        if decision is not None:
+            record = self._record(decision, rewards, agent_rewards, budget, step, consumed_tokens, seconds)
+            self._progress(f"round {self.round}: {len(ids)} samples with {decision.tokens} tokens chosen")
+        self.round, self.pending = self.round + 1, ids
+        return ids, record
+
+    def _learn(self, measured: RoundRewards) -> dict[str, float]:
+        """Teach every agent and update theta; returns R_A by agent."""
+        control, positions = self.topology.group("control"), measured.probes.positions
+        fingerprint = digest(positions, np.asarray(measured.rewards, np.float64), np.asarray(measured.targets, np.int64))
+        assert_equal_on_ranks(fingerprint, control, f"the rewards of round {self.round} (hash)")
+        self._progress(f"round {self.round}: {len(self.agents)} agents learn from {len(positions)} probes")
+        scaled = scale_rewards(
+            measured.rewards, measured.targets, measured.probes.importance, self.strategy.learning.rule.scale, self.pool.ids[positions]
+        )
+        values = {}
+        for agent in self.agents:
+            own = measured.probes.of_agent(agent.name)
+            view = self.pool.view(positions[own])
+            values[agent.name] = agent.learn(ProbeRewards(view, scaled[own], measured.targets[own], measured.probes.importance[own]))
+        theta = self.strategy.learning.collaboration.update(self.theta, np.array(list(values.values())))
+        self.theta = broadcast_array(theta, control, np.float64)  # rank 0's, whatever the last bit of exp() is elsewhere
+        return values
+
+    def _score_slice(self) -> np.ndarray | None:
+        """Scores of this replica leader's slice, float64 [A, n]; None on other ranks. An error here is raised on every rank."""
+        local, error = None, None
+        if self.topology.is_replica_leader:
+            try:
+                start, stop = self.pool.slice_bounds(self.topology.coordinate("dp"), self.topology.size("dp"))
+                local = np.empty((len(self.agents), stop - start))
+                for low in range(start, stop, self._score_chunk):
+                    high = min(low + self._score_chunk, stop)
+                    view = self.pool.view(slice(low, high))
+                    for row, agent in zip(local, self.agents):
+                        row[low - start : high - start] = agent.score(view)
+                    self._progress(f"round {self.round}: scored {high - start} of {stop - start} samples of this slice")
+            except Exception as caught:  # told to the other ranks, then raised
+                error = caught
+        raise_together(error, self.topology, "scoring")
+        return local
+
+    def _decide_on_rank_0(self, scores: np.ndarray | None, uses: np.ndarray, budget: int) -> Decision | None:
+        decision, error = None, None
+        if self.topology.rank == 0:
+            try:
+                decision = self.strategy.select(
+                    Round(
+                        number=self.round, seed=self.seed, budget=budget,
+                        candidates=Candidates(self.pool.ids, self.pool.lengths, np.asarray(uses)),
+                        scores=scores, theta=self.theta, agents=self.names, attributes=[a.attribute for a in self.agents],
+                        codes=lambda attribute: label_codes(self.pool, attribute), labels=self.pool.labels,
+                    )
+                )
+            except Exception as caught:  # told to the other ranks, then raised
+                error = caught
+        raise_together(error, self.topology, "the decision")
+        return decision
+
+    # ------------------------------------------------------------ the record
+
+    def _record(self, decision: Decision, measured: RoundRewards | None, agent_rewards, budget, step, consumed_tokens, seconds) -> DecisionRecord:
+        labels = {}
+        for agent in self.agents:
+            records = agent.describe()
+            if measured is None:  # what was learned in an earlier round is not this round's
+                records = [dataclasses.replace(r, reward_mean=None, reward_se=None, probes=0, probe_tokens=0) for r in records]
+            labels[agent.name] = self._with_chosen_share(records, agent.attribute, decision)
+        seen = {agent.attribute for agent in self.agents}
+        for attribute in self.pool.attributes:  # the mix of every attribute, whether an agent sees it or not
+            if attribute not in seen:
+                shares = token_shares(self.pool, attribute)
+                records = [LabelRecord(name, float(p), pool_share=float(p)) for name, p in zip(self.pool.labels(attribute), shares)]
+                labels[attribute] = self._with_chosen_share(records, attribute, decision)
+        return DecisionRecord(
+            round=self.round, step=step, consumed_tokens=consumed_tokens, selection=self.strategy.name,
+            theta={name: float(v) for name, v in zip(self.names, self.theta)}, agent_rewards=agent_rewards, labels=labels,
+            chosen=len(decision.ids), chosen_tokens=decision.tokens, budget_tokens=int(budget), reused=decision.reused,
+            hash=DecisionHeader.of(self.round, decision.ids).hash, notes=list(decision.notes),
+            direction=dict(measured.direction) if measured else {}, seconds=seconds,
+        )
+
+    def _with_chosen_share(self, records: list[LabelRecord], attribute: str, decision: Decision) -> list[LabelRecord]:
+        codes, lengths = self.pool.codes(attribute)[decision.positions], self.pool.lengths[decision.positions]
+        tokens = np.bincount(codes, weights=lengths, minlength=len(records))
+        return [dataclasses.replace(r, chosen_share=float(v)) for r, v in zip(records, tokens / tokens.sum())]
+
+    # ------------------------------------------------------------ checkpoint
+
+    def state(self) -> dict[str, Any]:
+        """JSON state. The pending ids may be many: they are saved as an array beside it, and vouched for here."""
+        header = DecisionHeader.of(self.round - 1, self.pending)
+        return {
+            "selection": self.strategy.name,
+            "seed": self.seed,
+            "round": self.round,
+            "theta": dict(zip(self.names, self.theta.tolist())),
+            "agents": {agent.name: agent.state() for agent in self.agents},
+            "pending": {"count": header.count, "hash": header.hash},
+        }
+
+    def load_state(self, state: dict[str, Any], pending: np.ndarray) -> None:
+        """Inverse of `state`; `pending` are the ids that were pending.
+
+        Raises:
+            ValueError: if the state is of another selection, seed or set of agents, or `pending` is not what it vouches for.
+        """
+        for key, mine in (("selection", self.strategy.name), ("seed", self.seed)):
+            if state[key] != mine:
+                raise ValueError(f"the checkpoint's {key} is {state[key]!r}, this run's is {mine!r}; resume with the settings it was saved with")
+        if list(state["theta"]) != self.names:
+            raise ValueError(f"the checkpoint's agents are {list(state['theta'])}, this run's are {self.names}; resume with the same agents")
+        pending = np.ascontiguousarray(pending, dtype=np.int64)
+        header = DecisionHeader.of(state["round"] - 1, pending)
+        if (header.count, header.hash) != (state["pending"]["count"], state["pending"]["hash"]):
+            raise ValueError(
+                f"{header.count} pending ids were given that are not the {state['pending']['count']} of round {state['round'] - 1} "
+                "in the checkpoint; its files are mixed or damaged"
+            )
+        for agent in self.agents:
+            agent.load_state(state["agents"][agent.name])
+        self.theta = np.array([state["theta"][name] for name in self.names], dtype=np.float64)
+        self.round, self.pending = state["round"], pending
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str):
+    """Add the wall seconds of the block to its phase; for the record only, nothing is decided by time."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start

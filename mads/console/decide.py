@@ -1,0 +1,220 @@
+"""The decision: a pure function of (seed, round, scores sorted by sample id, theta, use counts). NumPy only, no communication.
+
+Nothing depends on where a sample stands: equal keys are ordered by a hash of (seed, round, id), and all noise is counter-based.
+Every selector covers the token budget with the fewest samples of its order (the last one may exceed it), then puts what it chose
+into hash order, so that training order is not score order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+
+from mads.noise import gumbel, hash64
+
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The pool as the console sees it.
+
+    ids: int64 [n], strictly ascending
+    lengths: int [n], tokens, at least 1
+    uses: int [n], how often each sample was trained on
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    uses: np.ndarray
+
+    def __post_init__(self):
+        n = len(self.ids)
+        if n == 0:
+            raise ValueError("there are no candidates: the pool holds no sample")
+        if len(self.lengths) != n or len(self.uses) != n:
+            raise ValueError(f"{n} ids, {len(self.lengths)} lengths and {len(self.uses)} use counts must be equally many")
+        if (np.diff(self.ids) <= 0).any():
+            raise ValueError("candidate ids must be strictly ascending")
+        if self.lengths.min() < 1 or self.uses.min() < 0:
+            raise ValueError(f"lengths must be at least 1 and use counts at least 0, got {self.lengths.min()} and {self.uses.min()}")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """positions: int64 [k], places in the pool in training order; tokens: their sum of lengths; reused: chosen samples with
+    uses > 0; notes: whatever was not as asked."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    tokens: int
+    reused: int
+    notes: tuple[str, ...]
+
+
+def select_random(candidates: Candidates, seed: int, round_: int, budget: int) -> Decision:
+    """A uniformly random subset; samples with fewer uses come first. The order is that of `select_gumbel` with equal scores."""
+    key = gumbel(seed, "decide/noise", round_, candidates.ids)
+    return _decide(candidates, _best(candidates, -key, candidates.uses, seed, round_, budget), seed, round_, budget)
+
+
+def select_top_k(
+    candidates: Candidates, scores: np.ndarray, theta: np.ndarray, use_decay: float, seed: int, round_: int, budget: int, names: Sequence[str]
+) -> Decision:
+    """The best by S = sum_A theta_A score_A (Eq. 6), mapped to [0, 1] and divided by 1 + use_decay * uses.
+
+    Dividing a negative score would raise it, so the map comes first. If all scores are equal they map to 1.
+
+    Args:
+        scores: float64 [A, n]; names: the A agents' names.
+    """
+    check_scores(scores, len(candidates.ids), names)
+    total = combine(scores, theta)
+    low, high = total.min(), total.max()
+    total = (total - low) / (high - low) if high > low else np.ones_like(total)
+    total /= 1 + use_decay * candidates.uses
+    return _decide(candidates, _best(candidates, -total, None, seed, round_, budget), seed, round_, budget)
+
+
+def select_gumbel(
+    candidates: Candidates, scores: np.ndarray, theta: np.ndarray, temperature: float, seed: int, round_: int, budget: int, names: Sequence[str]
+) -> Decision:
+    """Sampling without replacement in proportion to exp(S / temperature), with S = sum_A theta_A z_A and z_A the agent's scores
+    standardised over the pool by tokens. Samples with fewer uses come first.
+
+    Args:
+        scores: float64 [A, n]; names: the A agents' names.
+    """
+    check_scores(scores, len(candidates.ids), names)
+    total = combine(np.stack([standardise(row, candidates.lengths) for row in scores]), theta)
+    key = total / temperature + gumbel(seed, "decide/noise", round_, candidates.ids)
+    return _decide(candidates, _best(candidates, -key, candidates.uses, seed, round_, budget), seed, round_, budget)
+
+
+def select_stratified(
+    candidates: Candidates, codes: np.ndarray, labels: Sequence[str], shares: np.ndarray, seed: int, round_: int, budget: int
+) -> Decision:
+    """Each label's share of the tokens, random inside a label, samples with fewer uses first.
+
+    A sample's key is the budget at which its label's quota reaches the sample's middle: (label's tokens so far - length / 2) / share.
+    The smallest keys are taken, so labels advance together in proportion to their shares, and when one has no sample left the
+    others go on in proportion: its quota is theirs.
+
+    Args:
+        codes: int [n]; shares: float64 [L], not negative, scaled to sum 1 here. Labels with share 0 are not chosen.
+    """
+    _checked_budget(budget)
+    shares = np.asarray(shares, dtype=np.float64)
+    if len(shares) != len(labels) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
+        raise ValueError(f"{len(labels)} labels need as many shares that are not negative and not all 0, got {shares.tolist()}")
+    shares = shares / shares.sum()
+    lengths = candidates.lengths.astype(np.int64)
+    order = np.lexsort((hash64(seed, "decide/noise", round_, candidates.ids), candidates.uses, codes))
+    held = np.bincount(codes, weights=lengths, minlength=len(labels))
+    so_far = np.cumsum(lengths[order])
+    sizes = np.bincount(codes, minlength=len(labels))
+    before_label = np.repeat(np.concatenate([[0], np.cumsum(held)[:-1]]), sizes)
+    middle = so_far - before_label - lengths[order] / 2
+    key = np.empty(len(order))
+    with np.errstate(divide="ignore"):
+        key[order] = middle / np.repeat(shares, sizes)
+    asked = shares * budget
+    notes = [
+        f"label {labels[j]!r} ran short: {int(held[j])} tokens for a quota of {int(asked[j])}; the others got the rest"
+        for j in np.flatnonzero(held < np.floor(asked))
+    ]
+    eligible = np.flatnonzero(np.isfinite(key))
+    if len(eligible) == 0:
+        raise ValueError("no candidate has a label with a positive share")
+    ties = hash64(seed, "decide/ties", round_, candidates.ids)
+    chosen = eligible[_cover(key[eligible], ties[eligible], lengths[eligible], budget)]
+    return _decide(candidates, chosen, seed, round_, budget, notes)
+
+
+def check_scores(scores: np.ndarray, candidates: int, names: Sequence[str]) -> None:
+    """Raises ValueError when scores are not float64 [A, n] or not finite, with the agent and the count."""
+    if scores.shape != (len(names), candidates) or scores.dtype != np.float64:
+        raise ValueError(f"scores must be float64 {(len(names), candidates)} for the agents {list(names)}, got {scores.dtype} {scores.shape}")
+    for name, row in zip(names, scores):
+        bad = int(len(row) - np.isfinite(row).sum())
+        if bad:
+            raise ValueError(f"agent {name!r} gave {bad} of {len(row)} samples a score that is NaN or infinite")
+
+
+def combine(scores: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """Eq. 6: sum_A theta_A * scores[A], float64 [n], added in the agents' order element by element. A matrix product might add in
+    another order for another shape, and split ties."""
+    if len(theta) != len(scores):
+        raise ValueError(f"theta has {len(theta)} weights for {len(scores)} agents")
+    total = np.zeros(scores.shape[1])
+    for weight, row in zip(theta, scores):
+        total += weight * row
+    return total
+
+
+def standardise(score: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Token-weighted mean 0 and standard deviation 1 over the pool; equal scores become zeros."""
+    weight = lengths / lengths.sum(dtype=np.int64)
+    centred = score - (weight * score).sum()
+    spread = np.sqrt((weight * centred**2).sum())
+    return centred / spread if spread > _ROUNDING * np.abs(score).max() else np.zeros_like(score)
+
+
+# ---------------------------------------------------------------- shared by all selectors
+
+
+def _checked_budget(budget: int) -> int:
+    if budget <= 0:
+        raise ValueError(f"the token budget is {budget}; a decision must cover at least one token")
+    return budget
+
+
+def _best(candidates: Candidates, key: np.ndarray, level: np.ndarray | None, seed: int, round_: int, budget: int) -> np.ndarray:
+    """Positions (in no order) of the first samples by (level, key, hash), all ascending, that cover the budget."""
+    ties = hash64(seed, "decide/ties", round_, candidates.ids)
+    remaining = _checked_budget(budget)
+    if level is None:
+        return _cover(key, ties, candidates.lengths, remaining)
+    taken = []
+    for value in np.unique(level):
+        of_level = np.flatnonzero(level == value)
+        chosen = of_level[_cover(key[of_level], ties[of_level], candidates.lengths[of_level], remaining)]
+        taken.append(chosen)
+        remaining -= int(candidates.lengths[chosen].sum(dtype=np.int64))
+        if remaining <= 0:
+            break
+    return np.concatenate(taken)
+
+
+def _cover(key: np.ndarray, ties: np.ndarray, lengths: np.ndarray, budget: int) -> np.ndarray:
+    """Indices of the first samples by (key, ties) whose lengths sum to the budget or just over it; all, if they do not reach it.
+
+    One sort by key, and a second one only among the samples that share the key at which the budget is reached.
+    """
+    order = np.argsort(key)
+    covered = np.cumsum(lengths[order], dtype=np.int64)
+    if covered[-1] <= budget:
+        return order
+    last = key[order[np.searchsorted(covered, budget)]]
+    first = int(np.searchsorted(key, last, side="left", sorter=order))
+    end = int(np.searchsorted(key, last, side="right", sorter=order))
+    sure, tied = order[:first], order[first:end]
+    tied = tied[np.argsort(ties[tied])]
+    missing = budget - (int(covered[first - 1]) if first else 0)
+    count = np.searchsorted(np.cumsum(lengths[tied], dtype=np.int64), missing) + 1
+    return np.concatenate([sure, tied[:count]])
+
+
+def _decide(candidates: Candidates, chosen: np.ndarray, seed: int, round_: int, budget: int, notes: Sequence[str] = ()) -> Decision:
+    """Put the chosen positions into training order and take stock."""
+    notes = list(notes)
+    chosen = chosen[np.argsort(hash64(seed, "decide/order", round_, candidates.ids[chosen]))].astype(np.int64)
+    tokens = int(candidates.lengths[chosen].sum(dtype=np.int64))
+    if tokens < budget:
+        notes.append(f"running short: {len(chosen)} samples with {tokens} tokens for a budget of {budget}; every eligible candidate is chosen once")
+    reused = int((candidates.uses[chosen] > 0).sum())
+    if reused:
+        notes.append(f"{reused} of {len(chosen)} chosen samples were trained on before")
+    return Decision(candidates.ids[chosen], chosen, tokens, reused, tuple(notes))

@@ -1,0 +1,68 @@
+import json
+
+import numpy as np
+import pytest
+from fake_pool import FakePool, random_pool
+from hydra.utils import instantiate
+
+from mads.agents import LabelAgent
+from mads.agents.base import ProbeRewards
+from mads.agents.rules import MadsRule, PaperRule
+
+
+def _probes(pool, seed=0, n=80):
+    rng = np.random.default_rng(seed)
+    positions = np.sort(rng.choice(len(pool), n, replace=False))
+    return ProbeRewards(pool.view(positions), rng.normal(size=n), rng.integers(5, 100, n), rng.uniform(0.5, 2, n))
+
+
+def test_hydra_builds_it_and_start_weights_are_token_shares():
+    pool = random_pool()
+    agent = instantiate({"_target_": "mads.agents.LabelAgent", "attribute": "domain"})
+    agent.bind(pool, PaperRule(0.1))
+    assert agent.name == "domain" and LabelAgent("domain", name="d").name == "d"
+    codes = pool.codes("domain")
+    expected = [sum(int(n) for n, c in zip(pool.lengths, codes) if c == j) / int(pool.lengths.sum()) for j in range(7)]
+    np.testing.assert_allclose([r.weight for r in agent.describe()], expected, rtol=1e-12)
+    assert sum(r.pool_share for r in agent.describe()) == pytest.approx(1)
+
+
+def test_x1_score_is_the_label_weight_however_the_pool_is_cut():
+    pool, agent = random_pool(), LabelAgent("topic")
+    agent.bind(pool, PaperRule(0.1))
+    whole = agent.score(pool)
+    assert whole.dtype == np.float64 and whole.tolist() == [agent.weights[c] for c in pool.codes("topic")]
+    pieces = [agent.score(pool.view(slice(a, b))) for a, b in ((0, 7), (7, 8), (8, 8), (8, len(pool)))]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize("rule", [PaperRule(0.1), MadsRule(0.5)])
+def test_state_round_trip_continues_identically(rule):
+    pool, one, two = random_pool(), LabelAgent("quality"), LabelAgent("quality")
+    one.bind(pool, rule), two.bind(pool, rule)
+    one.learn(_probes(pool, 1))
+    two.load_state(json.loads(json.dumps(one.state(), allow_nan=False)))
+    assert two.describe() == one.describe()
+    assert one.learn(_probes(pool, 2)) == two.learn(_probes(pool, 2))
+    np.testing.assert_array_equal(one.weights, two.weights)
+
+
+def test_fresh_state_round_trip_has_no_rewards():
+    pool, one, two = random_pool(), LabelAgent("quality"), LabelAgent("quality")
+    one.bind(pool, PaperRule(0.1)), two.bind(pool, PaperRule(0.1))
+    two.learn(_probes(pool))
+    two.load_state(json.loads(json.dumps(one.state())))
+    assert two.describe() == one.describe() and two.describe()[0].reward_mean is None
+
+
+def test_state_of_other_labels_is_refused():
+    pool, agent, other = random_pool(), LabelAgent("quality"), LabelAgent("domain", name="quality")
+    agent.bind(pool, PaperRule(0.1)), other.bind(pool, PaperRule(0.1))
+    with pytest.raises(ValueError, match="'quality'.*domain0"):
+        other.load_state(agent.state())
+
+
+def test_code_without_a_name_is_named():
+    pool = FakePool([1, 2], [5, 5], {"domain": (np.array([0, 3], np.uint16), ("a", "b"))})
+    with pytest.raises(ValueError, match="'domain' has code 3, but only 2 labels"):
+        LabelAgent("domain").bind(pool, PaperRule(0.1))
