@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -51,18 +51,20 @@ def _agree(error: str | None, control, what: str) -> None:
         raise CheckpointError(f"{what} failed: " + "; ".join(f"rank {rank}: {e}" for rank, e in failed.items()))
 
 
-def save(root: Path, step: int, engine, topology, state: dict[str, Any], arrays: dict[str, np.ndarray], keep_last: int, max_file_bytes: int) -> Path:
+def save(root: Path, step: int, engine, topology, state: dict[str, Any], arrays: dict[str, np.ndarray],
+         files: dict[str, Callable[[Path], None]], keep_last: int, max_file_bytes: int) -> Path:
     """Write checkpoint `step` below `root`. Collective; returns its folder.
 
     Args:
         engine: has `parameters` (name, parameter) and `state` (mads.train.optimizer_state).
-        state: JSON values; arrays: NumPy arrays, from rank 0.
+        state: JSON values; arrays: NumPy arrays; files: name -> a function that writes that file. All from rank 0.
 
     Raises:
         CheckpointError: on all ranks if any failed (disk full, ...); earlier checkpoints are untouched.
     """
     control = topology.group("control")
     rng = collectives.ragged_all_gather(torch.get_rng_state().numpy()[None], control)
+    steps = engine.state.steps
     writes = topology.rank == 0
     temporary = root / f".saving-{step:08d}"
     error = None
@@ -83,7 +85,7 @@ def save(root: Path, step: int, engine, topology, state: dict[str, Any], arrays:
         if writes and error is None:
             error = _attempt(chunks.write)
     if writes and error is None:
-        error = _attempt(lambda: _write_small(temporary, state | {"optimizer_steps": engine.state.steps}, arrays | {"rng": np.concatenate(rng)}))
+        error = _attempt(lambda: _write_small(temporary, state | {"optimizer_steps": steps}, arrays | {"rng": np.concatenate(rng)}, files))
     if writes and error is None:
         error = _attempt(lambda: (publish(root, temporary, step), prune(root, keep_last)))
     _agree(error, control, f"saving checkpoint {step}")
@@ -98,8 +100,10 @@ def _attempt(action) -> str | None:
     return None
 
 
-def _write_small(folder: Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
+def _write_small(folder: Path, state: dict, arrays: dict[str, np.ndarray], files: dict[str, Callable[[Path], None]]) -> None:
     write_json(folder / "state.json", state)
+    for name, write in files.items():
+        write(folder / name)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from mads import collectives
-from mads.data.batch import PackedBatch
-from mads.data.packing import make_batch, pack
+from mads.data.batch import PackedBatch, make_batch
+from mads.data.packing import pack
 
 
 class FixedBatches:

@@ -95,13 +95,19 @@ class PartitionedState(OptimizerState):
             return safe_get_full_fp32_param(parameter)
         if self.steps == 0:
             return torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+        # DeepSpeed links the moments of all groups after the first group's first step, when the others have none yet.
+        if parameter._hp_mapping is not None and key not in (parameter._hp_mapping.optim_fragment or {}):
+            self._link()
         return safe_get_full_optimizer_state(parameter, key)
+
+    def _link(self):
+        self._wrapper._hp_optimizer_states_linked = False
+        self._wrapper._lazy_init_hp_params_optimizer_state()
 
     def prepare_load(self, steps):
         super().prepare_load(steps)
-        self._wrapper._hp_optimizer_states_linked = False
         if steps:
-            self._wrapper._lazy_init_hp_params_optimizer_state()
+            self._link()
 
     def load(self, parameter, key, value):
         if key == "weight":

@@ -1,0 +1,212 @@
+"""Rewards on a live engine: exact against per-sample gradients, equal over ZeRO stages and ranks, and without a trace."""
+
+import numpy as np
+import pytest
+import torch
+
+from harness import run_ranks
+
+RATE = 2e-3
+
+
+def _references(seed=11):
+    import model_support as support
+
+    from mads.reward.reference import ReferenceTask
+
+    windows = lambda s, n: [[w] for w in support.random_samples(n, s)]  # noqa: E731
+    return [ReferenceTask(name, {part: windows(seed + 10 * i + j, 6) for j, part in enumerate(("direction", "audit", "report"))})
+            for i, name in enumerate(("first", "second"))]
+
+
+def _rewarder(built, mode, rows=3):
+    from mads.config.schema import FiniteDifferenceRewardConfig, RewardConfig
+    from mads.reward.influence import Rewarder
+    from mads.train.reward_model import EngineRewardModel
+
+    common = {"mode": mode, "reference_examples": 5, "rows_per_batch": rows}
+    cfg = FiniteDifferenceRewardConfig(**common) if mode == "finite_difference" else RewardConfig(**common)
+    sizes = {n: int(np.prod(getattr(p, "ds_shape", p.shape))) for n, p in built.engine.parameters}
+    model = EngineRewardModel(built.engine)
+    optim = built.config.optim
+    return Rewarder(model, _references(), built.topology, sizes, optim.beta2, optim.eps, 32, 0, cfg)
+
+
+def _trained(stage, dtype=torch.float32, accumulation=1, steps=3):
+    """An engine after a few steps on batches that do not depend on the number of ranks."""
+    import model_support as support
+    import torch.distributed as dist
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    built = support.make_engine(stage, dtype=dtype, accumulation=accumulation)
+    for step in range(steps):
+        micro, valid = support.micro_batches(support.global_batch(2 * world * accumulation, seed=step), rank, world)
+        built.engine.train_step(micro, valid, RATE)
+    return built
+
+
+def _exact(built, samples, round_=0):
+    """v and r(x) by plain autograd in float64 from the definition, one sample at a time."""
+    import model_support as support
+
+    from mads.data.batch import make_batch
+    from mads.model.decoder import Decoder
+
+    module = Decoder(built.config.model).double()
+    weights = {n: built.engine.state.full(p, "weight") for n, p in built.engine.parameters}
+    moments = {n: built.engine.state.full(p, "exp_avg_sq").double() for n, p in built.engine.parameters}
+    steps = built.engine.state.steps
+    with torch.no_grad():
+        for n, p in module.named_parameters():
+            p.copy_(weights[n].to(built.engine.dtype))
+    names = [n for n, _ in module.named_parameters()]
+
+    def gradient(sample):
+        b = make_batch([[sample]], 32)
+        return torch.autograd.grad(module(b.tokens, b.labels, b.positions, b.segments).sum(), list(module.parameters()))
+
+    total = [torch.zeros_like(p) for p in module.parameters()]
+    tasks = _references()
+    for task in tasks:
+        windows = task.windows("direction", 5, 0, round_)
+        targets = sum(len(w) - 1 for w in windows)
+        for w in windows:
+            for t, g in zip(total, gradient(w)):
+                t += g / (len(tasks) * targets)
+    beta2, v = built.config.optim.beta2, {}
+    for n, g in zip(names, total):
+        hat = (beta2 * moments[n] + (1 - beta2) * g**2) / (1 - beta2 ** (steps + 1))
+        v[n] = g / (hat.sqrt() + built.config.optim.eps + 0.3 * hat.mean().sqrt())
+    norm = torch.sqrt(sum((x**2).sum() for x in v.values()))
+    rewards = [sum((v[n] / norm * g).sum() for n, g in zip(names, gradient(s))).item() / (len(s) - 1) for s in samples]
+    return np.array(rewards), float(norm)
+
+
+def check_exactness(stages, mode, dtype_name, correlation, steps):
+    import model_support as support
+
+    dtype = getattr(torch, dtype_name)
+    samples = support.random_samples(13, seed=5)
+    for stage in stages:
+        built = _trained(stage, dtype, steps=steps)
+        result = _rewarder(built, mode)(samples, 0)
+        expected, norm = _exact(built, samples)
+        assert result.direction["norm"] == pytest.approx(norm, rel=1e-3 if dtype == torch.float32 else 0.1)
+        assert sum(result.direction["shares"].values()) == pytest.approx(1.0)
+        assert np.corrcoef(result.rewards, expected)[0, 1] > correlation, (stage, result.rewards, expected)
+        if dtype == torch.float32:
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(result.rewards, expected, atol=(1e-4 if mode == "ghost" else 1e-2) * scale, err_msg=str(stage))
+
+
+@pytest.mark.parametrize("mode", ["finite_difference", "ghost"])
+@pytest.mark.parametrize("world, steps", [(1, 3), (2, 0), (2, 3)])
+def test_rewards_equal_exact_dot_products_in_fp32(mode, world, steps):
+    # The finite difference subtracts two fp32 losses near 6: rounding leaves about 1e-4 of noise in the rewards of a model this small.
+    run_ranks(world, check_exactness, [0, 1, 2, 3], mode, "float32", 0.999999 if mode == "ghost" else 0.9999, steps, timeout=180)
+
+
+def test_rewards_equal_exact_dot_products_in_bf16():
+    run_ranks(2, check_exactness, [0, 1, 2, 3], "ghost", "bfloat16", 0.98, 3, timeout=180)
+
+
+def check_trace(stages, mode, accumulation, dtype_name="float32"):
+    """Losses after a reward pass equal those of an undisturbed run bit for bit; parameters, moments, RNG and counters too."""
+    import model_support as support
+    import torch.distributed as dist
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    dtype = getattr(torch, dtype_name)
+    samples = support.random_samples(9, seed=5)
+    rows = [support.global_batch(2 * world * accumulation, seed=20 + s) for s in range(2)]
+    for stage in stages:
+        runs = []
+        for disturb in (False, True):
+            torch.manual_seed(7)
+            built = _trained(stage, dtype, accumulation)
+            rng = torch.get_rng_state()
+            rewarder = _rewarder(built, mode)
+            losses = []
+            for step in range(2):
+                if disturb:
+                    before = _everything(built)
+                    rewards = rewarder(samples, step).rewards
+                    assert np.abs(rewards).max() > 0
+                    after = _everything(built)
+                    assert all(torch.equal(before[k], after[k]) for k in before), (stage, mode)
+                micro, valid = support.micro_batches(rows[step], rank, world)
+                losses.append(built.engine.train_step(micro, valid, RATE).loss)
+            assert torch.equal(rng, torch.get_rng_state())
+            runs.append((losses, _everything(built)))
+        assert runs[0][0] == runs[1][0], (stage, mode, accumulation)
+        assert all(torch.equal(runs[0][1][k], runs[1][1][k]) for k in runs[0][1]), (stage, mode, accumulation)
+
+
+def _everything(built):
+    state = {}
+    for n, p in built.engine.parameters:
+        for key in ("weight", "exp_avg", "exp_avg_sq"):
+            state[f"{key}/{n}"] = built.engine.state.full(p, key).clone()
+    engine = built.engine.engine
+    state["counters"] = torch.tensor([engine.global_steps, engine.micro_steps, engine.skipped_steps, built.engine.state.steps])
+    return state
+
+
+@pytest.mark.parametrize("mode", ["finite_difference", "ghost"])
+@pytest.mark.parametrize("world, accumulation", [(1, 2), (2, 1), (2, 2)])
+def test_reward_pass_leaves_no_trace(mode, world, accumulation):
+    run_ranks(world, check_trace, [0, 1, 2, 3], mode, accumulation, timeout=180)
+
+
+def test_reward_pass_leaves_no_trace_in_bf16():
+    run_ranks(2, check_trace, [0, 1, 2, 3], "ghost", 2, "bfloat16", timeout=180)
+
+
+def check_refusals():
+    built = _trained(1, torch.bfloat16, steps=0)
+    with pytest.raises(ValueError, match="reward=ghost"):
+        _rewarder(built, "finite_difference")
+    assert _rewarder(built, "auto").mode == "ghost"
+    fp32 = _trained(1, steps=0)
+    rewarder = _rewarder(fp32, "auto")
+    assert rewarder.mode == "finite_difference"
+
+    class Meddling(type(rewarder._model)):
+        def sample_losses(self, batch):
+            next(iter(self._engine.logical_names)).data.add_(1e-3)
+            return super().sample_losses(batch)
+
+    rewarder._model = Meddling(fp32.engine)
+    saved_shift = rewarder._model.shifted
+    from contextlib import nullcontext
+
+    rewarder._model.shifted = lambda *a: nullcontext()  # nothing restores the weight that sample_losses changes
+    assert saved_shift is not None
+    import model_support as support
+
+    with pytest.raises(RuntimeError, match="changed the model"):
+        rewarder(support.random_samples(3), 0)
+
+
+def test_finite_difference_is_refused_in_bf16_and_a_trace_is_an_error():
+    run_ranks(1, check_refusals)
+
+
+def _rewards_for(stage):
+    import model_support as support
+    import torch.distributed as dist
+
+    # Batches with the same global rows on any number of ranks.
+    rank, world = dist.get_rank(), dist.get_world_size()
+    built = support.make_engine(stage, accumulation=4 // (2 * world) or 1, overrides=[])
+    for step in range(2):
+        rows = support.global_batch(4, seed=step)
+        micro, valid = support.micro_batches(rows, rank, world)
+        built.engine.train_step(micro, valid, RATE)
+    return _rewarder(built, "ghost")(support.random_samples(17, seed=5), 0).rewards.tolist()
+
+
+def test_rewards_do_not_depend_on_the_number_of_ranks():
+    one, two = run_ranks(1, _rewards_for, 1)[0], run_ranks(2, _rewards_for, 1)
+    assert two[0] == two[1]  # every rank holds the same rewards, bit for bit
+    np.testing.assert_allclose(one, two[0], atol=1e-4 * np.abs(one).max())
