@@ -111,14 +111,23 @@ class LineChart:
         for v, text in zip(values, tick_texts(values)):
             parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>')
             parts.append(f'<text class="tick" x="{x.start - 6:.1f}" y="{y(v) + 4:.1f}" text-anchor="end">{text}</text>')
-        values = ticks(x.low, x.high, 2 if self.small else 5, self.integer_x)
-        for v, text in zip(values, tick_texts(values)):
+        for v, text in self._x_ticks(x):
             parts.append(f'<line class="rule" x1="{x(v):.1f}" x2="{x(v):.1f}" y1="{y.start:.1f}" y2="{y.start + 4:.1f}"/>')
             parts.append(f'<text class="tick" x="{x(v):.1f}" y="{y.start + 17:.1f}" text-anchor="middle">{text}</text>')
         parts.append(f'<line class="rule" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}"/>')
         middle = (x.start + x.end) / 2
         parts.append(f'<text class="axis" x="{middle:.1f}" y="{y.start + 33:.1f}" text-anchor="middle">{escape(self.x_label)}</text>')
         return "".join(parts)
+
+    def _x_ticks(self, x: Scale) -> list[tuple[float, str]]:
+        """As many ticks as fit side by side in the larger type of a narrow screen."""
+        for count in range(2 if self.small else 6, 0, -1):
+            values = ticks(x.low, x.high, count, self.integer_x)
+            texts = tick_texts(values)
+            room = x(values[1]) - x(values[0]) if len(values) > 1 else float("inf")
+            if max(map(text_width, texts), default=0.0) * 1.12 + 8 <= room:
+                break
+        return list(zip(values, texts))
 
     def _line(self, series: Series, x: Scale, y: Scale) -> str:
         points, k = thin(series.points)

@@ -64,8 +64,8 @@ thead th{{border-bottom:1px solid var(--rule);white-space:normal}} tbody th{{fon
 .heat td{{padding:4px 9px}} .heat td.up{{background:rgba(var(--up),var(--a))}} .heat td.down{{background:rgba(var(--down),var(--a))}}
 details{{margin:.8em 0}} summary{{cursor:pointer;color:var(--c0)}}
 pre{{background:var(--panel);border-radius:8px;padding:12px 14px;overflow:auto;font-size:.8rem;line-height:1.45;max-height:34em}}
-@media (max-width:520px){{main{{padding:18px 14px 48px}}h1{{font-size:1.4rem}}.chart text{{font-size:13.5px}}.chart text.tiny{{font-size:11px}}
-.chart.small text{{font-size:12px}}.tiles{{grid-template-columns:repeat(2,1fr)}}}}
+@media (max-width:520px){{main{{padding:18px 14px 48px}}h1{{font-size:1.4rem}}.chart text{{font-size:13.5px}}.chart text.tiny{{font-size:12px}}
+.chart.small{{max-width:300px}}.chart.small text{{font-size:11px}}.tiles{{grid-template-columns:repeat(2,1fr)}}}}
 """
 
 

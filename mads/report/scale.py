@@ -6,6 +6,7 @@ import html
 import math
 import unicodedata
 from dataclasses import dataclass
+from typing import Callable
 
 FONT = 12.0  # px in the drawing's own units
 
@@ -41,12 +42,12 @@ def significant(value: float) -> str:
     return f"{value:.3g}".replace("-", "−")
 
 
-def compact(value: float) -> str:
-    """1200000 -> 1.2M; the shortest form with at most three digits."""
+def compact(value: float, digits: int = 3) -> str:
+    """1200000 -> 1.2M; the shortest form with at most `digits` significant digits."""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.9995:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.3g}"
+            return f"{value / limit:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"
 
 
 def ticks(low: float, high: float, count: int = 5, integer: bool = False) -> list[float]:
@@ -66,12 +67,21 @@ def tick_texts(values: list[float]) -> list[str]:
     """One format for all ticks of an axis, with as many decimals as their step needs."""
     largest = max((abs(v) for v in values), default=0.0)
     if largest >= 1000:
-        return [compact(v) for v in values]
+        return _told_apart(values, lambda v, extra: compact(v, 3 + extra))
     step = min((b - a for a, b in zip(values, values[1:])), default=abs(largest))
     if largest and step < 1e-3:
-        return [f"{v:.0e}".replace("-", "−") if v else "0" for v in values]
+        return _told_apart(values, lambda v, extra: f"{v:.{extra}e}".replace("-", "−") if v else "0")
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 0
     return [fixed(v, decimals) for v in values]
+
+
+def _told_apart(values: list[float], text: Callable[[float, int], str]) -> list[str]:
+    """The shortest texts that differ wherever the values do."""
+    for extra in range(12):
+        texts = [text(v, extra) for v in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
 
 
 @dataclass(frozen=True)
