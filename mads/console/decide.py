@@ -12,7 +12,7 @@ from typing import Sequence
 
 import numpy as np
 
-from mads.noise import gumbel, hash64
+from mads.noise import gumbel, hash64, uniform
 
 _ROUNDING = 1e-12
 
@@ -98,9 +98,10 @@ def select_stratified(
 ) -> Decision:
     """Each label's share of the tokens, random inside a label, samples with fewer uses first.
 
-    A sample's key is the budget at which its label's quota reaches the sample's middle: (label's tokens so far - length / 2) / share.
-    The smallest keys are taken, so labels advance together in proportion to their shares, and when one has no sample left the
-    others go on in proportion: its quota is theirs.
+    A sample's key is the budget at which its label's quota reaches it: (label's tokens before it + u * length) / share, with one uniform
+    u per label and round, so that a label whose quota is less than one sample gets its due on average (systematic sampling). The
+    smallest keys are taken: labels advance together in proportion to their shares, and when one has no sample left the others
+    go on in proportion: its quota is theirs.
 
     Args:
         codes: int [n]; shares: float64 [L], not negative, scaled to sum 1 here. Labels with share 0 are not chosen.
@@ -116,15 +117,16 @@ def select_stratified(
     so_far = np.cumsum(lengths[order])
     sizes = np.bincount(codes, minlength=len(labels))
     before_label = np.repeat(np.concatenate([[0], np.cumsum(held)[:-1]]), sizes)
-    middle = so_far - before_label - lengths[order] / 2
+    start = uniform(seed, "decide/start", round_, np.arange(len(labels)))
+    reached = so_far - before_label - (1 - np.repeat(start, sizes)) * lengths[order]
     key = np.empty(len(order))
     with np.errstate(divide="ignore"):
-        key[order] = middle / np.repeat(shares, sizes)
+        key[order] = reached / np.repeat(shares, sizes)
     asked = shares * budget
-    notes = [
-        f"label {labels[j]!r} ran short: {int(held[j])} tokens for a quota of {int(asked[j])}; the others got the rest"
-        for j in np.flatnonzero(held < np.floor(asked))
-    ]
+    short = np.flatnonzero(held < np.floor(asked))
+    notes = [f"label {labels[j]!r} ran short: {int(held[j])} tokens for a quota of {int(asked[j])}; the others got the rest" for j in short[:20]]
+    if len(short) > 20:
+        notes.append(f"{len(short) - 20} more labels ran short")
     eligible = np.flatnonzero(np.isfinite(key))
     if len(eligible) == 0:
         raise ValueError("no candidate has a label with a positive share")

@@ -190,6 +190,18 @@ def test_stratified_meets_every_quota_to_within_a_sample(shares):
     assert 30000 <= decision.tokens < 30000 + 128 and decision.notes == ()
 
 
+def test_labels_with_quotas_below_one_sample_get_their_due_on_average():
+    """500 labels, about 60 samples a round: the tokens of small and large labels over many rounds keep their shares."""
+    c = _candidates(8, n=2000, max_uses=0)
+    codes = np.minimum(np.random.default_rng(8).geometric(0.01, 2000) - 1, 499)
+    held = np.bincount(codes, weights=c.lengths, minlength=500)
+    got = np.zeros(500)
+    for round_ in range(300):
+        got += _tokens_by_label(c, select_stratified(c, codes, range(500), held, 8, round_, 4000), codes, 500)
+    for part in (held < np.quantile(held, 0.5), held > np.quantile(held, 0.9)):
+        assert got[part].sum() / got.sum() == pytest.approx(held[part].sum() / held.sum(), rel=0.05)
+
+
 def test_a_label_that_runs_short_gives_its_quota_to_the_others():
     c = _candidates(4, n=3000, max_uses=0)
     codes = np.r_[np.zeros(10, int), np.arange(2990) % 2 + 1]

@@ -1,0 +1,207 @@
+"""The selection protocol on 1, 2 and 4 gloo ranks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from fake_pool import random_pool
+from harness import run_ranks
+
+import mads.console.exchange as exchange
+from mads.agents import LabelAgent
+from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig
+from mads.console.console import Console
+from mads.console.exchange import RankFailedError, SelectionMismatchError, broadcast_decision, check_agents, gather_scores, raise_together
+from mads.collectives import ReplicaMismatchError
+from mads.console.strategy import build_strategy
+from mads.reward.probes import RoundRewards
+from mads.topology import Grid, Topology
+
+CONFIGS = {
+    "paper": PaperSelectionConfig(name="paper", probes_per_agent=60),
+    "mads": MadsSelectionConfig(name="mads", probes=120),
+}
+
+
+def _error_of(call):
+    """(type, message) of what the call raises on this rank; (None, "") if it does not."""
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None, ""
+
+
+def _rounds(grid, name, rounds):
+    pool, topology = random_pool(n=701), Topology(Grid(**grid))
+    uses = np.zeros(len(pool), np.uint16)
+    console = Console(topology, pool, [LabelAgent(a) for a in ("quality", "domain", "topic")], build_strategy(CONFIGS[name]), 3)
+    result = []
+    for _ in range(rounds):
+        rewards = None
+        if console.needs_rewards():
+            probes = console.draw_probes()
+            values = np.random.default_rng(console.round).normal(size=len(probes.positions)) + pool.codes("domain")[probes.positions]
+            rewards = RoundRewards(probes, values, pool.lengths[probes.positions].astype(np.int64))
+        ids, record = console.decide(rewards, uses, 6000, 0, 0)
+        uses[np.searchsorted(pool.ids, ids)] += 1
+        value = None if record is None else dataclasses.asdict(dataclasses.replace(record, seconds={}))
+        result.append((ids.tolist(), console.theta.tolist(), value))
+    return result
+
+
+@pytest.mark.parametrize("name", ["paper", "mads"])
+def test_x1_the_same_ids_on_any_number_of_ranks(name):
+    [alone] = run_ranks(1, _rounds, {}, name, 4)
+    assert len({tuple(ids) for ids, _, _ in alone}) == 4 and alone[-1][2]["agent_rewards"]
+    for grid in ({"dp": 2}, {"dp": 4}, {"dp": 2, "tp": 2}):
+        world = int(np.prod(list(grid.values())))
+        everywhere = run_ranks(world, _rounds, grid, name, 4)
+        for rank, result in enumerate(everywhere):
+            for (ids, theta, record), (ids_1, theta_1, record_1) in zip(result, alone):
+                assert ids == ids_1 and theta == theta_1
+                assert record == (record_1 if rank == 0 else None)
+
+
+def test_x3_a_data_parallel_group_without_rank_0_gets_the_ids():
+    """pp=2, tp=2: three of four data-parallel groups lack rank 0."""
+    [alone] = run_ranks(1, _rounds, {}, "mads", 3)
+    everywhere = run_ranks(4, _rounds, {"pp": 2, "tp": 2}, "mads", 3)
+    assert [[ids for ids, _, _ in result] for result in everywhere] == [[ids for ids, _, _ in alone]] * 4
+
+
+def _gather(grid, cuts, scores):
+    topology = Topology(Grid(**grid))
+    local = None
+    if topology.is_replica_leader:
+        d = topology.coordinate("dp")
+        local = scores[:, cuts[d] : cuts[d + 1]]
+    return gather_scores(local, topology, *scores.shape)
+
+
+def test_x1_scores_arrive_in_pool_order_however_the_pool_is_cut():
+    scores = np.random.default_rng(0).normal(size=(3, 37))
+    scores[1, 5] = np.nan  # found by the decision, carried unchanged until then
+    for grid, cuts in (({"dp": 4}, [0, 1, 1, 30, 37]), ({"dp": 2, "tp": 2}, [0, 36, 37]), ({"pp": 2, "dp": 2}, [0, 0, 37]), ({"tp": 4}, [0, 37])):
+        for whole in run_ranks(4, _gather, grid, cuts, scores):
+            np.testing.assert_array_equal(whole, scores)
+
+
+def _short_gather(grid):
+    topology = Topology(Grid(**grid))
+    local = np.zeros((2, 5 if topology.rank == 0 else 4)) if topology.is_replica_leader else None
+    return _error_of(lambda: gather_scores(local, topology, 2, 10))
+
+
+def test_slices_that_do_not_add_up_raise_everywhere():
+    for kind, message in run_ranks(2, _short_gather, {"dp": 2}):
+        assert kind == "SelectionMismatchError" and "9 samples arrived for a pool of 10" in message and "1: 4" in message
+
+
+def _damaged(bad_rank, message, byte):
+    """One byte of broadcast number `message` (0 = header, 1 = ids) is flipped on one rank after it arrived."""
+    topology, original, calls = Topology(Grid(dp=4)), exchange.broadcast_array, []
+
+    def flipping(*args, **kwargs):
+        array = original(*args, **kwargs)
+        calls.append(len(array))
+        if topology.rank == bad_rank and len(calls) == message + 1:
+            array.view(np.uint8)[byte] ^= 1
+        return array
+
+    exchange.broadcast_array = flipping
+    try:
+        ids = np.arange(100, 140, dtype=np.int64) if topology.rank == 0 else None
+        return _error_of(lambda: broadcast_decision(2, ids, topology))
+    finally:
+        exchange.broadcast_array = original
+
+
+@pytest.mark.parametrize("bad_rank, message, byte", [(1, 1, 0), (3, 1, 319), (2, 1, 163), (3, 0, 0), (1, 0, 23), (2, 0, 8), (0, 1, 7)])
+def test_x2_one_damaged_byte_fails_every_rank_and_names_the_one(bad_rank, message, byte):
+    for kind, text in run_ranks(4, _damaged, bad_rank, message, byte):
+        assert kind == "SelectionMismatchError" and f"on ranks [{bad_rank}];" in text and f"rank {bad_rank}: header" in text
+
+
+def _out_of_step(lagging):
+    topology = Topology(Grid(dp=2))
+    ids = np.arange(5) if topology.rank == 0 else None
+    return _error_of(lambda: broadcast_decision(3 if topology.rank == lagging else 4, ids, topology))
+
+
+def test_x2_a_rank_in_another_round_fails_every_rank():
+    for kind, text in run_ranks(2, _out_of_step, 1):
+        assert kind == "SelectionMismatchError" and "on ranks [1];" in text
+
+
+def _healthy_broadcast():
+    topology = Topology(Grid(dp=2))
+    empty = broadcast_decision(0, np.zeros(0, np.int64) if topology.rank == 0 else None, topology)
+    ids = broadcast_decision(1, (np.arange(7, dtype=np.int64) << 40) + 5 if topology.rank == 0 else None, topology)
+    return empty.tolist(), ids.tolist()
+
+
+def test_broadcast_delivers_order_and_large_ids():
+    assert run_ranks(2, _healthy_broadcast) == [([], [(i << 40) + 5 for i in range(7)])] * 2
+
+
+def _agents_differ(case):
+    topology, pool = Topology(Grid(dp=4)), random_pool(n=100)
+    names = ["quality", "domain", "topic"]
+    if topology.rank == 2:
+        names = {"absent": ["quality", "domain"], "order": ["domain", "quality", "topic"], "other": names}[case]
+    agents = [LabelAgent("quality" if case == "other" and topology.rank == 2 and n == "topic" else n, name=n) for n in names]
+    return _error_of(lambda: Console(topology, pool, agents, build_strategy(CONFIGS["mads"]), 0))
+
+
+@pytest.mark.parametrize("case, text", [("absent", "agent 'topic' is absent on ranks [2]"), ("other", "agent 'topic' is not the same on ranks [2]"),
+                                        ("order", "ranks [2] hold the agents in another order")])
+def test_x5_an_agent_that_differs_on_a_rank_is_named_everywhere(case, text):
+    for kind, message in run_ranks(4, _agents_differ, case):
+        assert kind == "SelectionMismatchError" and text in message
+
+
+class _Failing(LabelAgent):
+    """Raises while scoring on one rank."""
+
+    failing = False
+
+    def score(self, view):
+        if self.failing:
+            raise OSError("the attribute column is gone")
+        return super().score(view)
+
+
+def _one_rank_fails(phase):
+    topology, pool = Topology(Grid(dp=2)), random_pool(n=200)
+    agent = _Failing("domain")
+    console = Console(topology, pool, [agent], build_strategy(CONFIGS["paper"]), 0)
+    uses = np.zeros(200, np.uint16)
+    console.decide(None, uses, 500, 0, 0)
+    probes = console.draw_probes()
+    rewards = np.arange(len(probes.positions), dtype=np.float64)
+    if phase == "scoring":
+        agent.failing = topology.rank == 1
+    elif phase == "deciding":
+        uses = uses[:-1] if topology.rank == 0 else uses
+    elif phase == "rewards":
+        rewards[0] += 1e-12 * topology.rank
+    elif phase == "missing" and topology.rank == 1:
+        return _error_of(lambda: console.decide(None, uses, 500, 0, 0))
+    return _error_of(lambda: console.decide(RoundRewards(probes, rewards, np.full(len(rewards), 9)), uses, 500, 0, 0))
+
+
+def test_a_rank_that_fails_takes_all_with_it():
+    zero, one = run_ranks(2, _one_rank_fails, "scoring")
+    assert one == ("OSError", "the attribute column is gone")
+    assert zero == ("RankFailedError", "scoring failed on ranks [1]: rank 1: OSError: the attribute column is gone")
+    zero, one = run_ranks(2, _one_rank_fails, "deciding")
+    assert zero[0] == "ValueError" and "199 use counts" in zero[1]
+    assert one[0] == "RankFailedError" and "rank 0: ValueError" in one[1]
+    zero, one = run_ranks(2, _one_rank_fails, "missing")
+    assert one[0] == "ValueError" and zero[0] == "RankFailedError" and "needs rewards" in zero[1]
+
+
+def test_rewards_that_differ_between_ranks_are_refused():
+    for kind, message in run_ranks(2, _one_rank_fails, "rewards"):
+        assert kind == "ReplicaMismatchError" and "the rewards of round 1" in message

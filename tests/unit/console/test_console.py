@@ -1,0 +1,247 @@
+"""The console over several rounds in one process: against a NumPy transcription of the paper's loop, and through a checkpoint."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fake_pool import OneRank, random_pool
+
+from mads.agents import LabelAgent
+from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, RandomSelectionConfig, StratifiedSelectionConfig
+from mads.console.console import Console
+from mads.console.decide import Candidates, select_random
+from mads.console.record import DecisionHeader, DecisionRecord
+from mads.console.strategy import build_strategy
+from mads.reward.probes import RoundRewards
+
+PAPER = PaperSelectionConfig(name="paper", probes_per_agent=60)
+MADS = MadsSelectionConfig(name="mads", probes=120)
+BUDGET = 4000
+
+
+def _console(config, pool, seed=3, **extra):
+    agents = [LabelAgent(a) for a in ("quality", "domain", "topic")]
+    return Console(OneRank(), pool, agents, build_strategy(config), seed, **extra)
+
+
+def _measure(console, pool, salt=0):
+    """Rewards that depend on labels, plus noise: a pure function of the round's probes."""
+    probes = console.draw_probes()
+    rng = np.random.default_rng([salt, console.round])
+    view = pool.view(probes.positions)
+    rewards = 1e-3 * (view.codes("domain") - 2.0 + 0.3 * view.codes("quality") + rng.normal(size=len(probes.positions)))
+    return RoundRewards(probes, rewards, view.lengths.astype(np.int64) - 1, {"mode": "test"}, {"probes": 1.5})
+
+
+def _run(console, pool, rounds, uses):
+    records = []
+    for _ in range(rounds):
+        rewards = _measure(console, pool) if console.needs_rewards() else None
+        ids, record = console.decide(rewards, uses, BUDGET, step=50 * console.round, consumed_tokens=123)
+        uses[np.searchsorted(pool.ids, ids)] += 1
+        records.append(record)
+    return records
+
+
+def test_x7_paper_rounds_equal_a_numpy_transcription():
+    """Eq. 4-8 over five rounds, written out with dictionaries: theta, weights and R_A to 1e-12."""
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = _console(PAPER, pool)
+    names = ["quality", "domain", "topic"]
+    weights = {}
+    for name in names:
+        tokens = np.array([pool.lengths[pool.codes(name) == j].sum() for j in range(len(pool.labels(name)))])
+        weights[name] = (tokens / tokens.sum()).tolist()
+    theta = dict.fromkeys(names, 1 / 3)
+    for round_ in range(5):
+        assert console.needs_rewards() == (round_ > 0)
+        measured, own = None, {}
+        if round_ > 0:
+            measured = _measure(console, pool)
+            a = measured.targets * measured.probes.importance
+            r = measured.rewards / np.sqrt((a * measured.rewards**2).sum() / a.sum())
+            for name in names:
+                mine = measured.probes.members[name]
+                codes = pool.codes(name)[measured.probes.positions]
+                products = []
+                for j in range(len(weights[name])):
+                    r_j = r[mine & (codes == j)].mean()  # Eq. 4
+                    weights[name][j] = 0.9 * weights[name][j] + 0.1 * r_j  # Eq. 5
+                    products.append(weights[name][j] * r_j)
+                own[name] = sum(products) / len(products)  # Eq. 7
+            for name in names:
+                theta[name] += 1.0 * (own[name] - sum(own.values()) / 3)  # Eq. 8
+            assert min(theta.values()) > 0, "the transcription has no projection: choose rewards that need none"
+        ids, record = console.decide(measured, uses, BUDGET, round_ * 50, 0)
+        for name in names:
+            np.testing.assert_allclose([l.weight for l in record.labels[name]], weights[name], atol=1e-12)
+        np.testing.assert_allclose(list(record.theta.values()), list(theta.values()), atol=1e-12)
+        np.testing.assert_allclose([record.agent_rewards[n] for n in own], list(own.values()), atol=1e-12)
+        if round_ > 0:
+            s = sum(theta[n] * np.array(weights[n])[pool.codes(n)] for n in names)
+            s = (s - s.min()) / (s.max() - s.min()) / (1 + 0.1 * uses)
+            chosen = np.isin(pool.ids, ids)
+            assert s[chosen].min() >= s[~chosen].max() - 1e-12
+        uses[np.searchsorted(pool.ids, ids)] += 1
+
+
+def test_x7_mads_judges_before_learning_and_moves_theta_by_hedge():
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = _console(MADS, pool)
+    _run(console, pool, 1, uses)
+    before, theta = {a.name: a.weights.copy() for a in console.agents}, console.theta.copy()
+    measured = _measure(console, pool)
+    a = measured.targets * measured.probes.importance
+    z = measured.rewards - np.average(measured.rewards, weights=a)
+    z /= np.sqrt(np.average(z**2, weights=a))
+    _, record = console.decide(measured, uses, BUDGET, 50, 0)
+    own = []
+    for name, w in before.items():
+        codes, labels = pool.codes(name)[measured.probes.positions], len(w)
+        r = np.array([np.average(z[codes == j], weights=a[codes == j]) for j in range(labels)])
+        p = np.array([pool.lengths[pool.codes(name) == j].sum() for j in range(labels)]) / pool.lengths.sum()
+        cov = (p * (w - p @ w) * (r - p @ r)).sum()
+        own.append(cov / np.sqrt((p * (w - p @ w) ** 2).sum()))
+    np.testing.assert_allclose(list(record.agent_rewards.values()), own, rtol=1e-10)
+    hedge = theta * np.exp(0.5 * np.array(own))
+    np.testing.assert_allclose(list(record.theta.values()), hedge / hedge.sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("config", [PAPER, MADS], ids=["paper", "mads"])
+def test_good_rewards_raise_the_weights_of_what_helps(config):
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = _console(config, pool)
+    last = _run(console, pool, 5, uses)[-1]
+    weights = [l.weight for l in last.labels["domain"]]
+    assert np.corrcoef(weights, np.arange(7))[0, 1] > 0.9  # the reward rises with the domain's code
+    assert last.theta["domain"] == max(last.theta.values())
+    if config is MADS:
+        assert sum(l.chosen_share for l in last.labels["domain"][5:]) > sum(l.pool_share for l in last.labels["domain"][5:])
+
+
+@pytest.mark.parametrize("config", [PAPER, MADS], ids=["paper", "mads"])
+def test_x4_state_round_trip_continues_identically(config):
+    pool = random_pool(n=1500)
+    straight, uses = _console(config, pool), np.zeros(1500, np.uint16)
+    _run(straight, pool, 3, uses)
+    state, pending, uses_then = json.loads(json.dumps(straight.state(), allow_nan=False)), straight.pending.copy(), uses.copy()
+    resumed = _console(config, pool)
+    resumed.load_state(state, pending)
+    np.testing.assert_array_equal(resumed.pending, straight.pending)
+    for one, two in zip(_run(straight, pool, 2, uses), _run(resumed, pool, 2, uses_then)):
+        one.seconds, two.seconds = {}, {}
+        assert one.to_json() == two.to_json()
+    np.testing.assert_array_equal(resumed.pending, straight.pending)
+    assert resumed.state() == straight.state()
+
+
+def test_state_of_another_run_is_refused():
+    pool = random_pool(n=1500)
+    console, uses = _console(PAPER, pool), np.zeros(1500, np.uint16)
+    _run(console, pool, 1, uses)
+    state, pending = console.state(), console.pending
+    with pytest.raises(ValueError, match="selection is 'paper', this run's is 'mads'"):
+        _console(MADS, pool).load_state(state, pending)
+    with pytest.raises(ValueError, match="seed is 3, this run's is 4"):
+        _console(PAPER, pool, seed=4).load_state(state, pending)
+    with pytest.raises(ValueError, match="pending ids"):
+        _console(PAPER, pool).load_state(state, pending[::-1])
+    two = Console(OneRank(), pool, [LabelAgent("quality"), LabelAgent("domain")], build_strategy(PAPER), 3)
+    with pytest.raises(ValueError, match="agents are .*'topic'.*resume with the same agents"):
+        two.load_state(state, pending)
+
+
+def test_x1_chunks_of_scoring_do_not_matter_and_progress_is_reported():
+    pool, lines = random_pool(n=1500), []
+    whole = _run(_console(MADS, pool), pool, 3, np.zeros(1500, np.uint16))
+    pieces = _run(_console(MADS, pool, score_chunk=97, progress=lines.append), pool, 3, np.zeros(1500, np.uint16))
+    assert [r.hash for r in whole] == [r.hash for r in pieces]
+    assert sum("scored" in line for line in lines) == 2 * -(-1500 // 97)
+
+
+def test_first_rounds_follow_their_rule():
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    ids, record = _console(PAPER, pool).decide(None, uses, BUDGET, 0, 0)
+    np.testing.assert_array_equal(ids, select_random(Candidates(pool.ids, pool.lengths, uses), 3, 0, BUDGET).ids)
+    assert record.theta == dict.fromkeys(["quality", "domain", "topic"], 1 / 3) and record.agent_rewards == {}
+    assert all(l.reward_mean is None and l.probes == 0 for records in record.labels.values() for l in records)
+    warm = _console(MADS, pool)
+    _, record = warm.decide(None, uses, 10 * BUDGET, 0, 0)
+    for records in record.labels.values():  # stratified over joint cells: every mix is the pool's to within a few samples
+        assert max(abs(l.chosen_share - l.pool_share) for l in records) < 0.02
+    assert warm.needs_rewards()
+
+
+@pytest.mark.parametrize("config", [RandomSelectionConfig(name="random"), StratifiedSelectionConfig(name="stratified")], ids=lambda c: c.name)
+def test_selections_without_agents_record_every_attribute(config):
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = _console(config, pool)
+    first, second = _run(console, pool, 2, uses)
+    assert uses.max() == 1 and second.reused == 0
+    assert first.theta == {} and set(first.labels) == {"quality", "domain", "topic"}
+    for records in first.labels.values():
+        assert sum(l.chosen_share for l in records) == pytest.approx(1) == sum(l.pool_share for l in records)
+    if config.name == "stratified":
+        assert max(l.chosen_share for l in first.labels["domain"]) < 1 / 7 + 0.05
+        natural = _console(StratifiedSelectionConfig(name="stratified", shares="natural"), pool)
+        mix = _run(natural, pool, 1, np.zeros(1500, np.uint16))[0].labels["domain"]
+        assert max(abs(l.chosen_share - l.pool_share) for l in mix) < 0.03
+
+
+def test_record_is_complete_json():
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = _console(MADS, pool)
+    record = _run(console, pool, 2, uses)[1]
+    again = DecisionRecord.from_json(record.to_json())
+    assert again == record
+    assert set(record.seconds) == {"probes", "update", "scoring", "exchange", "decision"} and record.seconds["probes"] == 1.5
+    assert record.direction == {"mode": "test"} and record.step == 50 and record.consumed_tokens == 123
+    chosen = console.pending
+    assert record.hash == DecisionHeader.of(1, chosen).hash and record.chosen == len(chosen)
+    lengths = dict(zip(pool.ids.tolist(), pool.lengths.tolist()))
+    assert record.chosen_tokens == sum(lengths[i] for i in chosen.tolist()) >= record.budget_tokens == BUDGET
+    for name, records in record.labels.items():
+        codes = dict(zip(pool.ids.tolist(), pool.codes(name).tolist()))
+        for j, l in enumerate(records):
+            share = sum(lengths[i] for i in chosen.tolist() if codes[i] == j) / record.chosen_tokens
+            assert l.chosen_share == pytest.approx(share, abs=1e-12) and l.probes > 0 and l.probe_tokens > 0 and l.reward_se > 0
+
+
+def test_x5_defined_errors():
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = _console(PAPER, pool)
+    with pytest.raises(ValueError, match="budget is 0"):
+        console.decide(None, uses, 0, 0, 0)
+    assert console.round == 0
+    console.decide(None, uses, BUDGET, 0, 0)
+    with pytest.raises(ValueError, match="round 1 of selection 'paper' needs rewards"):
+        console.decide(None, uses, BUDGET, 0, 0)
+    measured = _measure(console, pool)
+    measured.rewards[:2] = np.nan
+    with pytest.raises(ValueError, match=f"2 of {len(measured.rewards)} rewards are NaN.*{pool.ids[measured.probes.positions[0]]}"):
+        console.decide(measured, uses, BUDGET, 0, 0)
+    with pytest.raises(ValueError, match="needs agents"):
+        Console(OneRank(), pool, [], build_strategy(PAPER), 0)
+    with pytest.raises(ValueError, match="two agents have one name"):
+        Console(OneRank(), pool, [LabelAgent("quality"), LabelAgent("domain", name="quality")], build_strategy(PAPER), 0)
+    with pytest.raises(ValueError, match="'best' is not one of"):
+        build_strategy(SimpleNamespace(name="best"))
+    with pytest.raises(ValueError, match="shares='even'"):
+        build_strategy(StratifiedSelectionConfig(name="stratified", shares="even"))
+    with pytest.raises(ValueError, match="temperature=0.0"):
+        build_strategy(MadsSelectionConfig(name="mads", temperature=0.0))
+
+
+def test_a_score_that_is_not_finite_names_its_agent():
+    class Broken(LabelAgent):
+        def score(self, view):
+            scores = super().score(view)
+            scores[:3] = np.nan
+            return scores
+
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = Console(OneRank(), pool, [LabelAgent("quality"), Broken("domain")], build_strategy(PAPER), 3)
+    console.decide(None, uses, BUDGET, 0, 0)
+    with pytest.raises(ValueError, match="agent 'domain' gave 3 of 1500"):
+        console.decide(_measure(console, pool), uses, BUDGET, 50, 0)
