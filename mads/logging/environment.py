@@ -16,7 +16,8 @@ from mads.logging.metrics import write_atomically
 
 ENVIRONMENT = "environment.json"
 PACKAGES = (
-    "mads torch deepspeed numpy sentencepiece tokenizers pyarrow safetensors scikit-learn hydra-core omegaconf wandb flash-attn triton"
+    "mads torch deepspeed numpy sentencepiece tokenizers pyarrow safetensors scikit-learn hydra-core omegaconf "
+    "wandb flash-attn triton"
 ).split()
 _HOME = re.compile(r"(?:/home|/Users|[A-Za-z]:\\Users)[/\\][^/\\\s]+|(?<![\w.-])/root(?=/|$)")
 
@@ -32,7 +33,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def git_state(folder: str | os.PathLike | None = None) -> dict[str, Any] | None:
     """{"commit": hash, "modified": whether tracked files differ from it}; None outside a checkout.
 
-    folder: of the code, by default mads' own. A package installed inside some other checkout does not count: its files are not tracked.
+    folder: of the code, by default mads' own. A package installed inside some other checkout does not count, its files are not
+        tracked.
     """
     folder = Path(folder) if folder is not None else Path(__file__).resolve().parent.parent
     commit = _git(folder, "rev-parse", "HEAD")

@@ -71,7 +71,7 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ValueError(f"{path}, line {number}: {error}; the file was edited or damaged, mend or remove that line") from error
+            raise ValueError(f"{path}, line {number}: {error}; the file is damaged, mend or remove that line") from error
         values.append(value)
     return values
 

@@ -66,9 +66,11 @@ def ranking(rows: list[LabelRecord], by: str) -> str:
 
 def decision_block(record: DecisionRecord) -> str:
     """What was decided: tokens, theta as bars, labels ranked by weight (by chosen share where no agent gave weights), notes."""
-    lines = [f"  round {record.round} at step {record.step}: {record.selection} chose {count(record.chosen)} samples, "
-             f"{count(record.chosen_tokens)} of {count(record.budget_tokens)} tokens asked for, {record.reused} used before, "
-             f"in {duration(sum(record.seconds.values()))}"]
+    lines = [
+        f"  round {record.round} at step {record.step}: {record.selection} chose {count(record.chosen)} samples, "
+        f"{count(record.chosen_tokens)} of {count(record.budget_tokens)} tokens asked for, {record.reused} used before, "
+        f"in {duration(sum(record.seconds.values()))}"
+    ]
     names = [*record.theta, *record.labels]
     width = max(map(len, names), default=0)
     for agent, theta in record.theta.items():

@@ -33,7 +33,7 @@ def stored_run_id(run_dir: str | os.PathLike, run_id: str | None = None) -> str:
 
 
 def flatten(value: dict[str, Any], prefix: str) -> dict[str, float]:
-    """{"train/loss": 1.0, "train/heldout/news": 2.0}: the numbers of a line under slash-joined names; the rest is left to the files."""
+    """The numbers of a line under slash-joined names ({"eval/heldout/news": 2.0}); the rest is left to the files."""
     flat: dict[str, float] = {}
     for name, item in value.items():
         if isinstance(item, dict):
@@ -77,10 +77,17 @@ class WandbSink:
         """Send theta, the agents' rewards and every label's weight and share."""
         if self._run is None:
             return
-        labels = {agent: {r.label: {"weight": r.weight, "chosen_share": r.chosen_share} for r in rows}
-                  for agent, rows in record.labels.items()}
-        numbers = {"round": record.round, "theta": record.theta, "agent_rewards": record.agent_rewards, "labels": labels,
-                   "seconds": record.seconds}
+        labels = {
+            agent: {r.label: {"weight": r.weight, "chosen_share": r.chosen_share} for r in rows}
+            for agent, rows in record.labels.items()
+        }
+        numbers = {
+            "round": record.round,
+            "theta": record.theta,
+            "agent_rewards": record.agent_rewards,
+            "labels": labels,
+            "seconds": record.seconds,
+        }
         self._run.log({"step": record.step, **flatten(numbers, "decision")})
 
     def finish(self) -> None:
@@ -99,12 +106,18 @@ def _start(mode: str, project: str, run_dir: Path, config: dict[str, Any], run_i
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RuntimeError(f"logging.wandb=online needs a W&B API key and found none; {remedy}")
         run = wandb.init(
-            mode=mode, project=project, dir=str(run_dir), config=config, id=run_id, name=run_dir.name, resume="allow",
+            mode=mode,
+            project=project,
+            dir=str(run_dir),
+            config=config,
+            id=run_id,
+            name=run_dir.name,
+            resume="allow",
             settings=wandb.Settings(console="off", disable_code=True, disable_git=True, silent=True),
         )
     except wandb.errors.Error as error:
         raise RuntimeError(f"W&B could not start in mode {mode} ({error}); {remedy}") from error
-    # A resumed run repeats steps behind W&B's own counter, which would drop them: our step is a metric, and the axis of all others.
+    # A resumed run repeats steps behind W&B's own counter, which would drop them: our step is a metric, the axis of all others.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run

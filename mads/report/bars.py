@@ -24,7 +24,8 @@ def _open(title: str, height: float) -> str:
 
 def _name(name: str, edge: float, y: float) -> str:
     shown = shorten(name, edge - 4)
-    return f'<text class="name" x="{edge - 8:.1f}" y="{y:.1f}" text-anchor="end"><title>{escape(name)}</title>{escape(shown)}</text>'
+    text = f"<title>{escape(name)}</title>{escape(shown)}"
+    return f'<text class="name" x="{edge - 8:.1f}" y="{y:.1f}" text-anchor="end">{text}</text>'
 
 
 def _name_room(names: list[str]) -> float:
@@ -39,7 +40,8 @@ def bar_chart(title: str, bars: list[Bar], style: int = 0) -> str:
     for i, bar in enumerate(bars):
         y = i * row + 3
         parts.append(_name(bar.name, edge, y + 14))
-        parts.append(f'<rect class="fill s{style}" x="{edge:.1f}" y="{y}" width="{max(0.0, x(bar.value) - edge):.1f}" height="18"/>')
+        length = max(0.0, x(bar.value) - edge)
+        parts.append(f'<rect class="fill s{style}" x="{edge:.1f}" y="{y}" width="{length:.1f}" height="18"/>')
         parts.append(f'<text class="value" x="{x(bar.value) + 6:.1f}" y="{y + 14}">{escape(bar.text)}</text>')
     return "".join(parts) + "</svg>"
 
@@ -53,8 +55,10 @@ def share_bars(title: str, rows: list[tuple[str, float, float]]) -> str:
         y = i * row + 3
         parts.append(_name(name, edge, y + 18))
         for value, css, word, top in ((chosen, "fill s0", "chosen", y), (pool, "outline", "pool", y + 15)):
-            parts.append(f'<rect class="{css}" x="{edge:.1f}" y="{top}" width="{max(0.0, x(value) - edge):.1f}" height="11">'
-                         f"<title>{escape(name)}: {word} {value:.2%}</title></rect>")
+            parts.append(
+                f'<rect class="{css}" x="{edge:.1f}" y="{top}" width="{max(0.0, x(value) - edge):.1f}" height="11">'
+                f"<title>{escape(name)}: {word} {value:.2%}</title></rect>"
+            )
             parts.append(f'<text class="value tiny" x="{x(value) + 6:.1f}" y="{top + 9.5}">{value:.1%}</text>')
     return "".join(parts) + "</svg>"
 
@@ -75,8 +79,8 @@ def interval_chart(title: str, rows: list[tuple[str, float, float]], x_label: st
         y = i * 21 + 14
         parts.append(_name(name, edge, y + 4))
         parts.append(f'<line class="error s0" x1="{x(mean - se):.1f}" x2="{x(mean + se):.1f}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle class="mark s0" cx="{x(mean):.1f}" cy="{y}" r="4"><title>{escape(name)}: {significant(mean)} ± {significant(se)}</title>'
-                     "</circle>")
-    middle = (x.start + x.end) / 2
-    parts.append(f'<text class="axis" x="{middle:.1f}" y="{bottom + 14 + FONT + 5}" text-anchor="middle">{escape(x_label)}</text>')
+        hover = f"<title>{escape(name)}: {significant(mean)} ± {significant(se)}</title>"
+        parts.append(f'<circle class="mark s0" cx="{x(mean):.1f}" cy="{y}" r="4">{hover}</circle>')
+    middle, base = (x.start + x.end) / 2, bottom + 14 + FONT + 5
+    parts.append(f'<text class="axis" x="{middle:.1f}" y="{base}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join(parts) + "</svg>"

@@ -38,8 +38,11 @@ def time_section(runs: list[Run]) -> str:
     choosing = {p: phases[p] for p in SELECTION_PHASES if p in phases}
     if choosing:
         words = [Bar(p, v, f"{v / wall:.2%}") for p, v in choosing.items()]
-        charts += figure(f"Selection overhead: {overhead(run) or 0.0:.2%} of the wall time", bar_chart("selection overhead", words),
-                         "Reference pass, probe rewards, update of agents and theta, scoring of the pool, exchange, decision.")
+        charts += figure(
+            f"Selection overhead: {overhead(run) or 0.0:.2%} of the wall time",
+            bar_chart("selection overhead", words),
+            "Reference pass, probe rewards, update of agents and theta, scoring of the pool, exchange, decision.",
+        )
     else:
         charts += paragraph("No time was spent on selection phases.", "note")
     return f'<div class="pair">{charts}</div>' + (_overheads(runs) if len(runs) > 1 else "")
@@ -49,8 +52,13 @@ def _overheads(runs: list[Run]) -> str:
     rows = []
     for run in runs:
         phases, wall = run.phase_seconds(), run.wall_seconds
-        rows.append([run.name, *(f"{phases[p] / wall:.2%}" if p in phases and wall else "–" for p in SELECTION_PHASES),
-                     "–" if overhead(run) is None else f"{overhead(run):.2%}"])
+        rows.append(
+            [
+                run.name,
+                *(f"{phases[p] / wall:.2%}" if p in phases and wall else "–" for p in SELECTION_PHASES),
+                "–" if overhead(run) is None else f"{overhead(run):.2%}",
+            ]
+        )
     return "<h3>Selection overhead of every run, share of its wall time</h3>" + table(["run", *SELECTION_PHASES, "sum"], rows)
 
 
@@ -79,8 +87,13 @@ def provenance_section(run: Run) -> str:
         packages = ", ".join(f"{k} {v}" for k, v in (env.get("packages") or {}).items())
         command = " ".join(env.get("command") or [])
         starts = len(env.get("earlier_starts") or [])
-        rows = [("code", code), ("packages", packages), ("python", f"{env.get('python')} on {env.get('system')}"),
-                ("processes", f"{env.get('world_size')} × {env.get('device')}"), ("command", command)]
+        rows = [
+            ("code", code),
+            ("packages", packages),
+            ("python", f"{env.get('python')} on {env.get('system')}"),
+            ("processes", f"{env.get('world_size')} × {env.get('device')}"),
+            ("command", command),
+        ]
         rows += [("restarts", f"{starts}, the last one from step {env.get('resume_step')}")] if starts else []
         body = "".join(f'<tr><th scope="row">{escape(a)}</th><td class="text">{escape(b)}</td></tr>' for a, b in rows)
         parts.append(f'<div class="scroll"><table><tbody>{body}</tbody></table></div>')

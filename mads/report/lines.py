@@ -60,8 +60,8 @@ def marker(style: int, x: float, y: float, title: str = "", size: float = 3.2) -
 
 def key(style: int) -> str:
     """The sample of a style, for use in running text and table cells."""
-    return (f'<svg class="key" width="30" height="12" viewBox="0 0 30 12" aria-hidden="true"><line class="line {colour(style)}" x1="1" '
-            f'y1="6" x2="29" y2="6"{dash(style)}/>{marker(style, 15, 6)}</svg>')
+    line = f'<line class="line {colour(style)}" x1="1" y1="6" x2="29" y2="6"{dash(style)}/>'
+    return f'<svg class="key" width="30" height="12" viewBox="0 0 30 12" aria-hidden="true">{line}{marker(style, 15, 6)}</svg>'
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,10 @@ class LineChart:
         parts = [self._axes(x, y, width)]
         parts += [self._line(s, x, y) for s in drawn]
         parts += self._end_labels(drawn, labels, x, y, width - right, right - 18)
-        return (f'<svg class="chart{" small" if self.small else ""}" viewBox="0 0 {width:g} {height:g}" role="img" '
-                f'aria-label="{escape(self.title)}">{"".join(parts)}</svg>')
+        return (
+            f'<svg class="chart{" small" if self.small else ""}" viewBox="0 0 {width:g} {height:g}" role="img" '
+            f'aria-label="{escape(self.title)}">{"".join(parts)}</svg>'
+        )
 
     def _label(self, series: Series) -> str:
         value = self.y_text(series.points[-1][1])
@@ -115,8 +117,8 @@ class LineChart:
             parts.append(f'<line class="rule" x1="{x(v):.1f}" x2="{x(v):.1f}" y1="{y.start:.1f}" y2="{y.start + 4:.1f}"/>')
             parts.append(f'<text class="tick" x="{x(v):.1f}" y="{y.start + 17:.1f}" text-anchor="middle">{text}</text>')
         parts.append(f'<line class="rule" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}"/>')
-        middle = (x.start + x.end) / 2
-        parts.append(f'<text class="axis" x="{middle:.1f}" y="{y.start + 33:.1f}" text-anchor="middle">{escape(self.x_label)}</text>')
+        middle, base = (x.start + x.end) / 2, y.start + 33
+        parts.append(f'<text class="axis" x="{middle:.1f}" y="{base:.1f}" text-anchor="middle">{escape(self.x_label)}</text>')
         return "".join(parts)
 
     def _x_ticks(self, x: Scale) -> list[tuple[float, str]]:
@@ -132,12 +134,17 @@ class LineChart:
     def _line(self, series: Series, x: Scale, y: Scale) -> str:
         points, k = thin(series.points)
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
-        out = [f'<polyline class="line {colour(series.style)}" data-series="{escape(series.name)}" data-mean-of="{k}" '
-               f'points="{path}"{dash(series.style)}><title>{escape(series.name)}</title></polyline>']
+        out = [
+            f'<polyline class="line {colour(series.style)}" data-series="{escape(series.name)}" data-mean-of="{k}" '
+            f'points="{path}"{dash(series.style)}><title>{escape(series.name)}</title></polyline>'
+        ]
         shown = points if len(points) <= MARKED else points[-1:]
         for a, b in shown:
-            out.append(marker(series.style, x(a), y(b), f"{series.name}: {self.y_text(b)} at {self.x_text(a)}",
-                              2.4 if self.small else 3.2))
+            out.append(
+                marker(
+                    series.style, x(a), y(b), f"{series.name}: {self.y_text(b)} at {self.x_text(a)}", 2.4 if self.small else 3.2
+                )
+            )
         return "".join(out)
 
     def _end_labels(self, drawn: list[Series], labels: list[str], x: Scale, y: Scale, edge: float, room: float) -> list[str]:
@@ -145,10 +152,14 @@ class LineChart:
         parts = []
         for series, text, place in zip(drawn, labels, places):
             end_x, end_y = x(series.points[-1][0]), y(series.points[-1][1])
-            parts.append(f'<line class="leader {colour(series.style)}" x1="{end_x + 4:.1f}" y1="{end_y:.1f}" '
-                         f'x2="{edge + 12:.1f}" y2="{place:.1f}"/>')
-            parts.append(f'<text class="label {colour(series.style)}" x="{edge + 14:.1f}" y="{place + 4:.1f}">'
-                         f"<title>{escape(text)}</title>{escape(self._fit(series, text, room))}</text>")
+            parts.append(
+                f'<line class="leader {colour(series.style)}" x1="{end_x + 4:.1f}" y1="{end_y:.1f}" '
+                f'x2="{edge + 12:.1f}" y2="{place:.1f}"/>'
+            )
+            parts.append(
+                f'<text class="label {colour(series.style)}" x="{edge + 14:.1f}" y="{place + 4:.1f}">'
+                f"<title>{escape(text)}</title>{escape(self._fit(series, text, room))}</text>"
+            )
         return parts
 
     def _fit(self, series: Series, text: str, room: float) -> str:

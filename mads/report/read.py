@@ -48,8 +48,10 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return max([*(int(v["step"]) for v in self.train[-1:] + self.evals[-1:]), *([int(self.end["steps"])] if self.end else [])],
-                   default=0)
+        return max(
+            [*(int(v["step"]) for v in self.train[-1:] + self.evals[-1:]), *([int(self.end["steps"])] if self.end else [])],
+            default=0,
+        )
 
     @property
     def wall_seconds(self) -> float:
@@ -101,14 +103,26 @@ def read_run(folder: str | Path) -> Run:
     except (ValueError, TypeError, KeyError, OmegaConfBaseException) as error:
         raise DataError(f"{folder} cannot be read as a run folder: {error}") from error
     if not lines:
-        raise DataError(f"{folder / METRICS} is empty: the run stopped before its first log interval; train longer or lower "
-                        "train.log_interval")
+        raise DataError(
+            f"{folder / METRICS} is empty: the run stopped before its first log interval; train longer or lower "
+            "train.log_interval"
+        )
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_kind.setdefault(line.get("kind", "?"), []).append(line)
     name = folder.resolve().name
-    return Run(name, folder, config_text, config if isinstance(config, dict) else {}, environment, by_kind.get("train", []),
-               by_kind.get("eval", []), by_kind.get("phase", []), (by_kind.get("end") or [None])[-1], decisions)
+    return Run(
+        name,
+        folder,
+        config_text,
+        config if isinstance(config, dict) else {},
+        environment,
+        by_kind.get("train", []),
+        by_kind.get("eval", []),
+        by_kind.get("phase", []),
+        (by_kind.get("end") or [None])[-1],
+        decisions,
+    )
 
 
 def read_runs(folders: list[str | Path]) -> list[Run]:

@@ -16,8 +16,7 @@ COLUMNS = 12  # rounds in one table
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _by_round(title: str, series: list[Series], y_label: str, y_text: Callable[[float], str] = fixed,
-              **options: Any) -> str:
+def _by_round(title: str, series: list[Series], y_label: str, y_text: Callable[[float], str] = fixed, **options: Any) -> str:
     return LineChart(title, series, "round", y_label, lambda v: f"round {v:g}", y_text, integer_x=True, **options).svg()
 
 
@@ -37,15 +36,23 @@ def theta_section(run: Run) -> str:
     if not agents:
         return no_agents(run)
     lines = [Series(a, [(d.round, d.theta[a]) for d in run.decisions if a in d.theta], i) for i, a in enumerate(agents)]
-    charts = figure("Collaborative weight of each agent", _by_round("theta by round", lines, "theta", y_include=(0.0,)),
-                    "The weight with which each agent's scores entered the round's decision.")
-    power, scale, unit = _scaled([r for d in run.decisions for r in d.agent_rewards.values()])
-    rewards = [Series(a, [(d.round, d.agent_rewards[a] * scale) for d in run.decisions if a in d.agent_rewards], i)
-               for i, a in enumerate(agents)]
+    charts = figure(
+        "Collaborative weight of each agent",
+        _by_round("theta by round", lines, "theta", y_include=(0.0,)),
+        "The weight with which each agent's scores entered the round's decision.",
+    )
+    _, scale, unit = _scaled([r for d in run.decisions for r in d.agent_rewards.values()])
+    rewards = [
+        Series(a, [(d.round, d.agent_rewards[a] * scale) for d in run.decisions if a in d.agent_rewards], i)
+        for i, a in enumerate(agents)
+    ]
     if any(s.points for s in rewards):
-        charts += figure("Reward of each agent", _by_round("agent reward by round", rewards, f"R{unit}", significant, y_include=(0.0,)),
-                         "How well the agent's weights agreed with the round's rewards (Eq. 7); theta moves by its difference from the "
-                         "agents' mean.")
+        charts += figure(
+            "Reward of each agent",
+            _by_round("agent reward by round", rewards, f"R{unit}", significant, y_include=(0.0,)),
+            "How well the agent's weights agreed with the round's rewards (Eq. 7); theta moves by its difference "
+            "from the agents' mean.",
+        )
     else:
         charts += paragraph("No round had rewards, so theta was not moved.", "note")
     return f'<div class="pair">{charts}</div>'
@@ -97,24 +104,48 @@ def _agent_block(run: Run, agent: str) -> str:
         left_out = len(rows) - len(known)
         caption = "Dot: mean reward of the label's probes; bar: one standard error to each side. Positive helps the references."
         caption += f" {left_out} label{'s' if left_out > 1 else ''} without a probe not shown." if left_out else ""
-        charts += figure(f"Rewards of round {rewarded[-1].round}", interval_chart(f"rewards of agent {agent}", drawn, f"reward{unit}"),
-                         caption)
-    return f'<h3>Agent {escape(agent)}</h3><div class="pair">{charts}</div>' + _ranking(run, agent, order, history, rows, unit, scale)
+        charts += figure(
+            f"Rewards of round {rewarded[-1].round}", interval_chart(f"rewards of agent {agent}", drawn, f"reward{unit}"), caption
+        )
+    return f'<h3>Agent {escape(agent)}</h3><div class="pair">{charts}</div>' + _ranking(
+        run, agent, order, history, rows, unit, scale
+    )
 
 
-def _ranking(run: Run, agent: str, order: list[str], history: dict, rewarded: dict[str, LabelRecord], unit: str, scale: float) -> str:
+def _ranking(
+    run: Run, agent: str, order: list[str], history: dict, rewarded: dict[str, LabelRecord], unit: str, scale: float
+) -> str:
     final = _rows(run.decisions[-1], agent)
-    head = ["label", "rank", "weight", "first weight", f"reward{unit}", "± SE", "probes", "probe tokens", "pool share", "chosen share"]
+    head = [
+        "label",
+        "rank",
+        "weight",
+        "first weight",
+        f"reward{unit}",
+        "± SE",
+        "probes",
+        "probe tokens",
+        "pool share",
+        "chosen share",
+    ]
     body = []
     for rank, label in enumerate(order, start=1):
         row, seen = final.get(label), rewarded.get(label)
         mean = None if seen is None else seen.reward_mean
-        body.append([
-            label, str(rank), fixed(history[label][-1][1]), fixed(history[label][0][1]),
-            "–" if mean is None else fixed(mean * scale),
-            "–" if seen is None or seen.reward_se is None else fixed(seen.reward_se * scale),
-            "–" if seen is None else str(seen.probes), "–" if seen is None else str(seen.probe_tokens),
-            "–" if row is None else f"{row.pool_share:.1%}", "–" if row is None else f"{row.chosen_share:.1%}"])
+        body.append(
+            [
+                label,
+                str(rank),
+                fixed(history[label][-1][1]),
+                fixed(history[label][0][1]),
+                "–" if mean is None else fixed(mean * scale),
+                "–" if seen is None or seen.reward_se is None else fixed(seen.reward_se * scale),
+                "–" if seen is None else str(seen.probes),
+                "–" if seen is None else str(seen.probe_tokens),
+                "–" if row is None else f"{row.pool_share:.1%}",
+                "–" if row is None else f"{row.chosen_share:.1%}",
+            ]
+        )
     return table(head, body)
 
 
@@ -125,8 +156,11 @@ def mix_section(run: Run) -> str:
     names = _agents(run)
     if not names:
         return paragraph("The decisions recorded no mix.")
-    intro = paragraph("Share of each label in what was chosen, round by round, against its share of the pool. Blue cells hold more than the "
-                      "pool's share and are marked +, orange cells hold less and are marked −; the stronger the colour, the larger the ratio.")
+    intro = paragraph(
+        "Share of each label in what was chosen, round by round, against its share of the pool. Blue cells hold more "
+        "than the pool's share and are marked +, orange cells hold less and are marked −; the stronger the colour, the "
+        "larger the ratio."
+    )
     bars = "".join(_mix_bars(run, name) for name in names)
     return f'<div class="pair">{bars}</div><h3>Round by round</h3>{intro}' + "".join(_mix_table(run, name) for name in names)
 
@@ -188,7 +222,9 @@ def direction_section(run: Run) -> str:
             bars = [Bar(k, v, f"{v:.1%}") for k, v in sorted(group.items(), key=lambda item: -item[1])]
             parts.append(figure(f"{name}, round {final.round}", bar_chart(name, bars), "Share of |v|² by parameter group."))
         else:
-            parts.append(figure(f"{name}, round {final.round}", table(["", "value"], [[k, f"{v:.4g}"] for k, v in group.items()])))
+            parts.append(
+                figure(f"{name}, round {final.round}", table(["", "value"], [[k, f"{v:.4g}"] for k, v in group.items()]))
+            )
     scalars = list(dict.fromkeys(k for d in with_direction for k, v in d.direction.items() if not isinstance(v, dict)))
     if scalars:
         shown = _evenly(with_direction, COLUMNS)
@@ -211,8 +247,20 @@ def decision_section(run: Run) -> str:
     if not run.decisions:
         return _none(run)
     head = ["round", "at step", "samples", "tokens chosen", "tokens asked for", "used before", "hash"]
-    rows = [[str(d.round), str(d.step), f"{d.chosen:,}", f"{d.chosen_tokens:,}", f"{d.budget_tokens:,}", f"{d.reused:,}",
-             f"{d.hash & (2**64 - 1):016x}"] for d in run.decisions]
+    rows = [
+        [
+            str(d.round),
+            str(d.step),
+            f"{d.chosen:,}",
+            f"{d.chosen_tokens:,}",
+            f"{d.budget_tokens:,}",
+            f"{d.reused:,}",
+            f"{d.hash & (2**64 - 1):016x}",
+        ]
+        for d in run.decisions
+    ]
     notes = "".join(f"<li>Round {d.round}: {escape(note)}</li>" for d in run.decisions for note in d.notes)
-    listed = f"<h3>Notes</h3><ul>{notes}</ul>" if notes else paragraph("No decision carries a note: every round got what it asked for.", "note")
+    listed = paragraph("No decision carries a note: every round got what it asked for.", "note")
+    if notes:
+        listed = f"<h3>Notes</h3><ul>{notes}</ul>"
     return listed + f"<details><summary>All {len(rows)} decisions</summary>{table(head, rows)}</details>"

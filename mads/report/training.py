@@ -56,14 +56,23 @@ def headline(runs: list[Run]) -> str:
     """Title, what ran, and the result figures; differences to other runs at equal tokens."""
     run = runs[0]
     model = run.config.get("model") or {}
-    what = [f"selection {run.selection or 'unknown'}", f"{run.steps} steps", tokens(run.tokens), f"{duration(run.wall_seconds)} wall time"]
+    what = [
+        f"selection {run.selection or 'unknown'}",
+        f"{run.steps} steps",
+        tokens(run.tokens),
+        f"{duration(run.wall_seconds)} wall time",
+    ]
     if model.get("num_layers") and model.get("hidden_size"):
         what.insert(1, f"{model['num_layers']} layers of width {model['hidden_size']}")
     if run.environment:
         what.append(f"{run.environment.get('world_size')} × {run.environment.get('device')}")
     state = "" if run.end else paragraph("The run has no end line: it is still going on, or it was stopped.", "note")
     tiles = [
-        ("Training loss", _show(final_loss(run), nats), f"nats per token, mean of the last {min(TAIL, len(run.train))} log lines"),
+        (
+            "Training loss",
+            _show(final_loss(run), nats),
+            f"nats per token, mean of the last {min(TAIL, len(run.train))} log lines",
+        ),
         ("Held-out loss", _show(last(run.curve("eval", "heldout_mean")), nats), "nats per token, mean over domains"),
         ("Reference loss", _show(last(run.curve("eval", "references_mean")), nats), "nats per token, mean over tasks"),
         ("Time for selection", _show(overhead(run), lambda v: f"{v:.1%}"), "of the wall time"),
@@ -80,14 +89,35 @@ def _peak(run: Run) -> float | None:
 
 
 def _comparison(runs: list[Run]) -> str:
-    head = ["run", "selection", "steps", "tokens", "training loss", "held-out", "references", "wall time", "tokens/s", "selection time"]
+    head = [
+        "run",
+        "selection",
+        "steps",
+        "tokens",
+        "training loss",
+        "held-out",
+        "references",
+        "wall time",
+        "tokens/s",
+        "selection time",
+    ]
     rows = []
     for run in runs:
         speed = [y for _, y in run.curve("train", "tokens_per_second")]
-        rows.append([run.name, run.selection or "unknown", str(run.steps), compact(run.tokens), _show(final_loss(run), nats),
-                     _show(last(run.curve("eval", "heldout_mean")), nats), _show(last(run.curve("eval", "references_mean")), nats),
-                     duration(run.wall_seconds), _show(sum(speed) / len(speed) if speed else None, compact),
-                     _show(overhead(run), lambda v: f"{v:.1%}")])
+        rows.append(
+            [
+                run.name,
+                run.selection or "unknown",
+                str(run.steps),
+                compact(run.tokens),
+                _show(final_loss(run), nats),
+                _show(last(run.curve("eval", "heldout_mean")), nats),
+                _show(last(run.curve("eval", "references_mean")), nats),
+                duration(run.wall_seconds),
+                _show(sum(speed) / len(speed) if speed else None, compact),
+                _show(overhead(run), lambda v: f"{v:.1%}"),
+            ]
+        )
     sentences = []
     for other in runs[1:]:
         for word, name in (("held-out", "heldout_mean"), ("reference", "references_mean")):
@@ -95,13 +125,17 @@ def _comparison(runs: list[Run]) -> str:
             if pair:
                 place, mine, theirs = pair
                 verb = "below" if mine < theirs else "above" if mine > theirs else "away from"
-                sentences.append(f"At {tokens(place)} the mean {word} loss of {runs[0].name} is {abs(mine - theirs):.3f} nats {verb} that of "
-                                 f"{other.name} ({mine:.3f} against {theirs:.3f}).")
+                sentences.append(
+                    f"At {tokens(place)} the mean {word} loss of {runs[0].name} is {abs(mine - theirs):.3f} nats {verb} "
+                    f"that of {other.name} ({mine:.3f} against {theirs:.3f})."
+                )
     if not sentences:
-        return table(head, rows) + paragraph("The runs share no token count at which both were evaluated, so their losses are not "
-                                             "compared here.", "note")
+        return table(head, rows) + paragraph(
+            "The runs share no token count at which both were evaluated, so their " "losses are not compared here.", "note"
+        )
     listed = "".join(f"<li>{escape(s)}</li>" for s in sentences)
-    return f'{table(head, rows)}<ul>{listed}</ul>' + paragraph("One run each: a difference between two runs is not yet a result.", "note")
+    caution = paragraph("One run each: a difference between two runs is not yet a result.", "note")
+    return f"{table(head, rows)}<ul>{listed}</ul>{caution}"
 
 
 def keys(runs: list[Run]) -> str:
@@ -129,7 +163,9 @@ def _with_zoom(title: str, series: list[Series], caption: str = "") -> str:
     late = _late(series, 0.5)
     charts = figure(title, loss_chart(title, series), caption)
     if max(len(s.points) for s in late) >= ZOOM:
-        charts += figure(f"{title}, second half", loss_chart(f"{title}, second half", late), "The same lines on a scale of their own.")
+        charts += figure(
+            f"{title}, second half", loss_chart(f"{title}, second half", late), "The same lines on a scale of their own."
+        )
     return f'<div class="pair">{charts}</div>'
 
 
@@ -162,9 +198,15 @@ def eval_section(runs: list[Run], group: str, mean: str, what: str, each: str) -
     panels = []
     for name in names:
         lines = _late(_series(runs, "eval", group, name), PANEL_START)
-        panels.append(figure(name, loss_chart(f"{what}: {name}", lines, small=True)) if any(s.points for s in lines)
-                      else figure(name, paragraph("No finite value.", "note")))
+        panels.append(
+            figure(name, loss_chart(f"{what}: {name}", lines, small=True))
+            if any(s.points for s in lines)
+            else figure(name, paragraph("No finite value.", "note"))
+        )
     if panels:
-        note = paragraph(f"From {PANEL_START:.0%} of the tokens on, each panel on a scale of its own; the numbers are the last values.", "note")
+        note = paragraph(
+            f"From {PANEL_START:.0%} of the tokens on, each panel on a scale of its own; the numbers are the last " "values.",
+            "note",
+        )
         parts.append(f'<h3>By {each}</h3>{note}{keys(runs)}<div class="multiples">{"".join(panels)}</div>')
     return "".join(parts)

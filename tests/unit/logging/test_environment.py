@@ -7,8 +7,13 @@ from mads.logging.environment import git_state
 
 
 def git(folder, *arguments):
-    done = subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments],
-                          cwd=folder, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.strip()
 
 

@@ -10,7 +10,9 @@ from mads.logging import MetricsWriter, read_lines, truncate_after
 
 def decision(round_, step):
     label = LabelRecord("news", 0.5 + round_, 0.01, 0.002, 8, 900, 0.3, 0.4)
-    return DecisionRecord(round_, step, step * 100, "mads", {"domain": 1.0}, {"domain": 0.2}, {"domain": [label]}, 10, 1000, 1000, 0, 7)
+    return DecisionRecord(
+        round_, step, step * 100, "mads", {"domain": 1.0}, {"domain": 0.2}, {"domain": [label]}, 10, 1000, 1000, 0, 7
+    )
 
 
 def live(writer, steps):

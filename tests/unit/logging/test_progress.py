@@ -6,8 +6,16 @@ from mads.console.record import DecisionRecord, LabelRecord
 from mads.logging import Progress
 from mads.logging.progress import count, duration
 
-LINE = {"kind": "train", "step": 20, "tokens": 81920, "loss": 5.25, "lr": 1e-3, "grad_norm": 1.5, "seconds": 4.0,
-        "tokens_per_second": 20480.0}
+LINE = {
+    "kind": "train",
+    "step": 20,
+    "tokens": 81920,
+    "loss": 5.25,
+    "lr": 1e-3,
+    "grad_norm": 1.5,
+    "seconds": 4.0,
+    "tokens_per_second": 20480.0,
+}
 
 
 def shown(call, **options):
@@ -16,8 +24,10 @@ def shown(call, **options):
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("value, text", [(0, "0"), (999, "999"), (1000, "1.00k"), (12345, "12.3k"), (999_999, "1.00M"),
-                                         (123456, "123k"), (31.5e9, "31.5B")])
+@pytest.mark.parametrize(
+    "value, text",
+    [(0, "0"), (999, "999"), (1000, "1.00k"), (12345, "12.3k"), (999_999, "1.00M"), (123456, "123k"), (31.5e9, "31.5B")],
+)
 def test_count_has_three_digits(value, text):
     assert count(value) == text
 
@@ -38,13 +48,29 @@ def test_eval_and_end_lines():
     line = {"kind": "eval", "step": 5, "heldout": {"news": 4.5}, "references": {}, "heldout_mean": 4.5, "references_mean": None}
     text = shown(lambda p: p.metrics(line))
     assert "held-out 4.5000 (news 4.500)" in text and "references" not in text
-    assert "10 steps, 1.00k tokens in 1m01s" in shown(lambda p: p.metrics({"kind": "end", "steps": 10, "tokens": 1000, "seconds": 61}))
+    assert "10 steps, 1.00k tokens in 1m01s" in shown(
+        lambda p: p.metrics({"kind": "end", "steps": 10, "tokens": 1000, "seconds": 61})
+    )
 
 
 def test_a_decision_shows_theta_bars_and_ranked_labels():
     rows = [LabelRecord(f"label{i:02d}", weight=i / 10, chosen_share=(19 - i) / 100) for i in range(20)]
-    record = DecisionRecord(3, 150, 10_000, "mads", {"domain": 0.75, "quality": 0.25}, {}, {"domain": rows}, 10, 900, 1000, 2, 1,
-                            notes=["ran short"], seconds={"scoring": 2.0})
+    record = DecisionRecord(
+        3,
+        150,
+        10_000,
+        "mads",
+        {"domain": 0.75, "quality": 0.25},
+        {},
+        {"domain": rows},
+        10,
+        900,
+        1000,
+        2,
+        1,
+        notes=["ran short"],
+        seconds={"scoring": 2.0},
+    )
     text = shown(lambda p: p.decision(record))
     bars = {line.split()[1]: line.count("#") for line in text.splitlines() if "theta" in line}
     assert bars == {"domain": 15, "quality": 5}

@@ -10,9 +10,11 @@ from mads.logging.wandb import flatten, stored_run_id
 
 
 def test_disabled_needs_neither_package_nor_files(tmp_path):
-    code = ("import sys; sys.modules['wandb'] = None\n"
-            "from mads.logging import WandbSink\n"
-            f"s = WandbSink('disabled', 'mads', {str(tmp_path)!r}, {{}}); s.log({{'kind': 'train', 'step': 1}}); s.finish()")
+    code = (
+        "import sys; sys.modules['wandb'] = None\n"
+        "from mads.logging import WandbSink\n"
+        f"s = WandbSink('disabled', 'mads', {str(tmp_path)!r}, {{}}); s.log({{'kind': 'train', 'step': 1}}); s.finish()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not list(tmp_path.iterdir())
 

@@ -98,8 +98,10 @@ def test_training_loss_is_drawn_from_every_log_line_of_both_runs(runs):
         assert_same_shape(page.line("Training loss, second half", run.name), half)
 
 
-@pytest.mark.parametrize("group, mean, word, each", [("heldout", "heldout_mean", "held-out loss", LABELS["domain"]),
-                                                     ("references", "references_mean", "reference loss", TASKS)])
+@pytest.mark.parametrize(
+    "group, mean, word, each",
+    [("heldout", "heldout_mean", "held-out loss", LABELS["domain"]), ("references", "references_mean", "reference loss", TASKS)],
+)
 def test_evaluations_are_drawn_from_the_file(runs, group, mean, word, each):
     mads, other, page = runs
     for run in (mads, other):
@@ -156,7 +158,9 @@ def test_time_and_selection_overhead_add_up(runs):
     mads, other, page = runs
     for run in (mads, other):
         lines = read_lines(run / "metrics.jsonl")
-        wall = max(next(v["seconds"] for v in lines if v["kind"] == "end"), sum(v["seconds"] for v in lines if v["kind"] == "train"))
+        wall = max(
+            next(v["seconds"] for v in lines if v["kind"] == "end"), sum(v["seconds"] for v in lines if v["kind"] == "train")
+        )
         spent = {}
         for v in lines:
             if v["kind"] == "phase":
@@ -207,13 +211,30 @@ def test_a_run_without_agents_says_so_and_still_shows_its_mix(runs):
 
 
 def test_missing_pieces_give_sentences_not_empty_charts(tmp_path):
-    line = {"kind": "train", "step": 1, "tokens": 10, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "seconds": 1.0,
-            "tokens_per_second": 10.0, "round": 0, "memory_mib": 1.0, "step_seconds": 1.0}
+    line = {
+        "kind": "train",
+        "step": 1,
+        "tokens": 10,
+        "loss": 2.0,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "seconds": 1.0,
+        "tokens_per_second": 10.0,
+        "round": 0,
+        "memory_mib": 1.0,
+        "step_seconds": 1.0,
+    }
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     page = Page(write_report(tmp_path))
-    for section, words in {"heldout": "No held-out loss", "references": "No reference loss", "theta": "recorded no decision",
-                           "labels": "recorded no decision", "mix": "recorded no decision", "time": "No phase timings",
-                           "provenance": "config.yaml is missing"}.items():
+    for section, words in {
+        "heldout": "No held-out loss",
+        "references": "No reference loss",
+        "theta": "recorded no decision",
+        "labels": "recorded no decision",
+        "mix": "recorded no decision",
+        "time": "No phase timings",
+        "provenance": "config.yaml is missing",
+    }.items():
         assert words in page.text[section]
     assert "no end line" in page.text[""]
     assert len(page.line("Training loss", tmp_path.name)) == 1

@@ -5,7 +5,9 @@ import pytest
 from mads.report.scale import Scale, compact, fixed, shorten, spread, text_width, tick_texts, ticks
 
 
-@pytest.mark.parametrize("low, high", [(0, 1), (3.61, 8.4), (-0.002, 0.0031), (0, 31_500_000_000), (1e-12, 3e-12), (1_000_000, 1_000_900), (-5, -4.9)])
+@pytest.mark.parametrize(
+    "low, high", [(0, 1), (3.61, 8.4), (-0.002, 0.0031), (0, 31_500_000_000), (1e-12, 3e-12), (1_000_000, 1_000_900), (-5, -4.9)]
+)
 def test_ticks_are_round_inside_and_told_apart(low, high):
     values = ticks(low, high)
     assert 2 <= len(values) <= 10 and all(low - 1e-9 * (high - low) <= v <= high + 1e-9 * (high - low) for v in values)
