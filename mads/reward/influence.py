@@ -7,7 +7,6 @@ reward therefore means that training on x lowers the reference loss.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import Sequence
 
 import numpy as np
@@ -15,18 +14,9 @@ import torch
 
 from mads.eval.losses import FixedBatches, spread
 from mads.reward.direction import Direction, make_direction, preconditioned
+from mads.reward.probes import Probes, RoundRewards
 from mads.reward.reference import ReferenceTask
 from mads.train.interface import RewardModel
-
-
-@dataclass
-class RewardResult:
-    """rewards: float64 [n], per target; targets: int64 [n]; direction: diagnostics for the record; seconds: per phase."""
-
-    rewards: np.ndarray
-    targets: np.ndarray
-    direction: dict
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def resolve_mode(mode: str, dtype: torch.dtype) -> str:
@@ -105,8 +95,8 @@ class Rewarder:
                 sides.append(spread(batches, self._model.sample_losses, self._topology))
         return (sides[0] - sides[1]) / (2.0 * step)
 
-    def __call__(self, samples: Sequence[np.ndarray], round_: int) -> RewardResult:
-        """Rewards of the round's probes. The model is left bit for bit as it was."""
+    def __call__(self, probes: Probes, samples: Sequence[np.ndarray], round_: int) -> RoundRewards:
+        """Rewards of the round's probes, whose tokens are `samples`. The model is left bit for bit as it was."""
         started = time.perf_counter()
         with self._model.undisturbed():
             direction = self.direction(round_)
@@ -114,4 +104,4 @@ class Rewarder:
             rewards, targets = self.rewards(direction, samples)
         ended = time.perf_counter()
         diagnostics = {"mode": self.mode, "norm": direction.norm, "shares": direction.shares, "top_share": direction.top_share}
-        return RewardResult(rewards, targets, diagnostics, {"reference": between - started, "probes": ended - between})
+        return RoundRewards(probes, rewards, targets, diagnostics, {"reference": between - started, "probes": ended - between})

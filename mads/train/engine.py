@@ -78,6 +78,7 @@ class TrainEngine:
         self.grad_clip = float(optim.grad_clip)
         self.betas = (optim.beta1, optim.beta2)
         self.eps = optim.eps
+        self.shapes = {name: parameter.shape for name, parameter in named_logical_parameters(module)}  # whole, before ZeRO 3 cuts
         self.logical_names = {parameter: name for name, parameter in named_logical_parameters(module)}
         self.engine, *_ = deepspeed.initialize(
             model=module,

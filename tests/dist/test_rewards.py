@@ -89,7 +89,7 @@ def check_exactness(stages, mode, dtype_name, correlation, steps):
     samples = support.random_samples(13, seed=5)
     for stage in stages:
         built = _trained(stage, dtype, steps=steps)
-        result = _rewarder(built, mode)(samples, 0)
+        result = _rewarder(built, mode)(None, samples, 0)
         expected, norm = _exact(built, samples)
         assert result.direction["norm"] == pytest.approx(norm, rel=1e-3 if dtype == torch.float32 else 0.1)
         assert sum(result.direction["shares"].values()) == pytest.approx(1.0)
@@ -130,7 +130,7 @@ def check_trace(stages, mode, accumulation, dtype_name="float32"):
             for step in range(2):
                 if disturb:
                     before = _everything(built)
-                    rewards = rewarder(samples, step).rewards
+                    rewards = rewarder(None, samples, step).rewards
                     assert np.abs(rewards).max() > 0
                     after = _everything(built)
                     assert all(torch.equal(before[k], after[k]) for k in before), (stage, mode)
@@ -185,7 +185,7 @@ def check_refusals():
     import model_support as support
 
     with pytest.raises(RuntimeError, match="changed the model"):
-        rewarder(support.random_samples(3), 0)
+        rewarder(None, support.random_samples(3), 0)
 
 
 def test_finite_difference_is_refused_in_bf16_and_a_trace_is_an_error():
@@ -203,7 +203,7 @@ def _rewards_for(stage):
         rows = support.global_batch(4, seed=step)
         micro, valid = support.micro_batches(rows, rank, world)
         built.engine.train_step(micro, valid, RATE)
-    return _rewarder(built, "ghost")(support.random_samples(17, seed=5), 0).rewards.tolist()
+    return _rewarder(built, "ghost")(None, support.random_samples(17, seed=5), 0).rewards.tolist()
 
 
 def test_rewards_do_not_depend_on_the_number_of_ranks():

@@ -1,0 +1,106 @@
+"""The command `mads`: prepare, train, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Callable, Sequence
+
+USAGE = """usage: mads COMMAND [ARGUMENTS]
+
+  prepare [key=value ...]              documents -> tokens, attributes, references, manifest
+  train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
+  report RUN [--compare RUN ...]       one HTML page from a run folder
+
+  train --cfg job [key=value ...]      show the whole configuration
+Every key=value is a Hydra override of conf/."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 1 failed, 2 bad input)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {"prepare": prepare, "train": train, "report": report}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command = commands.get(arguments[0])
+    if command is None:
+        print(f"mads: there is no command {arguments[0]!r}\n{USAGE}", file=sys.stderr)
+        return 2
+    from mads.config.compose import ConfigError
+    from mads.data.schema import DataError
+
+    try:
+        return command(arguments[1:])
+    except (ConfigError, DataError) as error:
+        print(f"mads {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def prepare(arguments: list[str]) -> int:
+    """`mads prepare`: see mads.data.prepare."""
+    from omegaconf import OmegaConf
+
+    from mads.config.compose import ConfigError, compose
+    from mads.config.factory import build, build_all
+    from mads.config.validate import validate
+    from mads.data import prepare as preparing
+
+    config = compose(arguments)
+    validate(config)
+    data = config.data
+    if not isinstance(data.dir, str) or OmegaConf.is_missing(data, "dir"):
+        raise ConfigError("data.dir is missing")
+    preparing.prepare(
+        data.dir,
+        source=build(data.source, "data.source"),
+        labellers=build_all(data.attributes, "data.attributes"),
+        references=build(data.references, "data.references"),
+        tokenizer=data.tokenizer,
+        vocab_size=config.model.vocab_size,
+        seq_length=data.seq_length,
+        min_sample_tokens=data.min_sample_tokens,
+        heldout_fraction=data.heldout_fraction,
+        shard_tokens=data.shard_tokens,
+        seed=data.seed,
+        max_rejected_fraction=data.max_rejected_fraction,
+        progress=lambda line: print(line, flush=True),
+    )
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """`mads train`: check the configuration, then start the workers, or become the only one."""
+    import torch
+
+    from mads.config.compose import compose, to_yaml
+    from mads.config.validate import validate
+    from mads.launch.processes import place, run_workers
+    from mads.train import worker
+
+    parser = argparse.ArgumentParser(prog="mads train", add_help=True)
+    parser.add_argument("--workers", type=int, help="processes on this machine; default: one per GPU, or one")
+    parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
+    known, overrides = parser.parse_known_args(arguments)
+    unknown = [o for o in overrides if o.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; configuration keys are given as key=value")
+    if known.cfg:
+        print(to_yaml(compose(overrides)), end="")
+        return 0
+    if place() is not None:
+        return worker.main(overrides)
+    workers = known.workers or (torch.cuda.device_count() if torch.cuda.is_available() else 1)
+    validate(compose(overrides), workers, torch.cuda.is_available(), overrides)
+    return worker.main(overrides) if workers == 1 else run_workers(workers, overrides)
+
+
+def report(arguments: list[str]) -> int:
+    """`mads report`: see mads.report."""
+    from mads.report.command import report_command
+
+    return report_command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

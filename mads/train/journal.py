@@ -1,0 +1,116 @@
+"""What a run writes and shows: run folder files, W&B, progress lines. Only rank 0 writes; other ranks hold a silent journal."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from mads.config.compose import to_dict, to_yaml
+from mads.logging.environment import environment, write_environment
+from mads.logging.metrics import MetricsWriter, write_atomically
+from mads.logging.progress import Progress
+from mads.logging.wandb import WandbSink
+from mads.topology import Topology
+
+
+
+def peak_memory_mib(device: str) -> float:
+    """Peak memory of this process: on the GPU where there is one, resident otherwise."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
+
+
+class Journal:
+    """Opened in two steps, because whether the files are continued is known only after the checkpoint was looked at."""
+
+    def __init__(self, config: DictConfig, topology: Topology):
+        self._config, self._topology = config, topology
+        self._writes = topology.rank == 0
+        self._progress = Progress(config.train.steps, enabled=self._writes and config.logging.console)
+        self._metrics: MetricsWriter | None = None
+        self._wandb: WandbSink | None = None
+        self._seconds: dict[str, float] = {}
+        self._started = self._last_line = time.perf_counter()
+        self._last_step = self._last_tokens = 0
+        self._device = "cpu"
+
+    def message(self, text: str) -> None:
+        self._progress.message(text)
+
+    def open(self, resume_step: int | None, tokens: int, parts) -> None:
+        """Start or continue the run folder's files."""
+        self._device = str(parts.engine.device)
+        if not self._writes:
+            return
+        run_dir = Path(self._config.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.yaml", to_yaml(self._config))
+        write_environment(run_dir, environment(self._topology.world_size, self._device), resume_step)
+        self._metrics = MetricsWriter(run_dir, resume_step)
+        self._wandb = WandbSink(self._config.logging.wandb, self._config.logging.project, run_dir, to_dict(self._config))
+        self._progress = Progress(self._config.train.steps, resume_step or 0, self._config.logging.console)
+        shape = self._config.model
+        self.message(f"{self._topology.grid} on {self._device}, {sum(s.numel() for s in parts.engine.shapes.values()):,} parameters "
+                     f"({shape.num_layers} layers of {shape.hidden_size}), pool of {len(parts.pool):,} samples with "
+                     f"{int(parts.pool.lengths.sum()):,} tokens, selection={self._config.selection.name}")
+        self._started = self._last_line = time.perf_counter()
+        self._last_step, self._last_tokens = resume_step or 0, tokens
+
+    @contextmanager
+    def phase(self, name: str):
+        """Add the block's wall seconds to a phase; written with the next train line."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def _write(self, kind: str, **fields) -> None:
+        if self._metrics is None:
+            return
+        line = self._metrics.write(kind, **fields)
+        self._progress.metrics(line)
+        self._wandb.log(line)
+
+    def _flush_phases(self, step: int) -> None:
+        for name, seconds in self._seconds.items():
+            self._write("phase", name=name, step=step, seconds=seconds)
+        self._seconds = {}
+
+    def train(self, step: int, tokens: int, result, rate: float, round_: int) -> None:
+        now = time.perf_counter()
+        seconds = now - self._last_line
+        steps = max(1, step - self._last_step)
+        busy = self._seconds.get("train", 0.0) + self._seconds.get("loader", 0.0)
+        self._write("train", step=step, tokens=tokens, loss=result.loss, lr=rate, grad_norm=result.grad_norm, seconds=seconds,
+                    tokens_per_second=(tokens - self._last_tokens) / seconds, step_seconds=busy / steps, round=round_, memory_mib=peak_memory_mib(self._device))
+        self._flush_phases(step)
+        self._last_line, self._last_step, self._last_tokens = now, step, tokens
+
+    def decision(self, record) -> None:
+        """The record on rank 0, None elsewhere."""
+        if self._metrics is None:
+            return
+        self._metrics.decision(record)
+        self._progress.decision(record)
+        self._wandb.decision(record)
+        for name, seconds in record.seconds.items():
+            self._write("phase", name=name, step=record.step, seconds=seconds)
+
+    def evaluation(self, step: int, tokens: int, losses: dict) -> None:
+        self._write("eval", step=step, tokens=tokens, **losses)
+
+    def close(self, step: int, tokens: int, finished: bool) -> None:
+        self._flush_phases(step)
+        if finished:
+            self._write("end", steps=step, tokens=tokens, seconds=time.perf_counter() - self._started,
+                        peak_memory_mib=peak_memory_mib(self._device))
+        if self._metrics is not None:
+            self._metrics.close()
+            self._wandb.finish()

@@ -1,0 +1,157 @@
+"""The training loop: select if due, next batch, one optimizer step, counters, callbacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from mads import collectives
+from mads.checkpoint import canonical
+from mads.checkpoint.manifest import find_latest
+from mads.config.compose import differences, trajectory
+from mads.data.ledger import Ledger
+from mads.data.schema import DataError
+from mads.topology import Topology
+from mads.train.invariants import check_replicas
+from mads.train.journal import Journal
+from mads.train.schedule import learning_rate
+from mads.train.setup import build_parts
+
+
+class ResumeError(RuntimeError):
+    """The run folder holds a run that this configuration does not continue. The message names every difference."""
+
+
+class Trainer:
+    """One run, on this rank. `run` goes on from the newest checkpoint in the run folder, if there is one.
+
+    Args:
+        config: a validated configuration.
+        topology: the grid of ranks.
+        device: where this rank computes.
+    """
+
+    def __init__(self, config: DictConfig, topology: Topology, device: torch.device):
+        self.config, self.topology, self.device = config, topology, device
+        self.root = Path(config.run_dir)
+        self.step = 0
+        self.tokens = 0
+        self.round_start = 0
+        self.journal = Journal(config, topology)
+        self.parts = build_parts(config, topology, device, self.journal.message)
+        resumed = self._resume()
+        self.journal.open(resumed, self.tokens, self.parts)
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self, until: int | None = None) -> None:
+        """Train up to step `until` (default: train.steps), then save and close."""
+        until = self.config.train.steps if until is None else until
+        if self.step == 0:
+            self._evaluate()
+        while self.step < until:
+            if self._selection_due():
+                self._select()
+            self._train_one_step()
+            self._after_step(last=self.step == until)
+        self.parts.loader.close()
+        self.journal.close(self.step, self.tokens, finished=self.step == self.config.train.steps)
+
+    def _train_one_step(self) -> None:
+        config, parts = self.config, self.parts
+        with self.journal.phase("loader"):
+            batch = parts.loader.next()
+        with self.journal.phase("train"):
+            rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
+            result = parts.engine.train_step(batch.micro_batches, batch.valid_tokens, rate)
+        parts.ledger.consume(batch.sample_positions)
+        self.batch_ids = batch.sample_ids
+        self.step += 1
+        self.tokens += batch.tokens
+        if self.step % config.train.log_interval == 0 or self.step in (1, config.train.steps):
+            self.journal.train(self.step, self.tokens, result, rate, parts.console.round - 1)
+
+    def _after_step(self, last: bool) -> None:
+        config = self.config
+        if self.step <= 3 or self.step % config.train.invariant_interval == 0:
+            with self.journal.phase("invariants"):
+                check_replicas(self.step, self.parts.model, self.topology, config.parallel.zero_stage, self.batch_ids, self.parts.console.pending)
+        if self.step % config.train.eval_interval == 0 or self.step == config.train.steps:
+            self._evaluate()
+        if last or (config.checkpoint.interval and self.step % config.checkpoint.interval == 0):
+            self._save()
+
+    # ------------------------------------------------------------ selection
+
+    def _selection_due(self) -> bool:
+        """Every `interval` steps, counted from the round's start; sooner if the decided samples ran out (a pool smaller than an interval)."""
+        steps_in_round = self.step - self.round_start
+        return self.parts.console.round == 0 or steps_in_round >= self.config.selection.interval or self.parts.loader.batches_left == 0
+
+    def _select(self) -> None:
+        config, parts = self.config, self.parts
+        rewards = None
+        if parts.console.needs_rewards():
+            probes = parts.console.draw_probes()
+            rewards = parts.rewarder(probes, parts.pool.tokens(probes.positions), parts.console.round)
+        interval = min(config.selection.interval, config.train.steps - self.step)
+        budget = int(interval * config.train.global_batch_size * config.data.seq_length * (1 + config.selection.margin))
+        ids, record = parts.console.decide(rewards, parts.ledger.counts, budget, self.step, self.tokens)
+        parts.loader.begin_round(parts.console.round - 1, ids)
+        self.round_start = self.step
+        self.journal.decision(record)
+
+    def _evaluate(self) -> None:
+        with self.journal.phase("evaluation"):
+            losses = self.parts.heldout.evaluate()
+        self.journal.evaluation(self.step, self.tokens, losses)
+
+    # ------------------------------------------------------------ checkpoint and resume
+
+    def _save(self) -> None:
+        parts = self.parts
+        state = {
+            "step": self.step, "tokens": self.tokens, "round_start": self.round_start, "loader": parts.loader.state(),
+            "console": parts.console.state(), "trajectory": trajectory(self.config), "topology": str(self.topology.grid),
+            "zero_stage": self.config.parallel.zero_stage,
+        }
+        with self.journal.phase("checkpoint"):
+            canonical.save(self.root / "checkpoints", self.step, parts.engine, self.topology, state, {"pending_ids": parts.console.pending},
+                           {"ledger.bin": parts.ledger.save}, self.config.checkpoint.keep_last, self.config.checkpoint.max_file_bytes)
+
+    def _resume(self) -> int | None:
+        """Load the newest checkpoint; returns its step, or None for a fresh run."""
+        path = self._agree_on_checkpoint()
+        if path is None:
+            return None
+        parts = self.parts
+        state, arrays = canonical.read_state(path)
+        parts.loader.check_state(state["loader"])
+        changed = differences(trajectory(self.config), state["trajectory"])
+        if changed:
+            raise ResumeError(f"{self.root} holds a run with other settings:\n  " + "\n  ".join(changed) +
+                              "\nstart with the same settings to continue it, or choose another run_dir")
+        canonical.load(path, parts.engine, self.topology)
+        parts.console.load_state(state["console"], arrays["pending_ids"])
+        parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool))
+        self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
+        parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
+        self.journal.message(f"resuming {path.name}: step {self.step}, round {parts.console.round - 1}, "
+                             f"{parts.loader.batches_left} batches of the decision left")
+        return self.step
+
+    def _agree_on_checkpoint(self) -> Path | None:
+        """Rank 0 looks and verifies; every rank follows, or raises with it."""
+        found, error = None, None
+        if self.topology.rank == 0:
+            try:
+                path = find_latest(self.root / "checkpoints")
+                found = path.name if path else None
+            except Exception as caught:  # told to the other ranks, then raised
+                error = f"{caught}"
+        found, error = collectives.broadcast_json([found, error], self.topology.group("control"))
+        if error:
+            raise DataError(error)
+        return self.root / "checkpoints" / found if found else None

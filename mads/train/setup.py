@@ -1,0 +1,99 @@
+"""Builds a run's parts from its configuration, on every rank, in the order in which bad input is found cheapest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import torch
+from omegaconf import DictConfig
+
+from mads.config.compose import ConfigError
+from mads.config.factory import build
+from mads.config.validate import precision_of
+from mads.console.console import Console
+from mads.console.strategy import build_strategy
+from mads.data.ledger import Ledger
+from mads.data.loader import Loader
+from mads.data.pool import Pool
+from mads.data.tokenizer import Tokenizer
+from mads.eval.heldout import HeldOut
+from mads.model.decoder import Decoder
+from mads.reward.influence import Rewarder
+from mads.reward.reference import ReferenceTask, load_references
+from mads.topology import Topology
+from mads.train.engine import TrainEngine
+from mads.train.reward_model import EngineRewardModel
+
+
+@dataclass
+class Parts:
+    """Everything that the loop works with; `rewarder` is None for selections without agents."""
+
+    pool: Pool
+    ledger: Ledger
+    loader: Loader
+    console: Console
+    engine: TrainEngine
+    model: EngineRewardModel
+    heldout: HeldOut
+    rewarder: Rewarder | None
+
+
+def check_data(config: DictConfig, pool: Pool) -> None:
+    """Rules between the configuration and the prepared data.
+
+    Raises:
+        ConfigError: with the numbers and the remedy.
+    """
+    manifest = pool.manifest
+    if manifest.seq_length > config.data.seq_length:
+        raise ConfigError(f"data.seq_length={config.data.seq_length}, but {config.data.dir} was prepared with samples of up to "
+                          f"{manifest.seq_length} tokens; prepare it again, or train with data.seq_length={manifest.seq_length}")
+    if manifest.tokenizer["vocab_size"] > config.model.vocab_size:
+        raise ConfigError(f"the tokenizer of {config.data.dir} has {manifest.tokenizer['vocab_size']} pieces, more than "
+                          f"model.vocab_size={config.model.vocab_size}; choose a model with a larger vocabulary or prepare again")
+    batch, held = config.train.global_batch_size * config.data.seq_length, int(pool.lengths.sum())
+    if batch > held:
+        raise ConfigError(f"one global batch takes {batch} tokens (train.global_batch_size x data.seq_length), the whole pool has {held}; "
+                          "prepare more data or use a smaller batch")
+
+
+def build_parts(config: DictConfig, topology: Topology, device: torch.device, progress: Callable[[str], None]) -> Parts:
+    """Open the data, build the model and the engine, the agents and the console.
+
+    Raises:
+        ConfigError, DataError: before any training, with a remedy.
+    """
+    directory = Path(config.data.dir)
+    pool = Pool.open(directory)
+    check_data(config, pool)
+    seq_length, seed = config.data.seq_length, config.train.seed
+    strategy = build_strategy(config.selection)
+    references = _references(config, pool, needed=strategy.learning is not None)
+    agents = []
+    if strategy.learning is not None:
+        agents = [build(node, f"agents.members.{name}", name=name) for name, node in config.agents.members.items()]
+    console = Console(topology, pool, agents, strategy, seed, progress=progress)
+    dtype = torch.bfloat16 if precision_of(config, device.type == "cuda") == "bf16" else torch.float32
+    module = Decoder(config.model, seed=seed)
+    engine = TrainEngine(module.to(device), topology, config.parallel, config.optim, config.train, dtype, device)
+    model = EngineRewardModel(engine)
+    rewarder = None
+    if strategy.learning is not None:
+        sizes = {name: shape.numel() for name, shape in engine.shapes.items()}
+        rewarder = Rewarder(model, references, topology, sizes, config.optim.beta2, config.optim.eps, seq_length, seed, config.reward)
+    heldout = HeldOut(model, Pool.open(directory, "heldout"), references, topology, seq_length, config.train.eval_samples,
+                      config.reward.rows_per_batch)
+    loader = Loader(pool, seq_length, config.train.global_batch_size, config.train.micro_batch_size,
+                    topology.coordinate("dp"), topology.size("dp"), config.train.prefetch)
+    return Parts(pool, Ledger(len(pool)), loader, console, engine, model, heldout, rewarder)
+
+
+def _references(config: DictConfig, pool: Pool, needed: bool) -> list[ReferenceTask]:
+    tasks = sorted(pool.manifest.references)
+    if not tasks and not needed:
+        return []
+    tokenizer = Tokenizer.open(Path(config.data.dir) / pool.manifest.tokenizer["file"], pool.manifest.tokenizer["kind"])
+    return load_references(config.data.dir, tasks, tokenizer, config.data.seq_length)

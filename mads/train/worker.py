@@ -1,0 +1,72 @@
+"""A worker process from its command line to the end of training."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from typing import Sequence
+
+import torch
+
+from mads.checkpoint.manifest import CheckpointError
+from mads.config.compose import ConfigError, compose
+from mads.config.validate import validate
+from mads.data.schema import DataError
+from mads.launch.processes import Place, become_single_process, place, strip_launcher_arguments
+
+# What a user can mend: shown as a message, without a traceback.
+USER_ERRORS = (ConfigError, DataError, CheckpointError)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one worker; returns the exit code (0 done, 1 failed, 2 bad input)."""
+    overrides = strip_launcher_arguments(arguments)
+    try:
+        config = compose(overrides)
+        where = place() or become_single_process()
+        validate(config, where.world_size, torch.cuda.is_available(), overrides)
+    except (*USER_ERRORS, ValueError) as error:
+        print(f"mads train: {error}", file=sys.stderr)
+        return 2
+    return train(config, where)
+
+
+def train(config, where: Place) -> int:
+    """Join the job, train, leave in order."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Imported here: they load deepspeed, which takes seconds, and bad input should be reported at once.
+    from mads import topology as topologies
+    from mads.train.loop import ResumeError, Trainer
+
+    device = choose_device(where)
+    topologies.initialize_process_group("nccl" if device.type == "cuda" else "gloo", config.parallel.timeout_s)
+    try:
+        topology = topologies.Topology(topologies.Grid(dp=where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s)
+        Trainer(config, topology, device).run()
+    except (*USER_ERRORS, ResumeError) as error:
+        if where.rank == 0:
+            print(f"mads train: {error}", file=sys.stderr, flush=True)
+        return _leave(2)
+    except Exception:
+        print(f"rank {where.rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return _leave(1)
+    topologies.shut_down()
+    return 0
+
+
+def choose_device(where: Place) -> torch.device:
+    """This rank's GPU, or the CPU with its share of the cores."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(where.local_rank)
+        return torch.device("cuda", where.local_rank)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // where.local_world_size))
+    return torch.device("cpu")
+
+
+def _leave(code: int) -> int:
+    """After a failure other ranks may wait in a collective forever: end this process at once, so that the launcher ends the job."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
