@@ -1,0 +1,146 @@
+"""Topic: clusters of documents that use the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import sklearn
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from sklearn.preprocessing import normalize
+
+from mads.data.documents import Document
+from mads.data.schema import AttributeSchema, DataError
+from mads.label.sampling import choose
+from mads.label.words import WordBatch, batches, count_matrix, normalize_rows, split_words
+
+
+class TopicLabeller:
+    """k-means over latent semantic analysis: TF-IDF of the words, projected by a truncated SVD, rows of unit length, clustered by
+    MiniBatchKMeans; a document belongs to the centre with the largest cosine. A document with no known word belongs to the largest cluster.
+    Labels are named by the words that set a cluster apart ("space-nasa-orbit").
+
+    Args:
+        topics: number of clusters.
+        seed: of the sample, the SVD and the clustering.
+        max_fit_documents: most documents to learn from, chosen by a hash of their text.
+        terms: most words of the vocabulary, by the number of documents that have them.
+        dimensions: of the projection.
+        max_document_share: a word in a larger share of documents tells no topic.
+    """
+
+    name = "topic"
+
+    def __init__(self, topics: int = 13, seed: int = 0, max_fit_documents: int = 6000, terms: int = 20_000, dimensions: int = 100,
+                 max_document_share: float = 0.3):
+        if topics < 2:
+            raise DataError(f"topics={topics} must be at least 2")
+        self.topics, self.seed, self.max_fit_documents = topics, seed, max_fit_documents
+        self.terms, self.dimensions, self.max_document_share = terms, dimensions, max_document_share
+        self._columns: dict[str, int] = {}  # word -> column
+        self._weights: np.ndarray | None = None  # [columns, topics]: TF-IDF row @ weights ranks the topics
+        self._idf = np.zeros(0)
+        self._largest = 0
+        self._names: tuple[str, ...] = ()
+        self._fitted: dict[str, Any] = {}
+
+    def fit(self, documents: Sequence[Document]) -> None:
+        """Raises:
+            DataError: with too few documents or too few shared words for so many topics.
+        """
+        chosen = choose(list({d.text: d for d in documents}.values()), self.max_fit_documents, self.seed, "topic-fit")
+        texts = [d.text for d in chosen]
+        parts = [split_words(texts[part]) for part in batches(texts)]
+        self._learn_vocabulary(parts, len(texts))
+        if min(len(texts), len(self._columns)) <= 2 * self.topics:
+            raise DataError(f"{len(texts)} different documents with {len(self._columns)} words in common are too few for {self.topics} topics; "
+                            "give more text or fewer topics")
+        matrix = scipy.sparse.vstack([self._tfidf(part) for part in parts], format="csr")
+        svd = TruncatedSVD(min(self.dimensions, min(matrix.shape) - 1), random_state=self.seed)
+        projected = normalize(svd.fit_transform(matrix))
+        kmeans = MiniBatchKMeans(self.topics, random_state=self.seed, n_init=5, batch_size=2048).fit(projected)
+        self._weights = np.ascontiguousarray(svd.components_.T @ normalize(kmeans.cluster_centers_).T)
+        member = self._nearest(matrix)
+        sizes = np.bincount(member, minlength=self.topics)
+        self._largest = int(sizes.argmax())
+        self._names = self._name_topics(matrix, member)
+        self._fitted = {"fit_documents": len(texts), "terms_used": len(self._columns), "fit_sizes": sizes.tolist()}
+
+    def _learn_vocabulary(self, parts: Sequence[WordBatch], documents: int) -> None:
+        """Choose the words by document count (ties by spelling) and set their columns and inverse document frequencies."""
+        counts: dict[str, int] = {}
+        for part in parts:
+            terms = sorted(set(filter(_is_topical, part.terms)))
+            column = {term: i for i, term in enumerate(terms)}
+            found = self._counted(part, column)
+            for term, count in zip(terms, np.bincount(found.indices, minlength=len(terms)).tolist()):
+                counts[term] = counts.get(term, 0) + count
+        fewest, most = max(2, documents // 2000), max(self.max_document_share * documents, 2)
+        usable = sorted((-count, term) for term, count in counts.items() if fewest <= count <= most)[: self.terms]
+        self._columns = {term: i for i, (_, term) in enumerate(usable)}
+        self._idf = 1.0 + np.log((1 + documents) / (1 + np.array([-count for count, _ in usable], dtype=np.float64)))
+
+    @staticmethod
+    def _counted(batch: WordBatch, column: dict[str, int]) -> scipy.sparse.csr_matrix:
+        of_word = np.fromiter((column.get(term, -1) for term in batch.terms), np.int64, len(batch.vocabulary))[batch.word]
+        known = of_word >= 0
+        return count_matrix(batch.document[known], of_word[known], (batch.texts, max(len(column), 1)))
+
+    def _tfidf(self, batch: WordBatch) -> scipy.sparse.csr_matrix:
+        matrix = self._counted(batch, self._columns)
+        matrix.data = (1.0 + np.log(matrix.data)) * self._idf[matrix.indices]
+        return normalize_rows(matrix)
+
+    def _nearest(self, matrix: scipy.sparse.csr_matrix) -> np.ndarray:
+        """The projection is linear and its length the same for all topics, so one product ranks them."""
+        nearest = np.asarray(matrix @ self._weights).argmax(axis=1)
+        nearest[np.diff(matrix.indptr) == 0] = self._largest
+        return nearest
+
+    def _name_topics(self, matrix: scipy.sparse.csr_matrix, member: np.ndarray) -> tuple[str, ...]:
+        """Three words by how much more weight they have in the cluster than overall; more where two clusters would share a name."""
+        terms = list(self._columns)
+        overall = np.asarray(matrix.mean(axis=0))[0]
+        names: list[str] = []
+        for topic in range(self.topics):
+            inside = member == topic
+            lift = np.asarray(matrix[inside].mean(axis=0))[0] - overall if inside.any() else self._weights[:, topic]
+            order = np.argsort(-lift, kind="stable")
+            length = 3
+            while (name := "-".join(terms[i] for i in order[:length])) in names:
+                length += 1
+            names.append(name)
+        return tuple(names)
+
+    def label(self, documents: Sequence[Document]) -> tuple[np.ndarray, None]:
+        """(topic uint16 [n], None).
+
+        Raises:
+            RuntimeError: before `fit`.
+        """
+        if self._weights is None:
+            raise RuntimeError("TopicLabeller.label was called before fit")
+        texts = [d.text for d in documents]
+        codes = [self._nearest(self._tfidf(split_words(texts[part]))) for part in batches(texts)]
+        return np.concatenate(codes or [np.zeros(0)]).astype(np.uint16), None
+
+    def schema(self) -> AttributeSchema:
+        return AttributeSchema(self.name, self._names, provenance={
+            "labeller": "mads.label.topic.TopicLabeller",
+            "scikit_learn": sklearn.__version__,
+            "topics": self.topics,
+            "seed": self.seed,
+            "max_fit_documents": self.max_fit_documents,
+            "terms": self.terms,
+            "dimensions": self.dimensions,
+            "max_document_share": self.max_document_share,
+            **self._fitted,
+        })
+
+
+def _is_topical(term: str) -> bool:
+    return len(term) > 2 and term.isalpha() and term not in ENGLISH_STOP_WORDS
