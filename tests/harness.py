@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from multiprocessing import connection, get_context
 from typing import Any, Callable
 
@@ -38,11 +39,16 @@ GRACE_S = 2.0  # after the first failure, for the other ranks to report theirs
 
 
 class RankFailure(AssertionError):
-    """A rank raised, died, or did not finish in time. `rank` is the first such rank (None when several hang)."""
+    """A rank raised, died, or did not finish in time.
 
-    def __init__(self, message: str, rank: int | None = None):
+    rank: the first such rank (None when several hang)
+    answers: rank -> return value, of the ranks that finished
+    """
+
+    def __init__(self, message: str, rank: int | None = None, answers: dict[int, Any] | None = None):
         super().__init__(message)
         self.rank = rank
+        self.answers = answers or {}
 
 
 # ---------------------------------------------------------------- the worker's side
@@ -59,6 +65,8 @@ def _start_worker(rank: int, world: int, folder: str) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # of torch against DeepSpeed's calls, as in pyproject.toml
+    warnings.simplefilter("ignore", DeprecationWarning)
     import deepspeed
 
     # Used for inference only, and compiling it takes minutes on a machine without the cache.
@@ -134,6 +142,7 @@ class _Pool:
         self.collect("starting the workers", START_TIMEOUT_S)
 
     def call(self, fn: Callable, args: tuple, timeout: float) -> list[Any]:
+        __tracebackhide__ = True
         request = pickle.dumps((list(sys.path), fn.__module__, fn.__qualname__, pickle.dumps(args)))
         for rank, pipe in enumerate(self.pipes):
             try:
@@ -144,6 +153,7 @@ class _Pool:
 
     def collect(self, what: str, timeout: float) -> list[Any]:
         """One answer per rank, in rank order; raises for the first rank that failed."""
+        __tracebackhide__ = True
         answers: dict[int, Any] = {}
         failure: RankFailure | None = None
         deadline = time.monotonic() + timeout
@@ -165,14 +175,15 @@ class _Pool:
         if failure is not None:
             raise failure
         if len(answers) < self.world:
-            raise self._hung(what, timeout, [r for r in range(self.world) if r not in answers])
+            raise self._hung(what, timeout, answers)
         return [answers[r] for r in range(self.world)]
 
     def _exit(self, rank: int) -> str:
         self.processes[rank].join(GRACE_S)
         return f"the process ended with exit code {self.processes[rank].exitcode}"
 
-    def _hung(self, what: str, timeout: float, ranks: list[int]) -> RankFailure:
+    def _hung(self, what: str, timeout: float, answers: dict[int, Any]) -> RankFailure:
+        ranks = [r for r in range(self.world) if r not in answers]
         for rank in ranks:
             os.kill(self.processes[rank].pid, signal.SIGUSR1)  # faulthandler writes where the rank is
         time.sleep(0.3)
@@ -181,7 +192,7 @@ class _Pool:
             with open(os.path.join(self.folder, f"stack{rank}")) as f:
                 stacks.append(f"rank {rank}:\n{f.read()}")
         message = f"ranks {ranks} of {self.world} did not finish {what} within {timeout:g} s\n" + "\n".join(stacks)
-        return RankFailure(message, ranks[0] if len(ranks) == 1 else None)
+        return RankFailure(message, ranks[0] if len(ranks) == 1 else None, answers)
 
     def close(self, kill: bool = False) -> None:
         for pipe in self.pipes:
@@ -210,6 +221,7 @@ def run_ranks(world: int, fn: Callable, *args: Any, timeout: float = 60.0) -> li
         RankFailure: with the first failing rank's number and traceback; after `timeout` seconds, with the ranks that hang and
             their stacks. The pool is gone then and the next call starts another.
     """
+    __tracebackhide__ = True  # pytest shows the rank's traceback, not ours
     if world not in _pools:
         _pools[world] = _Pool(world)
     try:

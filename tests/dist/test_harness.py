@@ -77,5 +77,5 @@ def test_a_hanging_rank_is_ended_after_the_time_limit_and_its_stack_shown():
     before = pool_pids(2)
     with pytest.raises(RankFailure, match=r"ranks \[0\] of 2 did not finish hang_on within 1 s") as failure:
         run_ranks(2, hang_on, 0, timeout=1)
-    assert "in hang_on" in str(failure.value)
+    assert "in hang_on" in str(failure.value) and failure.value.rank == 0 and failure.value.answers == {1: None}
     assert all(gone(pid) for pid in before)

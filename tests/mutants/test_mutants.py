@@ -1,0 +1,101 @@
+"""Every mutant must turn its check red. To add one, add an entry to MUTANTS; tests/mutants/mutants.py explains the fields."""
+
+import pytest
+import torch
+from harness import RankFailure, run_ranks
+from mutants import Mutant
+
+LAYERS, DECODER, MODEL = "dist/test_tensor_layers.py", "unit/model/test_decoder.py", "dist/test_tensor_model.py"
+
+
+def _bias_on_every_rank(original):
+    def forward(self, x):
+        from mads.collectives import reduce_from_group
+
+        return reduce_from_group(torch.nn.functional.linear(x, self.weight, self.bias), self.group)
+
+    return forward
+
+
+def _untied(original):
+    return lambda *args, tied=None, **rest: original(*args, **rest)
+
+
+MUTANTS = [
+    Mutant(
+        "f's backward does not reduce",
+        "mads.collectives:_CopyToGroup.backward",
+        lambda original: staticmethod(lambda ctx, grad: (grad, None)),
+        f"{LAYERS}:check_column",
+        world=4,
+    ),
+    Mutant("f's backward does not reduce, whole model", "mads.collectives:_CopyToGroup.backward",
+           lambda original: staticmethod(lambda ctx, grad: (grad, None)), f"{MODEL}:check_model", world=4, args=(False,)),
+    Mutant("row bias added on every rank", "mads.tensor.layers:RowParallelLinear.forward", _bias_on_every_rank,
+           f"{LAYERS}:check_row", world=4),
+    Mutant("fused weight cut as one block", "mads.tensor.layers:Layout",
+           lambda original: lambda axis=None, parts=(), padded_from=None: original(axis, (), padded_from),
+           f"{LAYERS}:check_column", world=4),
+    Mutant("embedding of a token elsewhere is not masked", "mads.tensor.layers:VocabParallelEmbedding._rows",
+           lambda original: lambda self, tokens, weight: torch.nn.functional.embedding(tokens % weight.shape[0], weight),
+           f"{LAYERS}:check_embedding", world=4),
+    Mutant("cross entropy normalises over the local vocabulary", "mads.tensor.cross_entropy:all_reduce_",
+           lambda original: lambda tensor, group, op="sum": tensor, f"{LAYERS}:check_cross_entropy", world=4),
+    Mutant("cross entropy counts the padded vocabulary", "mads.tensor.cross_entropy:_VocabParallelCrossEntropy.forward",
+           lambda original: staticmethod(lambda ctx, logits, labels, first, valid, group: original.__func__(
+               ctx, logits, labels, first, logits.shape[1], group)),
+           f"{LAYERS}:check_cross_entropy", world=4),
+    Mutant("every shard starts as the first", "mads.tensor.init:shard",
+           lambda original: lambda full, layout, index, count: original(full, layout, 0, count), f"{LAYERS}:check_init", world=4),
+    Mutant("start values do not depend on the name", "mads.tensor.init:digest",
+           lambda original: lambda *parts: 0, f"{DECODER}:check_r2_seeds_use_the_parameters_own_names"),
+    Mutant("attention ignores the samples' borders", "mads.kernels.packed_attention:allowed",
+           lambda original: lambda ids: original(torch.zeros_like(ids)), f"{DECODER}:check_packed_losses_equal_losses_alone"),
+    Mutant("positions are not reset inside a row", "mads.model.decoder:rope_tables",
+           lambda original: lambda positions, *rest: original(
+               torch.arange(positions.shape[1]).expand_as(positions) * (1 + (positions > 3)), *rest),
+           f"{DECODER}:check_packed_losses_equal_losses_alone"),
+    Mutant("tied head with weights of its own", "mads.model.decoder:VocabParallelHead", _untied,
+           f"{DECODER}:check_v8_tied_gradient_is_the_sum_of_both_uses"),
+]
+
+
+def outcome(mutant: Mutant) -> str | None:
+    """Run the mutant's check with the mutant applied, in this process; the kinds of exception it went red with, or None."""
+    check = mutant.check_function()
+    with mutant.applied():
+        try:
+            check(*mutant.args)
+        except (Exception, pytest.fail.Exception) as error:  # which kinds count is judged by the caller
+            return " ".join(kind.__name__ for kind in type(error).__mro__) + f": {error}"
+    return None
+
+
+def run_mutated(name: str) -> str | None:
+    return outcome(next(m for m in MUTANTS if m.name == name))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_mutant_is_caught(mutant):
+    mutant.check_function()  # its folder is on sys.path now, which the harness hands to the workers
+    if mutant.world == 1:
+        outcomes = [outcome(mutant)]
+    else:
+        try:
+            outcomes = run_ranks(mutant.world, run_mutated, mutant.name, timeout=20)
+        except RankFailure as failure:  # some ranks may have gone red and left the others waiting
+            outcomes = list(failure.answers.values())
+            assert any(outcomes), f"no rank of {mutant.check} went red: {failure}"
+    reds = [o for o in outcomes if o is not None]
+    assert reds, f"{mutant.check} stayed green although {mutant.name}"
+    wrong = [o for o in reds if not any(kind in o.split(":")[0].split() for kind in mutant.red)]
+    assert not wrong, f"{mutant.check} failed for another reason than {mutant.red}: {wrong[0]}"
+
+
+def test_a_mutant_that_breaks_nothing_leaves_its_check_green():
+    check = f"{DECODER}:check_packed_losses_equal_losses_alone"
+    assert outcome(Mutant("nothing is broken", "mads.kernels.packed_attention:allowed", lambda original: original, check)) is None
+
+
+def test_names_are_unique():
+    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
