@@ -46,9 +46,9 @@ def text_statistics(texts: Sequence[str], batch: WordBatch) -> TextStatistics:
     n = len(texts)
     words = np.bincount(batch.document, minlength=n).astype(np.float64)
     lengths = batch.lengths[batch.word].astype(np.float64)
-    characters = np.bincount(batch.document, weights=lengths, minlength=n)
+    characters = np.bincount(batch.document, weights=lengths, minlength=n).astype(np.float64)  # integers where there is no word
     letters = np.fromiter((w.isalpha() or _LETTER.search(w) is not None for w in batch.vocabulary), np.float64, len(batch.vocabulary))
-    alphabetic = np.bincount(batch.document, weights=letters[batch.word], minlength=n)
+    alphabetic = np.bincount(batch.document, weights=letters[batch.word], minlength=n).astype(np.float64)
     top, repeated, distinct = _ngram_shares(batch, lengths, characters)
     line_counts = np.array([_line_counts(text) for text in texts], dtype=np.float64).reshape(n, 7).T
     lines, line_characters = line_counts[0], line_counts[6]
@@ -75,7 +75,7 @@ def text_statistics(texts: Sequence[str], batch: WordBatch) -> TextStatistics:
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
+    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
 
 
 def _symbol_counts(text: str) -> tuple[int, int, int]:

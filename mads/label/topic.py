@@ -111,8 +111,10 @@ class TopicLabeller:
             lift = np.asarray(matrix[inside].mean(axis=0))[0] - overall if inside.any() else self._weights[:, topic]
             order = np.argsort(-lift, kind="stable")
             length = 3
-            while (name := "-".join(terms[i] for i in order[:length])) in names:
+            while (name := "-".join(terms[i] for i in order[:length])) in names and length < len(terms):
                 length += 1
+            if name in names:
+                name = f"{name}-{topic}"
             names.append(name)
         return tuple(names)
 
