@@ -31,6 +31,11 @@ LABELS = {
 }
 TASKS = ["lambada", "squad", "jeopardy"]
 TOKENS_PER_STEP = 4096
+DIRECTION = {
+    "mode": "finite_difference",
+    "shares": {"embedding": 0.41, "attention": 0.22, "mlp": 0.33, "norm": 0.04},
+    "top_share": 0.51,
+}
 SHORT = "asked for 215040 tokens and only 201311 fresh ones were left: 13729 come from samples used before"
 CONFIG = """run_dir: {name}
 data:
@@ -87,11 +92,7 @@ def _decision(rng, selection, round_, step, labels) -> DecisionRecord:
         reused=12 * round_,
         hash=4711 + round_,
         notes=[SHORT] if round_ == 5 else [],
-        direction=(
-            {"share": {"embedding": 0.41, "attention": 0.22, "mlp": 0.33, "norm": 0.04}, "norm": 0.8 + 0.1 * round_}
-            if rewards
-            else {}
-        ),
+        direction=DIRECTION | {"norm": 0.8 + 0.1 * round_} if rewards else {},
         seconds={k: float(v * rng.uniform(0.9, 1.1)) for k, v in seconds.items()},
     )
 

@@ -198,7 +198,7 @@ def _heat(row: LabelRecord | None) -> str:
     ratio = math.log2(max(row.chosen_share, 1e-6) / max(row.pool_share, 1e-6))
     if abs(ratio) < 0.1:
         return f"<td>{row.chosen_share:.1%}</td>"
-    alpha = 0.08 + 0.5 * min(abs(ratio) / 2, 1.0)
+    alpha = 0.08 + 0.42 * min(abs(ratio) / 2, 1.0)
     css, sign = ("up", "+") if ratio > 0 else ("down", "−")
     return f'<td class="{css}" style="--a:{alpha:.2f}">{row.chosen_share:.1%} {sign}</td>'
 
@@ -220,7 +220,10 @@ def direction_section(run: Run) -> str:
     for name, group in shares.items():
         if all(0 <= v <= 1.0000001 for v in group.values()):
             bars = [Bar(k, v, f"{v:.1%}") for k, v in sorted(group.items(), key=lambda item: -item[1])]
-            parts.append(figure(f"{name}, round {final.round}", bar_chart(name, bars), "Share of |v|² by parameter group."))
+            title = (
+                f"Share of |v|² by parameter group, round {final.round}" if name == "shares" else f"{name}, round {final.round}"
+            )
+            parts.append(figure(title, bar_chart(title, bars)))
         else:
             parts.append(
                 figure(f"{name}, round {final.round}", table(["", "value"], [[k, f"{v:.4g}"] for k, v in group.items()]))

@@ -174,7 +174,8 @@ def test_notes_direction_and_provenance_are_shown(runs):
     mads, _, page = runs
     note = next(n for d in decisions(mads) for n in d.notes)
     assert f"Round 5: {note}" in page.text["decisions"]
-    assert "embedding" in page.text["direction"] and "41.0%" in page.text["direction"]
+    for shown in ("|v|²", "embedding", "41.0%", "finite_difference"):
+        assert shown in page.text["direction"]
     assert (mads / "config.yaml").read_text() in page.text["provenance"]
     assert json.loads((mads / "environment.json").read_text())["packages"]["torch"] in page.text["provenance"]
 
