@@ -38,7 +38,8 @@ def _check(where: str, schema: AttributeSchema, codes: np.ndarray, values: np.nd
     if samples and (int(codes.max()) >= len(schema.labels) or int(codes.min()) < 0):
         raise DataError(f"{where}: codes from {codes.min()} to {codes.max()}, but there are only {len(schema.labels)} labels")
     if schema.continuous != (values is not None):
-        raise DataError(f"{where}: the schema says continuous={schema.continuous}, but values are {'missing' if values is None else 'given'}")
+        given = "missing" if values is None else "given"
+        raise DataError(f"{where}: the schema says continuous={schema.continuous}, but values are {given}")
     if values is None:
         return
     if len(values) != samples:
@@ -50,12 +51,17 @@ def _check(where: str, schema: AttributeSchema, codes: np.ndarray, values: np.nd
 
 
 def write_column(
-    path: str | os.PathLike, schema: AttributeSchema, codes: np.ndarray, values: np.ndarray | None = None, samples: int | None = None
+    path: str | os.PathLike,
+    schema: AttributeSchema,
+    codes: np.ndarray,
+    values: np.ndarray | None = None,
+    samples: int | None = None,
 ) -> None:
     """Write a column atomically. codes: integers [samples]; values: [samples] if the schema is continuous.
 
     Raises:
-        DataError: wrong length, a code without a label, a value that is not finite, values where none belong or none where they do.
+        DataError: wrong length, a code without a label, a value that is not finite, values where none belong or
+            none where they do.
     """
     path, codes = Path(path), np.asarray(codes)
     values = None if values is None else np.asarray(values, dtype=np.float32)
@@ -75,7 +81,8 @@ def read_column(path: str | os.PathLike, samples: int) -> AttributeColumn:
     """Memory-map a column and check it.
 
     Raises:
-        DataError: no Arrow file, no column of mads, another number of samples than `samples`, codes without labels, non-finite values.
+        DataError: no Arrow file, no column of mads, another number of samples than `samples`, codes without labels, or values that
+            are not finite.
     """
     path = Path(path)
     try:

@@ -54,7 +54,9 @@ def make_batch(rows: Sequence[Sequence[np.ndarray]], seq_length: int) -> PackedB
     used = np.bincount(row_of_sample, weights=lengths, minlength=len(rows)).astype(np.int64)
     if used.max() > seq_length or (len(samples) and lengths.min() < 1):
         worst = int(used.argmax())
-        raise ValueError(f"row {worst} holds {used[worst]} tokens (seq_length {seq_length}), shortest sample {lengths.min()} tokens")
+        raise ValueError(
+            f"row {worst} holds {used[worst]} tokens, seq_length is {seq_length}; the shortest sample has {lengths.min()} tokens"
+        )
     shape = (len(rows), seq_length)
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels, segments = np.full(shape, IGNORE, np.int64), np.full(shape, -1, np.int64)

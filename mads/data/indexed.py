@@ -165,7 +165,7 @@ class IndexedReader:
 
     def _read_header(self, index) -> tuple[np.dtype, int, int]:
         if len(index) < _HEADER.size:
-            raise DataError(f"{self.idx_path} has {len(index)} bytes, less than the header's {_HEADER.size}; prepare the data again")
+            raise DataError(f"{self.idx_path} has {len(index)} bytes, the header alone has {_HEADER.size}; prepare the data again")
         magic, version, code, sequences, documents = _HEADER.unpack(index[: _HEADER.size])
         if magic != MAGIC:
             raise DataError(f"{self.idx_path} is no MMIDIDX index: it begins with {magic!r}, not {MAGIC!r}")
@@ -179,10 +179,13 @@ class IndexedReader:
     def _check_index(self, pointers: np.ndarray) -> None:
         n, documents = len(self.lengths), self.documents
         if (self.lengths < 0).any():
-            raise DataError(f"{self.idx_path}: sequence {int(np.argmax(self.lengths < 0))} has a negative length; prepare the data again")
+            first = int(np.argmax(self.lengths < 0))
+            raise DataError(f"{self.idx_path}: sequence {first} has a negative length; prepare the data again")
         ends = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
         if n and (pointers[0] != 0 or not np.array_equal(pointers[1:], ends[:-1])):
-            raise DataError(f"{self.idx_path}: the byte offsets of the {n} sequences do not follow from their lengths; prepare the data again")
+            raise DataError(
+                f"{self.idx_path}: the byte offsets of the {n} sequences do not follow from their lengths; prepare the data again"
+            )
         if len(documents) == 0 or documents[0] != 0 or documents[-1] != n or (np.diff(documents) < 0).any():
             raise DataError(f"{self.idx_path}: the document index does not run from 0 to {n} sequences; prepare the data again")
 

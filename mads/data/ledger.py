@@ -69,7 +69,9 @@ class Ledger:
         except OSError as error:
             raise DataError(f"cannot read the ledger {path} ({error.strerror}); resume from an older checkpoint") from error
         if len(raw) < _TRAILER or hashlib.sha256(raw[:-32]).digest() != raw[-32:]:
-            raise DataError(f"the ledger {path} ({len(raw)} bytes) is damaged: its SHA-256 does not fit; resume from an older checkpoint")
+            raise DataError(
+                f"the ledger {path} ({len(raw)} bytes) is damaged: its SHA-256 does not fit; resume from an older checkpoint"
+            )
         counts = np.load(io.BytesIO(raw[:-_TRAILER]), allow_pickle=False)
         if counts.dtype != np.uint16 or counts.shape != (size,):
             raise DataError(f"the ledger {path} counts {counts.shape[0]} samples, the pool has {size}: it belongs to other data")

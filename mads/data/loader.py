@@ -48,7 +48,14 @@ class Loader:
     """
 
     def __init__(
-        self, pool: Pool, seq_length: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int, prefetch: int = 0
+        self,
+        pool: Pool,
+        seq_length: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        prefetch: int = 0,
     ):
         if min(global_batch_size, micro_batch_size, dp_size) < 1 or global_batch_size % (micro_batch_size * dp_size):
             raise ValueError(
@@ -76,19 +83,21 @@ class Loader:
         """Start on a decision: `ids` in decided order. `position` global batches of it were consumed before (on resume).
 
         Raises:
-            DataError: an id that is not in the pool or occurs twice, too few ids for one global batch, or a position past the end.
+            DataError: an id that is not in the pool or occurs twice, too few ids for one global batch, or a position past
+                the end.
         """
         positions = self.pool.positions_of(ids)
         unique, first, counts = np.unique(positions, return_index=True, return_counts=True)
         if len(unique) != len(positions):
             repeated = int(np.asarray(ids)[first[np.argmax(counts > 1)]])
-            raise DataError(f"round {round_}: {len(positions) - len(unique)} of {len(positions)} sample ids occur again, one is {repeated}")
+            again = len(positions) - len(unique)
+            raise DataError(f"round {round_}: {again} of {len(positions)} sample ids occur again, one is {repeated}")
         packing = pack(self.pool.lengths[positions], self.seq_length)
         batches = packing.rows // self.global_batch_size
         if batches == 0:
             raise DataError(
-                f"round {round_}: {len(positions)} samples fill {packing.rows} rows of {self.seq_length} tokens, a global batch takes "
-                f"{self.global_batch_size}: prepare more data or lower train.global_batch_size"
+                f"round {round_}: {len(positions)} samples fill {packing.rows} rows of {self.seq_length} tokens, "
+                f"a global batch takes {self.global_batch_size}: prepare more data or lower train.global_batch_size"
             )
         if not 0 <= position <= batches:
             raise DataError(f"round {round_} has {batches} global batches; it cannot be continued at batch {position}")
@@ -121,7 +130,11 @@ class Loader:
             raise
         positions = self._positions[self._packing.samples_of_rows(first, last)]
         batch = StepBatch(
-            micro_batches, self._packing.valid_tokens(first, last), self.pool.ids[positions], positions, self._packing.tokens(first, last)
+            micro_batches,
+            valid_tokens=self._packing.valid_tokens(first, last),
+            sample_ids=self.pool.ids[positions],
+            sample_positions=positions,
+            tokens=self._packing.tokens(first, last),
         )
         self.position += 1
         return batch
@@ -162,12 +175,14 @@ class Loader:
         own = self.state()
         if state["fingerprint"] != own["fingerprint"]:
             raise DataError(
-                f"the checkpoint was trained on data with fingerprint {state['fingerprint']}, data.dir holds {own['fingerprint']}: "
-                "point data.dir to the former data or start a new run"
+                f"the checkpoint was trained on data with fingerprint {state['fingerprint']}, "
+                f"data.dir holds {own['fingerprint']}: point data.dir to the former data or start a new run"
             )
         for key in ("part", "seq_length", "global_batch_size"):
             if state[key] != own[key]:
-                raise DataError(f"the checkpoint counts batches with {key} {state[key]}, this run has {own[key]}; resume with the former value")
+                raise DataError(
+                    f"the checkpoint counts batches with {key} {state[key]}, this run has {own[key]}; resume with the former value"
+                )
 
     def _cancel(self) -> None:
         """Forget what was packed ahead; returns when the thread is idle."""

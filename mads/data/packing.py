@@ -48,8 +48,8 @@ def _place(lengths: np.ndarray, seq_length: int, open_rows: int) -> tuple[np.nda
     """Best fit of samples shorter than seq_length: (row of each sample, index of the sample that opened each row).
 
     `occupied` is a bit set over free space: bit f is set while some open row has f positions left. The smallest sufficient free
-    space is then one shift and one lowest-bit extraction, whatever the number of open rows. When a row more than `open_rows` would
-    be open, the fullest one is closed.
+    space is then one shift and one lowest-bit extraction, whatever the number of open rows. When a row more than `open_rows`
+    would be open, the fullest one is closed.
     """
     smallest = int(lengths.min())
     by_free: list[list[int]] = [[] for _ in range(seq_length)]
@@ -99,7 +99,7 @@ def pack(lengths: np.ndarray, seq_length: int, open_rows: int = 64) -> Packing:
     n = len(lengths)
     if n and not (1 <= lengths.min() and lengths.max() <= seq_length):
         bad = int(np.argmax((lengths < 1) | (lengths > seq_length)))
-        raise DataError(f"sample {bad} of the list has {lengths[bad]} tokens; a row of seq_length {seq_length} takes 1 to {seq_length}")
+        raise DataError(f"sample {bad} of the list has {lengths[bad]} tokens; a row of {seq_length} takes 1 to {seq_length}")
     opener = np.arange(n, dtype=np.int64)  # index of the sample that opened this sample's row: a full sample opens its own
     short = np.flatnonzero(lengths < seq_length)
     if len(short):

@@ -90,7 +90,8 @@ def written_files(directory: str | os.PathLike) -> list[Path]:
     patterns = ["tokenizer.model", "tokenizer.json", "rejected.jsonl", "references/*.jsonl"]
     for part in PARTS:
         patterns += [f"{part}/shard-*.bin", f"{part}/shard-*.idx", f"{part}/attributes/*.arrow"]
-    return sorted(path for pattern in patterns for suffix in ("", ".tmp") for path in directory.glob(pattern + suffix) if path.is_file())
+    found = (path for pattern in patterns for suffix in ("", ".tmp") for path in directory.glob(pattern + suffix))
+    return sorted(path for path in found if path.is_file())
 
 
 def seal(

@@ -148,10 +148,9 @@ class _Preparation:
         lossless = tokenizer.lossless
         self.progress(f"tokenizer {how}: {tokenizer.vocab_size:,} ids, {time.monotonic() - start:.1f} s")
         if not lossless:
-            self.progress("note: this tokenizer does not give back every text (white space, rare or unnormalised characters are changed)")
-        return tokenizer, {
-            "kind": tokenizer.kind, "file": path.name, "vocab_size": tokenizer.vocab_size, "eod": tokenizer.eod, "lossless": lossless,
-        }
+            self.progress("note: this tokenizer does not give back every text: it changes white space, rare or unnormalised characters")
+        record = {"kind": tokenizer.kind, "file": path.name, "vocab_size": tokenizer.vocab_size, "eod": tokenizer.eod}
+        return tokenizer, record | {"lossless": lossless}
 
     def _fit_labellers(self, found: Survey, train: np.ndarray) -> None:
         if not self.labellers:
@@ -162,7 +161,9 @@ class _Preparation:
             labeller.fit(documents)
             self.progress(f"labeller {name} fitted on {len(documents):,} training documents, {time.monotonic() - start:.1f} s")
 
-    def _write_parts(self, found: Survey, heldout: np.ndarray, tokenizer: Tokenizer, schemas: list[AttributeSchema]) -> dict[str, Any]:
+    def _write_parts(
+        self, found: Survey, heldout: np.ndarray, tokenizer: Tokenizer, schemas: list[AttributeSchema]
+    ) -> dict[str, dict[str, Any]]:
         settings, dtype = self.settings, token_dtype(tokenizer.vocab_size)
         columns = {part: {s.name: ([], []) for s in schemas} for part in PARTS}
         longest, start, shown, done = [0, 0], time.monotonic(), time.monotonic(), 0
@@ -177,7 +178,7 @@ class _Preparation:
                     rate = found.sizes[:done].sum() / 1e6 / (shown - start)
                     self.progress(f"tokenised and labelled {done:,} of {len(found):,} documents, {rate:.1f} MB/s")
             if done != len(found):
-                raise DataError(f"the source changed while it was read: {len(found)} documents at first, {done} later; prepare again")
+                raise DataError(f"the source changed while it was read: {len(found)} documents, then {done}; prepare again")
         self._check_parts(found, heldout, writers, longest)
         for part, by_name in columns.items():
             for schema in schemas:
@@ -238,18 +239,18 @@ class _Preparation:
         settings = self.settings
         if not writers["train"].samples:
             raise DataError(
-                f"no training document has min_sample_tokens={settings.min_sample_tokens} tokens: the longest of {len(found)} documents "
-                f"has {longest[0]}; lower data.min_sample_tokens or give longer documents"
+                f"no training document has min_sample_tokens={settings.min_sample_tokens} tokens: the longest of {len(found)} "
+                f"documents has {longest[0]}; lower data.min_sample_tokens or give longer documents"
             )
         self.rejects.raise_if_too_many(sum(w.documents for w in writers.values()), settings.max_rejected_fraction)
         if longest[1] < settings.seq_length:
             self.progress(
-                f"note: no document fills seq_length={settings.seq_length}; the longest sample has {longest[1]} tokens, so every row "
-                "is packed from several documents"
+                f"note: no document fills seq_length={settings.seq_length}; the longest sample has {longest[1]} tokens, "
+                "so every row is packed from several documents"
             )
         without = sorted(set(found.domains) - self.domains_held)
         if without and settings.heldout_fraction:
-            self.progress(f"note: nothing is held out of {len(without)} domains with too few documents: {', '.join(without[:10])}")
+            self.progress(f"note: nothing is held out of {len(without)} domains with few documents: {', '.join(without[:10])}")
         for part, writer in writers.items():
             self.progress(f"{part}: {writer.documents:,} documents, {writer.samples:,} samples, {writer.tokens:,} tokens")
 

@@ -13,7 +13,9 @@ from mads.data.tokenizer import KINDS
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What a preparation depends on beside its source, labellers and references. Units and meaning as in mads.config.schema.DataConfig.
+    """What a preparation depends on beside its source, labellers and references.
+
+    Units and meaning as in mads.config.schema.DataConfig; in addition:
 
     vocab_size: of the model; a trained tokenizer has exactly as many ids, a given one at most
     tokenizer_path: a given tokenizer; None trains a SentencePiece model on tokenizer_megabytes of training text
@@ -44,11 +46,14 @@ class PrepareSettings:
         ]
         for name, low, high in limits:
             if not low <= getattr(self, name) <= high:
-                raise DataError(f"{name} {getattr(self, name)} must be between {low} and {high} (seq_length is {self.seq_length})")
+                raise DataError(f"{name} {getattr(self, name)} must be between {low} and {high}; seq_length is {self.seq_length}")
         if not self.tokenizer_megabytes > 0:
             raise DataError(f"tokenizer.train_megabytes {self.tokenizer_megabytes} must be more than 0")
         if self.tokenizer_kind not in KINDS or (self.tokenizer_kind != "sentencepiece" and self.tokenizer_path is None):
-            raise DataError(f"tokenizer kind {self.tokenizer_kind!r} without a path: only sentencepiece is trained here; known are {KINDS}")
+            raise DataError(
+                f"tokenizer.kind {self.tokenizer_kind!r} without tokenizer.path: only sentencepiece is trained here; "
+                f"known kinds are {', '.join(KINDS)}"
+            )
         if self.tokenizer_path is not None and not Path(self.tokenizer_path).is_file():
             raise DataError(f"there is no tokenizer file {self.tokenizer_path}; check data.tokenizer.path")
 

@@ -69,9 +69,10 @@ def survey(documents: Iterable[Document]) -> Survey:
 
 
 def heldout_documents(found: Survey, fraction: float, seed: int) -> np.ndarray:
-    """Which documents are held out, bool [n]: of each domain `fraction` of its different texts, at least one, by a hash of the text.
+    """Which documents are held out, bool [n]: of each domain `fraction` of its different texts, at least one, by a hash.
 
-    Equal texts are never on both sides, not even in two domains. Domains of fewer than SMALLEST_HELDOUT_DOMAIN different texts keep all.
+    Equal texts are never on both sides, not even in two domains. A domain of fewer than SMALLEST_HELDOUT_DOMAIN different texts
+    holds nothing out.
     """
     if not 0 <= fraction <= 0.5:
         raise DataError(f"heldout_fraction {fraction} must be between 0 and 0.5")
@@ -87,7 +88,7 @@ def heldout_documents(found: Survey, fraction: float, seed: int) -> np.ndarray:
 
 
 def fit_documents(found: Survey, train: np.ndarray, max_bytes: float, seed: int) -> np.ndarray:
-    """Indices, ascending, of the training documents to learn from: about max_bytes of text by a hash of it, and one of every domain."""
+    """Training documents to learn from, as ascending indices: about max_bytes of text, drawn by its hash, and one of every domain."""
     candidates = np.flatnonzero(train)
     order = candidates[np.argsort(hash64(seed, "fit", 0, found.keys[candidates]), kind="stable")]
     before = np.cumsum(found.sizes[order]) - found.sizes[order]

@@ -14,7 +14,7 @@ import sentencepiece
 from mads.data.schema import DataError
 
 KINDS = ("sentencepiece", "huggingface")
-EOD_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|eos|>", "[EOS]")  # Llama 3, GPT, SentencePiece, Gemma, others
+EOD_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|eos|>", "[EOS]")  # Llama 3, GPT, Llama 2, Gemma, others
 _SPACE = "\u2581"  # SentencePiece writes a space as this character, so the character itself would come back as a space
 _SMALLEST_VOCABULARY = 256 + 3  # byte pieces, <unk>, <s>, </s>
 # U+2585 and NUL mark unknown pieces and ends inside SentencePiece's trainer, which skips every text that holds one.
@@ -32,7 +32,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: str | os.Pa
         DataError: a vocabulary too small to hold all bytes and frequent characters, or larger than the texts can fill.
     """
     if vocab_size < _SMALLEST_VOCABULARY:
-        raise DataError(f"model.vocab_size={vocab_size} is too small: 256 bytes and 3 special pieces alone take {_SMALLEST_VOCABULARY}")
+        raise DataError(f"model.vocab_size={vocab_size} is too small: 256 bytes and 3 special pieces take {_SMALLEST_VOCABULARY}")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -67,7 +67,7 @@ def _explain(message: str, vocab_size: int) -> str:
             "give more text, or raise data.tokenizer.train_megabytes"
         )
     if found := re.search(r"smaller than required_chars\D*(\d+) vs (\d+)", message):
-        return f"model.vocab_size={vocab_size} is too small: the text's characters and all bytes take {found[2]}; raise model.vocab_size"
+        return f"model.vocab_size={vocab_size} is too small: the text's characters and all bytes take {found[2]}; raise it"
     if "sentences_.empty()" in message or "all_chars_count" in message:
         return "there is no text to train the tokenizer on; check the source, or raise data.tokenizer.train_megabytes"
     return f"the tokenizer could not be trained with model.vocab_size={vocab_size}: {message.strip()}"
@@ -102,7 +102,7 @@ class Tokenizer:
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
-                raise DataError(f"text {index} has a lone surrogate at character {error.start}: it cannot be written as UTF-8") from error
+                raise DataError(f"text {index} has a lone surrogate at character {error.start}: it is not valid Unicode") from error
         return [np.asarray(ids, dtype=np.int32) for ids in self._encode(list(texts))]
 
     def decode(self, tokens: np.ndarray) -> str:
@@ -132,7 +132,8 @@ class _SentencePiece(Tokenizer):
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
         except (RuntimeError, OSError) as error:
-            raise DataError(f"{path} is not a SentencePiece model ({str(error).strip()}); for a tokenizer.json set kind=huggingface") from error
+            reason = str(error).strip()
+            raise DataError(f"{path} is not a SentencePiece model ({reason}); for a tokenizer.json set kind=huggingface") from error
         self.vocab_size, self.eod = self._model.vocab_size(), self._model.eos_id()
         if self.eod < 0:
             raise DataError(f"{path} has no </s> piece, which ends a document; train it with eos_id >= 0")
@@ -176,7 +177,9 @@ class _HuggingFace(Tokenizer):
         special = {t.content: i for i, t in self._model.get_added_tokens_decoder().items() if t.special}
         named = [name for name in EOD_NAMES if name in special]
         if not named:
-            raise DataError(f"{path} has none of the end-of-document tokens {', '.join(EOD_NAMES)}; its special tokens are {sorted(special)[:20]}")
+            raise DataError(
+                f"{path} has none of the end-of-document tokens {', '.join(EOD_NAMES)}; its special tokens are {sorted(special)[:20]}"
+            )
         self.eod = special[named[0]]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 from mads.data.parts import written_files
 from mads.data.schema import DataError, Manifest
 
-CLAIM = "preparing"  # an empty file, there from the first to the last moment of a preparation; what is beside it is ours to remove
+CLAIM = "preparing"  # an empty file, there from the first to the last moment of a preparation; known files beside it may go
 _SHOWN = 5
 
 
@@ -31,7 +31,8 @@ def differences(existing: Any, asked: Any) -> list[str]:
     """One line for every leaf in which two JSON values differ."""
     old, new = flatten(existing), flatten(asked)
     show = lambda side, key: json.dumps(side[key]) if key in side else "nothing"  # noqa: E731
-    return [f"{k}: {show(old, k)} there, {show(new, k)} asked for" for k in sorted(old.keys() | new.keys()) if show(old, k) != show(new, k)]
+    changed = [k for k in sorted(old.keys() | new.keys()) if show(old, k) != show(new, k)]
+    return [f"{k}: {show(old, k)} there, {show(new, k)} asked for" for k in changed]
 
 
 def existing_manifest(directory: Path, identity: dict[str, Any], progress: Callable[[str], None]) -> Manifest | None:
@@ -44,14 +45,14 @@ def existing_manifest(directory: Path, identity: dict[str, Any], progress: Calla
     if not path.exists():
         if directory.is_dir() and not (directory / CLAIM).exists() and (strangers := sorted(p.name for p in directory.iterdir())):
             raise DataError(
-                f"{directory} holds {len(strangers)} files or folders that no preparation wrote ({', '.join(strangers[:_SHOWN])}); "
-                "choose another data.dir"
+                f"{directory} holds {len(strangers)} files or folders that no preparation wrote "
+                f"({', '.join(strangers[:_SHOWN])}); choose another data.dir"
             )
         return None
     try:
         recorded = json.loads(path.read_text())["source"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a manifest of mads ({error!r}); choose another data.dir, or remove {directory}") from error
+        raise DataError(f"{path} is not a manifest of mads ({error!r}); choose another data.dir or remove {directory}") from error
     if changed := differences(recorded, identity):
         more = f", and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise DataError(
@@ -63,12 +64,13 @@ def existing_manifest(directory: Path, identity: dict[str, Any], progress: Calla
     except DataError as error:
         progress(f"{error}. Doing so now")
         return None
-    progress(f"{directory} is prepared already with these settings: {_summary(manifest)}, fingerprint {manifest.fingerprint[:16]}")
+    progress(f"{directory} is prepared already with these settings: {_summary(manifest)}; fingerprint {manifest.fingerprint[:16]}")
     return manifest
 
 
 def _summary(manifest: Manifest) -> str:
-    return "; ".join(f"{part} {n['documents']:,} documents, {n['samples']:,} samples, {n['tokens']:,} tokens" for part, n in manifest.parts.items())
+    parts = manifest.parts.items()
+    return "; ".join(f"{part} {n['documents']:,} documents, {n['samples']:,} samples, {n['tokens']:,} tokens" for part, n in parts)
 
 
 @contextmanager
@@ -87,7 +89,8 @@ def claimed(directory: Path, progress: Callable[[str], None]) -> Iterator[None]:
             raise DataError(f"another process is preparing {directory}; wait for it, or choose another data.dir") from error
         if not claim.exists():  # the other process ended between opening the file and locking it
             raise DataError(f"another process has just prepared {directory}; run the command again to use it")
-        leftovers = [*written_files(directory), *(p for p in (directory / "manifest.json", directory / "manifest.json.tmp") if p.exists())]
+        manifests = [directory / "manifest.json", directory / "manifest.json.tmp"]
+        leftovers = [*written_files(directory), *(p for p in manifests if p.exists())]
         for path in leftovers:
             path.unlink()
         if leftovers:

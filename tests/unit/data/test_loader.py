@@ -1,3 +1,4 @@
+import tempfile
 import threading
 
 import numpy as np
@@ -16,12 +17,18 @@ SEQ, GLOBAL = 32, 8
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    return make_pool(tmp_path_factory.mktemp("pool"), documents=80, seq_length=SEQ)
+    return own_pool(tmp_path_factory.mktemp("pool"))[0]
 
 
 @pytest.fixture(scope="module")
 def ids(pool):
     return np.random.default_rng(5).permutation(pool.ids)
+
+
+def own_pool(folder):
+    """The fixtures' pool and order for checks that run without pytest."""
+    pool = make_pool(folder, documents=80, seq_length=SEQ)
+    return pool, np.random.default_rng(5).permutation(pool.ids)
 
 
 def steps(pool, ids, *, micro=2, rank=0, size=1, prefetch=0, position=0, count=None):
@@ -82,23 +89,56 @@ def test_d2_batches_hold_the_rows_of_the_packing_in_order(pool, ids):
         assert step.sample_ids.tolist() == expected and pool.ids[step.sample_positions].tolist() == expected
 
 
-def test_d3_labels_belong_to_the_inputs_of_the_same_sample(pool, ids):
+def check_d2(pool, ids):
+    """Two ranks share the rows of each global batch without overlap."""
+    one, ranks = steps(pool, ids, micro=GLOBAL), [steps(pool, ids, rank=r, size=2) for r in range(2)]
+    for n, step in enumerate(one):
+        shared = [b.tokens for a in range(2) for r in range(2) for b in ranks[r][n].micro_batches[a : a + 1]]
+        assert torch.equal(torch.cat(shared), rows_of(step)[0])
+
+
+def check_d3(pool, ids):
     for step in steps(pool, ids, count=4):
         samples = iter(pool.tokens(step.sample_positions))
         for batch in step.micro_batches:
-            for s in range(batch.samples):
+            for s in range(batch.samples):  # each sample's tokens are the pool's, each target the next token of the same sample
                 tokens = torch.as_tensor(next(samples).astype(np.int64))
                 inside = batch.segments == s
                 assert torch.equal(batch.tokens[inside], tokens)
                 assert torch.equal(batch.labels[inside], torch.cat([tokens[1:], torch.tensor([IGNORE])]))
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 3, 50])
-def test_d4_resume_at_any_step_and_any_prefetch_equals_the_uninterrupted_run(pool, ids, prefetch):
+def test_d3_labels_belong_to_the_inputs_of_the_same_sample(pool, ids):
+    check_d3(pool, ids)
+
+
+def check_d4(pool, ids, prefetch):
     whole = steps(pool, ids)
     same(steps(pool, ids, prefetch=prefetch), whole)
     for position in range(1, len(whole)):
         same(steps(pool, ids, prefetch=prefetch, position=position), whole[position:])
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3, 50])
+def test_d4_resume_at_any_step_and_any_prefetch_equals_the_uninterrupted_run(pool, ids, prefetch):
+    check_d4(pool, ids, prefetch)
+
+
+def check_d4_state(pool, ids):
+    """What the thread packed ahead is not consumed."""
+    with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch=3) as loader:
+        loader.begin_round(3, ids)
+        for n in range(3):
+            assert loader.state()["position"] == n
+            loader.next()
+
+
+def test_d2_two_ranks_share_each_global_batch(pool, ids):
+    check_d2(pool, ids)
+
+
+def test_d4_state_counts_what_was_handed_out(pool, ids):
+    check_d4_state(pool, ids)
 
 
 def test_d4_resume_on_another_dp_size_and_at_the_end_of_the_round(pool, ids):
@@ -132,12 +172,22 @@ def test_d4_checkpoint_of_other_data_or_shape_is_refused(pool, tmp_path):
 
 
 def test_d5_ledger_counts_what_was_consumed_and_no_sample_comes_twice(pool, ids):
+    check_d5(pool, ids)
+
+
+def check_d5(pool, ids):
     ledger, seen = Ledger(len(pool)), []
     for step in steps(pool, ids, prefetch=2):
         ledger.consume(step.sample_positions)
         seen += step.sample_ids.tolist()
     assert len(seen) == len(set(seen)) == ledger.total == int(ledger.counts.sum()) <= len(ids)
     assert sorted(seen) == pool.ids[ledger.counts > 0].tolist()
+
+
+def check_alone(check, *args):
+    """Run a check on a pool of its own (for tests/mutants)."""
+    with tempfile.TemporaryDirectory() as folder:
+        globals()[check](*own_pool(folder), *args)
 
 
 def test_rounds_follow_each_other_with_prefetch(pool, ids):

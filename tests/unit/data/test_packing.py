@@ -28,12 +28,15 @@ def best_fit_oracle(lengths, seq_length, open_rows):
     return [members for _, members in rows]
 
 
-@pytest.mark.parametrize("seq_length, low, high, open_rows", [(16, 1, 16, 3), (32, 4, 40, 64), (7, 1, 7, 1), (64, 30, 64, 2), (5, 5, 9, 4)])
+@pytest.mark.parametrize(
+    "seq_length, low, high, open_rows", [(16, 1, 16, 3), (32, 4, 40, 64), (7, 1, 7, 1), (64, 30, 64, 2), (5, 5, 9, 4)]
+)
 def test_packing_equals_brute_force_best_fit(seq_length, low, high, open_rows):
     for seed in range(6):
         lengths = np.minimum(np.random.default_rng(seed).integers(low, high + 1, 150), seq_length)
         packing = pack(lengths, seq_length, open_rows)
-        assert [packing.samples_of_row(r).tolist() for r in range(packing.rows)] == best_fit_oracle(lengths.tolist(), seq_length, open_rows)
+        rows = [packing.samples_of_row(r).tolist() for r in range(packing.rows)]
+        assert rows == best_fit_oracle(lengths.tolist(), seq_length, open_rows)
 
 
 def test_packing_places_every_sample_once_and_counts_targets():
@@ -95,11 +98,13 @@ def test_batch_equals_a_loop_and_no_target_crosses_a_boundary():
 def test_sample_sums_in_a_packed_batch_equal_each_sample_alone():
     rows = random_rows(3)
     batch = make_batch(rows, 24)
-    table = torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # a bigram model: context of one
+    table = torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # logits of a bigram model
     losses = F.cross_entropy(table[batch.tokens].flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE, reduction="none")
     alone = []
     for sample in (torch.as_tensor(s.astype(np.int64)) for row in rows for s in row):
-        alone.append(F.cross_entropy(table[sample[:-1]], sample[1:], reduction="sum") if len(sample) > 1 else torch.zeros((), dtype=torch.float64))
+        one_token = len(sample) == 1
+        loss = F.cross_entropy(table[sample[:-1]], sample[1:], reduction="sum")
+        alone.append(torch.zeros((), dtype=torch.float64) if one_token else loss)
     torch.testing.assert_close(sum_by_sample(losses.view(batch.tokens.shape), batch), torch.stack(alone), rtol=1e-12, atol=1e-12)
     assert tokens_by_sample(batch).tolist() == [len(s) - 1 for row in rows for s in row]
 
@@ -107,7 +112,7 @@ def test_sample_sums_in_a_packed_batch_equal_each_sample_alone():
 def test_batch_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="row 1 holds 9 tokens"):
         make_batch([[np.arange(3)], [np.arange(5), np.arange(4)]], 8)
-    with pytest.raises(ValueError, match="shortest sample 0 tokens"):
+    with pytest.raises(ValueError, match="the shortest sample has 0 tokens"):
         make_batch([[np.zeros(0, np.int64)]], 8)
     with pytest.raises(ValueError, match="at least one row"):
         make_batch([], 8)

@@ -14,7 +14,9 @@ from mads.data.settings import PrepareSettings
 from mads.data.split import Corpus
 from mads.data.tokenizer import Tokenizer, train_sentencepiece
 
-SETTINGS = dict(vocab_size=320, seq_length=32, min_sample_tokens=8, heldout_fraction=0.1, shard_tokens=1200, seed=3, max_rejected_fraction=0.2)
+SETTINGS = dict(
+    vocab_size=320, seq_length=32, min_sample_tokens=8, heldout_fraction=0.1, shard_tokens=1200, seed=3, max_rejected_fraction=0.2
+)
 WORDS = "rain fell softly over the old harbour while boats turned and import numpy return self value budget vote law 7 42".split()
 
 
@@ -49,7 +51,8 @@ class DomainOf:
 
 def write_corpus(path, seed=0, count=60, domains=("news", "code"), extra=()):
     rng = np.random.default_rng(seed)
-    rows = [{"text": " ".join(rng.choice(WORDS, rng.integers(12, 120))) + f" #{i}\n", "domain": domains[i % len(domains)]} for i in range(count)]
+    texts = [" ".join(rng.choice(WORDS, rng.integers(12, 120))) + f" #{i}\n" for i in range(count)]
+    rows = [{"text": text, "domain": domains[i % len(domains)]} for i, text in enumerate(texts)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + "".join(extra))
     return rows
 
@@ -148,7 +151,8 @@ def test_equal_texts_never_lie_on_both_sides(tmp_path):
 
 
 def hashes(directory):
-    return {p.relative_to(directory).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.rglob("*") if p.is_file()}
+    files = [p for p in directory.rglob("*") if p.is_file()]
+    return {p.relative_to(directory).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def test_same_input_gives_the_same_bytes_and_a_larger_than_memory_source_too(tmp_path, corpus, monkeypatch):
@@ -239,7 +243,7 @@ def test_bad_input_is_explained(tmp_path):
     with pytest.raises(DataError, match="20 of 20 inputs were rejected"):
         run(tmp_path, "field")
     write_corpus(tmp_path / "corpus.jsonl")
-    with pytest.raises(DataError, match=r"no training document has min_sample_tokens=4000 tokens: the longest of 60 documents has \d+"):
+    with pytest.raises(DataError, match=r"document has min_sample_tokens=4000 tokens: the longest of 60 documents has \d+"):
         run(tmp_path, "long", seq_length=8000, min_sample_tokens=4000)
     with pytest.raises(DataError, match="vocab_size=100000 is more than the training text can fill"):
         run(tmp_path, "vocabulary", vocab_size=100_000)
@@ -285,7 +289,8 @@ def test_a_given_tokenizer_is_used_and_must_fit_the_model(tmp_path, corpus):
     with pytest.raises(DataError, match="tokenizer has 320 ids, model.vocab_size is 319"):
         run(tmp_path, "small", tokenizer_path=str(given), vocab_size=319)
     manifest = run(tmp_path, "given", tokenizer_path=str(given), vocab_size=512)
-    assert manifest.tokenizer == {"kind": "sentencepiece", "file": "tokenizer.model", "vocab_size": 320, "eod": 2, "lossless": True}
+    expected = {"kind": "sentencepiece", "file": "tokenizer.model", "vocab_size": 320, "eod": 2, "lossless": True}
+    assert manifest.tokenizer == expected
     assert manifest.source["settings"]["tokenizer_path"]["file"] == "given.model"
     assert str(tmp_path) not in (tmp_path / "given/manifest.json").read_text()
     one, two = Manifest.read(tmp_path / "out"), manifest

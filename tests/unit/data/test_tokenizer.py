@@ -9,9 +9,11 @@ from mads.data.tokenizer import Tokenizer, train_sentencepiece
 
 WORDS = "the river ran over grey stones while nobody watched and def return self import value 1998 2024 ( ) : = , .".split()
 NASTY = [
-    "", " ", "   ", "\n", "\t\tx", "a\r\nb\r", " lead", "trail ", "a  b   c", "\n\n  def f():\n\treturn 1\n", "\0", "a\0b\0", "\x01\x02\x1b\x7f\x85",
-    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467", "e\u0301 \u00e9 \ufb01 \u212b", "\ufeffbom", "\ufffd", "\u2028\u2029\u200b\xa0",
-    "\u2581", "a\u2581b", "\u2581\u2581 x \u2581", " \u2581 ", "\u2585 \u2585", "<s></s><unk><0x41>", "<pad>", "\u4f60\u597d\uff0c\u4e16\u754c", "\u0645\u0631\u062d\u0628\u0627",
+    "", " ", "   ", "\n", "\t\tx", "a\r\nb\r", " lead", "trail ", "a  b   c", "\n\n  def f():\n\treturn 1\n",
+    "\0", "a\0b\0", "\x01\x02\x1b\x7f\x85", "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "e\u0301 \u00e9 \ufb01 \u212b", "\ufeffbom", "\ufffd", "\u2028\u2029\u200b\xa0",
+    "\u2581", "a\u2581b", "\u2581\u2581 x \u2581", " \u2581 ", "\u2585 \u2585", "<s></s><unk><0x41>", "<pad>",
+    "\u4f60\u597d\uff0c\u4e16\u754c", "\u0645\u0631\u062d\u0628\u0627",
     "\U0010ffff",
 ]
 
@@ -104,8 +106,9 @@ def write_huggingface(path, special):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.enable_truncation(5)  # a leftover that must not cut documents
