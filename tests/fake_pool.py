@@ -22,7 +22,8 @@ class FakePool:
         return self._columns[attribute][1]
 
     def view(self, positions):
-        return FakePool(self.ids[positions], self.lengths[positions], {k: (c[positions], v) for k, (c, v) in self._columns.items()})
+        columns = {name: (codes[positions], labels) for name, (codes, labels) in self._columns.items()}
+        return FakePool(self.ids[positions], self.lengths[positions], columns)
 
     def slice_bounds(self, rank, count):
         return rank * len(self) // count, (rank + 1) * len(self) // count

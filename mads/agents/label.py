@@ -20,7 +20,8 @@ def label_codes(view: AttributeView, attribute: str) -> np.ndarray:
     codes, labels = view.codes(attribute), view.labels(attribute)
     if len(codes) and int(codes.max()) >= len(labels):
         raise ValueError(
-            f"attribute {attribute!r} has code {int(codes.max())}, but only {len(labels)} labels {list(labels)}; label the data again"
+            f"attribute {attribute!r} has code {int(codes.max())}, but only {len(labels)} labels {list(labels)}; "
+            "label the data again"
         )
     return codes
 

@@ -36,7 +36,9 @@ class LearningRule(Protocol):
 
     scale: str
 
-    def statistics(self, codes: np.ndarray, labels: int, rewards: np.ndarray, targets: np.ndarray, importance: np.ndarray) -> LabelStatistics:
+    def statistics(
+        self, codes: np.ndarray, labels: int, rewards: np.ndarray, targets: np.ndarray, importance: np.ndarray
+    ) -> LabelStatistics:
         """Statistics per label from n probes: codes int [n] below `labels`, the rest float64/int64 [n]."""
 
     def step(self, weights: np.ndarray, shares: np.ndarray, statistics: LabelStatistics) -> tuple[np.ndarray, float]:
@@ -171,8 +173,8 @@ class MadsRule:
 def shrink(mean: np.ndarray, se: np.ndarray) -> np.ndarray:
     """Empirical-Bayes means, float64 [L]: m + B_j (R_j - m) with B_j = tau^2 / (tau^2 + se_j^2).
 
-    tau^2, the variance between labels, is Hedges' moment estimate (the variance of the R_j less the mean se_j^2, not below 0) and m
-    the mean with weights 1 / (tau^2 + se_j^2). Unknown standard errors shrink all the way; a single label stays as it is.
+    tau^2, the variance between labels, is Hedges' moment estimate (the variance of the R_j less the mean se_j^2, not below 0)
+    and m the mean with weights 1 / (tau^2 + se_j^2). Unknown standard errors shrink all the way; a single label stays as it is.
     """
     if len(mean) < 2:
         return mean.copy()
@@ -189,9 +191,9 @@ def shrink(mean: np.ndarray, se: np.ndarray) -> np.ndarray:
 def standardised_gain(weights: np.ndarray, mean: np.ndarray, shares: np.ndarray) -> float:
     """sum_j p_j (w_j - wbar)(R_j - Rbar) / std(w), with p the shares scaled to sum 1, wbar and Rbar means and std under p.
 
-    The reward gained, per standard deviation of the agent's score over the pool, by following the agent. It grows neither with the
-    number of labels nor with the size of the weights, and, with weights from before the rewards, noise in R_j has mean 0 in
-    it. Equal weights prefer nothing and gain 0.
+    The reward gained, per standard deviation of the agent's score over the pool, by following the agent. It grows neither with
+    the number of labels nor with the size of the weights, and, with weights from before the rewards, noise in R_j has mean 0
+    in it. Equal weights prefer nothing and gain 0.
     """
     if shares.sum() <= 0:
         return 0.0

@@ -22,10 +22,12 @@ def project_to_simplex(theta: np.ndarray) -> np.ndarray:
 
 
 def apply_floor(theta: np.ndarray, floor: float) -> np.ndarray:
-    """The probability vector with no entry below `floor` that is nearest to theta in KL divergence: entries at the floor are fixed
-    there and the others share what is left in proportion. Without an entry below the floor nothing changes."""
+    """The probability vector with no entry below `floor` that is nearest to theta in KL divergence: entries at the floor are
+    fixed there and the others share what is left in proportion. Without an entry below the floor nothing changes."""
     if floor * len(theta) > 1:
-        raise ValueError(f"a floor of {floor} for each of {len(theta)} agents is more than 1; at most {1 / len(theta):.4g} is possible")
+        raise ValueError(
+            f"a floor of {floor} for each of {len(theta)} agents is more than 1 in sum; at most {1 / len(theta):.4g} is possible"
+        )
     low = np.zeros(len(theta), dtype=bool)
     result = theta.copy()
     while ((result < floor) & ~low).any():

@@ -62,7 +62,8 @@ class Console:
         except Exception as caught:  # told to the other ranks, then raised
             error = caught
         raise_together(error, topology, "binding the agents to the pool")
-        assert_equal_on_ranks({agent.name: list(agent.labels) for agent in self.agents}, topology.group("control"), "the agents' labels")
+        labels = {agent.name: list(agent.labels) for agent in self.agents}
+        assert_equal_on_ranks(labels, topology.group("control"), "the agents' labels")
         self.theta = np.full(len(self.agents), 1 / len(self.agents)) if self.agents else np.zeros(0)
         self.round = 0
         self.pending = np.zeros(0, dtype=np.int64)
@@ -125,15 +126,14 @@ class Console:
         fingerprint = digest(positions, np.asarray(measured.rewards, np.float64), np.asarray(measured.targets, np.int64))
         assert_equal_on_ranks(fingerprint, control, f"the rewards of round {self.round} (hash)")
         self._progress(f"round {self.round}: {len(self.agents)} agents learn from {len(positions)} probes")
-        scaled = scale_rewards(
-            measured.rewards, measured.targets, measured.probes.importance, self.strategy.learning.rule.scale, self.pool.ids[positions]
-        )
+        learning, targets, importance = self.strategy.learning, measured.targets, measured.probes.importance
+        scaled = scale_rewards(measured.rewards, targets, importance, learning.rule.scale, self.pool.ids[positions])
         values = {}
         for agent in self.agents:
             own = measured.probes.of_agent(agent.name)
             view = self.pool.view(positions[own])
-            values[agent.name] = agent.learn(ProbeRewards(view, scaled[own], measured.targets[own], measured.probes.importance[own]))
-        theta = self.strategy.learning.collaboration.update(self.theta, np.array(list(values.values())))
+            values[agent.name] = agent.learn(ProbeRewards(view, scaled[own], targets[own], importance[own]))
+        theta = learning.collaboration.update(self.theta, np.array(list(values.values())))
         self.theta = broadcast_array(theta, control, np.float64)  # rank 0's, whatever the last bit of exp() is elsewhere
         return values
 
@@ -174,7 +174,10 @@ class Console:
 
     # ------------------------------------------------------------ the record
 
-    def _record(self, decision: Decision, measured: RoundRewards | None, agent_rewards, budget, step, consumed_tokens, seconds) -> DecisionRecord:
+    def _record(
+        self, decision: Decision, measured: RoundRewards | None, agent_rewards: dict[str, float],
+        budget: int, step: int, consumed_tokens: int, seconds: dict[str, float],
+    ) -> DecisionRecord:
         labels = {}
         for agent in self.agents:
             records = agent.describe()
@@ -184,8 +187,8 @@ class Console:
         seen = {agent.attribute for agent in self.agents}
         for attribute in self.pool.attributes:  # the mix of every attribute, whether an agent sees it or not
             if attribute not in seen:
-                shares = token_shares(self.pool, attribute)
-                records = [LabelRecord(name, float(p), pool_share=float(p)) for name, p in zip(self.pool.labels(attribute), shares)]
+                shares = zip(self.pool.labels(attribute), token_shares(self.pool, attribute).tolist())
+                records = [LabelRecord(label, share, pool_share=share) for label, share in shares]
                 labels[attribute] = self._with_chosen_share(records, attribute, decision)
         return DecisionRecord(
             round=self.round, step=step, consumed_tokens=consumed_tokens, selection=self.strategy.name,
@@ -222,15 +225,17 @@ class Console:
         """
         for key, mine in (("selection", self.strategy.name), ("seed", self.seed)):
             if state[key] != mine:
-                raise ValueError(f"the checkpoint's {key} is {state[key]!r}, this run's is {mine!r}; resume with the settings it was saved with")
+                raise ValueError(f"the checkpoint's {key} is {state[key]!r}, this run's is {mine!r}; resume with the same one")
         if list(state["theta"]) != self.names:
-            raise ValueError(f"the checkpoint's agents are {list(state['theta'])}, this run's are {self.names}; resume with the same agents")
+            raise ValueError(
+                f"the checkpoint's agents are {list(state['theta'])}, this run's are {self.names}; resume with the same agents"
+            )
         pending = np.ascontiguousarray(pending, dtype=np.int64)
         header = DecisionHeader.of(state["round"] - 1, pending)
         if (header.count, header.hash) != (state["pending"]["count"], state["pending"]["hash"]):
             raise ValueError(
-                f"{header.count} pending ids were given that are not the {state['pending']['count']} of round {state['round'] - 1} "
-                "in the checkpoint; its files are mixed or damaged"
+                f"{header.count} pending ids were given that are not the {state['pending']['count']} of round "
+                f"{state['round'] - 1} in the checkpoint; its files are mixed or damaged"
             )
         for agent in self.agents:
             agent.load_state(state["agents"][agent.name])

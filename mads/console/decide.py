@@ -39,7 +39,9 @@ class Candidates:
         if (np.diff(self.ids) <= 0).any():
             raise ValueError("candidate ids must be strictly ascending")
         if self.lengths.min() < 1 or self.uses.min() < 0:
-            raise ValueError(f"lengths must be at least 1 and use counts at least 0, got {self.lengths.min()} and {self.uses.min()}")
+            raise ValueError(
+                f"lengths must be at least 1 and use counts at least 0, got {self.lengths.min()} and {self.uses.min()}"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def select_random(candidates: Candidates, seed: int, round_: int, budget: int) -
 
 
 def select_top_k(
-    candidates: Candidates, scores: np.ndarray, theta: np.ndarray, use_decay: float, seed: int, round_: int, budget: int, names: Sequence[str]
+    candidates: Candidates, scores: np.ndarray, theta: np.ndarray, names: Sequence[str],
+    use_decay: float, seed: int, round_: int, budget: int,
 ) -> Decision:
     """The best by S = sum_A theta_A score_A (Eq. 6), mapped to [0, 1] and divided by 1 + use_decay * uses.
 
@@ -79,7 +82,8 @@ def select_top_k(
 
 
 def select_gumbel(
-    candidates: Candidates, scores: np.ndarray, theta: np.ndarray, temperature: float, seed: int, round_: int, budget: int, names: Sequence[str]
+    candidates: Candidates, scores: np.ndarray, theta: np.ndarray, names: Sequence[str],
+    temperature: float, seed: int, round_: int, budget: int,
 ) -> Decision:
     """Sampling without replacement in proportion to exp(S / temperature), with S = sum_A theta_A z_A and z_A the agent's scores
     standardised over the pool by tokens. Samples with fewer uses come first.
@@ -98,10 +102,10 @@ def select_stratified(
 ) -> Decision:
     """Each label's share of the tokens, random inside a label, samples with fewer uses first.
 
-    A sample's key is the budget at which its label's quota reaches it: (label's tokens before it + u * length) / share, with one uniform
-    u per label and round, so that a label whose quota is less than one sample gets its due on average (systematic sampling). The
-    smallest keys are taken: labels advance together in proportion to their shares, and when one has no sample left the others
-    go on in proportion: its quota is theirs.
+    A sample's key is the budget at which its label's quota reaches it: (label's tokens before it + u * length) / share, with one
+    uniform u per label and round, so that a label whose quota is less than one sample gets its due on average (systematic
+    sampling). The smallest keys are taken: labels advance together in proportion to their shares, and when one has no sample
+    left the others go on in proportion: its quota is theirs.
 
     Args:
         codes: int [n]; shares: float64 [L], not negative, scaled to sum 1 here. Labels with share 0 are not chosen.
@@ -124,7 +128,10 @@ def select_stratified(
         key[order] = reached / np.repeat(shares, sizes)
     asked = shares * budget
     short = np.flatnonzero(held < np.floor(asked))
-    notes = [f"label {labels[j]!r} ran short: {int(held[j])} tokens for a quota of {int(asked[j])}; the others got the rest" for j in short[:20]]
+    notes = [
+        f"label {labels[j]!r} ran short: {int(held[j])} tokens for a quota of {int(asked[j])}; the others got the rest"
+        for j in short[:20]
+    ]
     if len(short) > 20:
         notes.append(f"{len(short) - 20} more labels ran short")
     eligible = np.flatnonzero(np.isfinite(key))
@@ -138,7 +145,9 @@ def select_stratified(
 def check_scores(scores: np.ndarray, candidates: int, names: Sequence[str]) -> None:
     """Raises ValueError when scores are not float64 [A, n] or not finite, with the agent and the count."""
     if scores.shape != (len(names), candidates) or scores.dtype != np.float64:
-        raise ValueError(f"scores must be float64 {(len(names), candidates)} for the agents {list(names)}, got {scores.dtype} {scores.shape}")
+        raise ValueError(
+            f"scores must be float64 {(len(names), candidates)} for the agents {list(names)}, got {scores.dtype} {scores.shape}"
+        )
     for name, row in zip(names, scores):
         bad = int(len(row) - np.isfinite(row).sum())
         if bad:
@@ -209,13 +218,17 @@ def _cover(key: np.ndarray, ties: np.ndarray, lengths: np.ndarray, budget: int) 
     return np.concatenate([sure, tied[:count]])
 
 
-def _decide(candidates: Candidates, chosen: np.ndarray, seed: int, round_: int, budget: int, notes: Sequence[str] = ()) -> Decision:
+def _decide(
+    candidates: Candidates, chosen: np.ndarray, seed: int, round_: int, budget: int, notes: Sequence[str] = ()
+) -> Decision:
     """Put the chosen positions into training order and take stock."""
     notes = list(notes)
     chosen = chosen[np.argsort(hash64(seed, "decide/order", round_, candidates.ids[chosen]))].astype(np.int64)
     tokens = int(candidates.lengths[chosen].sum(dtype=np.int64))
     if tokens < budget:
-        notes.append(f"running short: {len(chosen)} samples with {tokens} tokens for a budget of {budget}; every eligible candidate is chosen once")
+        notes.append(
+            f"running short: {len(chosen)} samples with {tokens} tokens for a budget of {budget}; every eligible one is chosen"
+        )
     reused = int((candidates.uses[chosen] > 0).sum())
     if reused:
         notes.append(f"{reused} of {len(chosen)} chosen samples were trained on before")

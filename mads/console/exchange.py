@@ -93,7 +93,7 @@ def gather_scores(local: np.ndarray | None, topology: Topology, agents: int, can
 def broadcast_decision(round_: int, ids: np.ndarray | None, topology: Topology) -> np.ndarray:
     """Collective: the ordered ids, int64 [k], from rank 0 (`ids` is None elsewhere) to the world, verified on every rank.
 
-    The header (round, count, hash) travels first. Each rank hashes what it received, and all ranks compare all headers and hashes.
+    The header (round, count, hash) travels first. Each rank hashes what it received; all ranks compare all headers and hashes.
 
     Raises:
         SelectionMismatchError: on all ranks, naming those whose header or ids are not rank 0's, or that are in another round.
@@ -110,6 +110,7 @@ def broadcast_decision(round_: int, ids: np.ndarray | None, topology: Topology) 
     if bad:
         listing = "; ".join(f"rank {rank}: header {outcomes[rank][0]}, own {outcomes[rank][1]}" for rank in bad)
         raise SelectionMismatchError(
-            f"the decision of round {round_} arrived damaged or out of step on ranks {bad}; (round, count, hash) sent {truth}; {listing}"
+            f"the decision of round {round_} arrived damaged or out of step on ranks {bad}; "
+            f"(round, count, hash) sent {truth}; {listing}"
         )
     return ids

@@ -106,7 +106,8 @@ class PaperStrategy:
         if inputs.scores is None:
             return select_random(inputs.candidates, inputs.seed, inputs.number, inputs.budget)
         return select_top_k(
-            inputs.candidates, inputs.scores, inputs.theta, self.use_decay, inputs.seed, inputs.number, inputs.budget, inputs.agents
+            inputs.candidates, inputs.scores, inputs.theta, inputs.agents,
+            self.use_decay, inputs.seed, inputs.number, inputs.budget,
         )
 
 
@@ -130,7 +131,8 @@ class MadsStrategy:
         if inputs.scores is None:
             return self._warm_up(inputs)
         return select_gumbel(
-            inputs.candidates, inputs.scores, inputs.theta, self.temperature, inputs.seed, inputs.number, inputs.budget, inputs.agents
+            inputs.candidates, inputs.scores, inputs.theta, inputs.agents,
+            self.temperature, inputs.seed, inputs.number, inputs.budget,
         )
 
     def _warm_up(self, inputs: Round) -> Decision:
@@ -168,7 +170,9 @@ def build_strategy(config: Any) -> Strategy:
         return PaperStrategy(learning, config.use_decay)
     if config.name == "mads":
         learning = Learning(
-            SharedProbes(config.probes), MadsRule(config.agent_rate), MultiplicativeCollaboration(config.theta_rate, config.theta_floor)
+            SharedProbes(config.probes),
+            MadsRule(config.agent_rate),
+            MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
         )
         return MadsStrategy(learning, config.temperature, config.warmup_rounds)
     raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads")

@@ -108,7 +108,8 @@ def _draw_by_label(codes: np.ndarray, labels: int, count: int, noise: np.ndarray
     present = np.flatnonzero(sizes)
     if count < len(present):
         raise ValueError(
-            f"agent {agent!r} has {count} probes for {len(present)} labels in the pool; set at least {len(present)} probes per agent"
+            f"agent {agent!r} has {count} probes for {len(present)} labels in the pool; "
+            f"set at least {len(present)} probes per agent"
         )
     quota = np.zeros(labels, dtype=np.int64)
     quota[present] = count // len(present)

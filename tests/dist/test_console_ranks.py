@@ -11,8 +11,7 @@ import mads.console.exchange as exchange
 from mads.agents import LabelAgent
 from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig
 from mads.console.console import Console
-from mads.console.exchange import RankFailedError, SelectionMismatchError, broadcast_decision, check_agents, gather_scores, raise_together
-from mads.collectives import ReplicaMismatchError
+from mads.console.exchange import broadcast_decision, gather_scores
 from mads.console.strategy import build_strategy
 from mads.reward.probes import RoundRewards
 from mads.topology import Grid, Topology
@@ -41,7 +40,8 @@ def _rounds(grid, name, rounds):
         rewards = None
         if console.needs_rewards():
             probes = console.draw_probes()
-            values = np.random.default_rng(console.round).normal(size=len(probes.positions)) + pool.codes("domain")[probes.positions]
+            noise = np.random.default_rng(console.round).normal(size=len(probes.positions))
+            values = noise + pool.codes("domain")[probes.positions]
             rewards = RoundRewards(probes, values, pool.lengths[probes.positions].astype(np.int64))
         ids, record = console.decide(rewards, uses, 6000, 0, 0)
         uses[np.searchsorted(pool.ids, ids)] += 1
@@ -82,7 +82,9 @@ def _gather(grid, cuts, scores):
 def test_x1_scores_arrive_in_pool_order_however_the_pool_is_cut():
     scores = np.random.default_rng(0).normal(size=(3, 37))
     scores[1, 5] = np.nan  # found by the decision, carried unchanged until then
-    for grid, cuts in (({"dp": 4}, [0, 1, 1, 30, 37]), ({"dp": 2, "tp": 2}, [0, 36, 37]), ({"pp": 2, "dp": 2}, [0, 0, 37]), ({"tp": 4}, [0, 37])):
+    cases = [({"dp": 4}, [0, 1, 1, 30, 37]), ({"dp": 2, "tp": 2}, [0, 36, 37])]
+    cases += [({"pp": 2, "dp": 2}, [0, 0, 37]), ({"tp": 4}, [0, 37])]
+    for grid, cuts in cases:
         for whole in run_ranks(4, _gather, grid, cuts, scores):
             np.testing.assert_array_equal(whole, scores)
 
@@ -98,8 +100,8 @@ def test_slices_that_do_not_add_up_raise_everywhere():
         assert kind == "SelectionMismatchError" and "9 samples arrived for a pool of 10" in message and "1: 4" in message
 
 
-def _damaged(bad_rank, message, byte):
-    """One byte of broadcast number `message` (0 = header, 1 = ids) is flipped on one rank after it arrived."""
+def check_damage_is_named(bad_rank, message, byte):
+    """One byte of broadcast number `message` (0 = header, 1 = ids) is flipped on one rank after it arrived: every rank raises."""
     topology, original, calls = Topology(Grid(dp=4)), exchange.broadcast_array, []
 
     def flipping(*args, **kwargs):
@@ -112,15 +114,17 @@ def _damaged(bad_rank, message, byte):
     exchange.broadcast_array = flipping
     try:
         ids = np.arange(100, 140, dtype=np.int64) if topology.rank == 0 else None
-        return _error_of(lambda: broadcast_decision(2, ids, topology))
+        kind, text = _error_of(lambda: broadcast_decision(2, ids, topology))
     finally:
         exchange.broadcast_array = original
+    assert kind == "SelectionMismatchError" and f"on ranks [{bad_rank}];" in text and f"rank {bad_rank}: header" in text
 
 
-@pytest.mark.parametrize("bad_rank, message, byte", [(1, 1, 0), (3, 1, 319), (2, 1, 163), (3, 0, 0), (1, 0, 23), (2, 0, 8), (0, 1, 7)])
+@pytest.mark.parametrize(
+    "bad_rank, message, byte", [(1, 1, 0), (3, 1, 319), (2, 1, 163), (3, 0, 0), (1, 0, 23), (2, 0, 8), (0, 1, 7)]
+)
 def test_x2_one_damaged_byte_fails_every_rank_and_names_the_one(bad_rank, message, byte):
-    for kind, text in run_ranks(4, _damaged, bad_rank, message, byte):
-        assert kind == "SelectionMismatchError" and f"on ranks [{bad_rank}];" in text and f"rank {bad_rank}: header" in text
+    run_ranks(4, check_damage_is_named, bad_rank, message, byte)
 
 
 def _out_of_step(lagging):
@@ -134,15 +138,17 @@ def test_x2_a_rank_in_another_round_fails_every_rank():
         assert kind == "SelectionMismatchError" and "on ranks [1];" in text
 
 
-def _healthy_broadcast():
-    topology = Topology(Grid(dp=2))
-    empty = broadcast_decision(0, np.zeros(0, np.int64) if topology.rank == 0 else None, topology)
-    ids = broadcast_decision(1, (np.arange(7, dtype=np.int64) << 40) + 5 if topology.rank == 0 else None, topology)
-    return empty.tolist(), ids.tolist()
+def check_ids_reach_every_rank(grid):
+    topology = Topology(Grid(**grid))
+    sent = (np.arange(7, dtype=np.int64)[::-1] << 40) + 5
+    assert broadcast_decision(0, np.zeros(0, np.int64) if topology.rank == 0 else None, topology).tolist() == []
+    received = broadcast_decision(1, sent if topology.rank == 0 else None, topology)
+    assert received.tolist() == [(i << 40) + 5 for i in range(6, -1, -1)]
 
 
-def test_broadcast_delivers_order_and_large_ids():
-    assert run_ranks(2, _healthy_broadcast) == [([], [(i << 40) + 5 for i in range(7)])] * 2
+@pytest.mark.parametrize("grid", [{"dp": 4}, {"pp": 2, "tp": 2}, {"dp": 2, "tp": 2}], ids=str)
+def test_x3_broadcast_delivers_order_and_large_ids_to_the_world(grid):
+    run_ranks(4, check_ids_reach_every_rank, grid)
 
 
 def _agents_differ(case):
@@ -154,8 +160,14 @@ def _agents_differ(case):
     return _error_of(lambda: Console(topology, pool, agents, build_strategy(CONFIGS["mads"]), 0))
 
 
-@pytest.mark.parametrize("case, text", [("absent", "agent 'topic' is absent on ranks [2]"), ("other", "agent 'topic' is not the same on ranks [2]"),
-                                        ("order", "ranks [2] hold the agents in another order")])
+@pytest.mark.parametrize(
+    "case, text",
+    [
+        ("absent", "agent 'topic' is absent on ranks [2]"),
+        ("other", "agent 'topic' is not the same on ranks [2]"),
+        ("order", "ranks [2] hold the agents in another order"),
+    ],
+)
 def test_x5_an_agent_that_differs_on_a_rank_is_named_everywhere(case, text):
     for kind, message in run_ranks(4, _agents_differ, case):
         assert kind == "SelectionMismatchError" and text in message

@@ -1,11 +1,13 @@
 """Every mutant must turn its check red. To add one, add an entry to MUTANTS; tests/mutants/mutants.py explains the fields."""
 
+import numpy as np
 import pytest
 import torch
 from harness import RankFailure, run_ranks
 from mutants import Mutant
 
 LAYERS, DECODER, MODEL = "dist/test_tensor_layers.py", "unit/model/test_decoder.py", "dist/test_tensor_model.py"
+DECIDE, CONSOLE, PROTOCOL = "unit/console/test_decide.py", "unit/console/test_console.py", "dist/test_console_ranks.py"
 
 
 def _bias_on_every_rank(original):
@@ -19,6 +21,24 @@ def _bias_on_every_rank(original):
 
 def _untied(original):
     return lambda *args, tied=None, **rest: original(*args, **rest)
+
+
+def _only_rank_0s_replicas_get_it(original):
+    def broadcast_array(array, group, dtype):
+        received = original(array, group, dtype)
+        return received if torch.distributed.get_rank() == 0 else np.zeros_like(received)  # pp=2, tp=2: its dp group is [0]
+
+    return broadcast_array
+
+
+def _judged_after_learning(original):
+    def step(self, weights, shares, statistics):
+        from mads.agents.rules import standardised_gain
+
+        updated, _ = original(self, weights, shares, statistics)
+        return updated, standardised_gain(updated, statistics.mean, shares)
+
+    return step
 
 
 MUTANTS = [
@@ -42,8 +62,8 @@ MUTANTS = [
     Mutant("cross entropy normalises over the local vocabulary", "mads.tensor.cross_entropy:all_reduce_",
            lambda original: lambda tensor, group, op="sum": tensor, f"{LAYERS}:check_cross_entropy", world=4),
     Mutant("cross entropy counts the padded vocabulary", "mads.tensor.cross_entropy:_VocabParallelCrossEntropy.forward",
-           lambda original: staticmethod(lambda ctx, logits, labels, first, valid, group: original.__func__(
-               ctx, logits, labels, first, logits.shape[1], group)),
+           lambda original: staticmethod(lambda ctx, logits, labels, first, valid, *rest: original.__func__(
+               ctx, logits, labels, first, logits.shape[1], *rest)),
            f"{LAYERS}:check_cross_entropy", world=4),
     Mutant("every shard starts as the first", "mads.tensor.init:shard",
            lambda original: lambda full, layout, index, count: original(full, layout, 0, count), f"{LAYERS}:check_init", world=4),
@@ -57,6 +77,22 @@ MUTANTS = [
            f"{DECODER}:check_packed_losses_equal_losses_alone"),
     Mutant("tied head with weights of its own", "mads.model.decoder:VocabParallelHead", _untied,
            f"{DECODER}:check_v8_tied_gradient_is_the_sum_of_both_uses"),
+    Mutant("equal scores are ordered by position", "mads.console.decide:_cover",
+           lambda original: lambda key, ties, lengths, budget: original(key, np.arange(len(key)), lengths, budget),
+           f"{DECIDE}:test_x1_top_k_equals_a_naive_full_sort", args=(1,)),
+    Mutant("used samples compete with unused ones", "mads.console.decide:_best",
+           lambda original: lambda candidates, key, level, *rest: original(candidates, key, None, *rest),
+           f"{DECIDE}:test_consume_once_comes_before_the_score"),
+    Mutant("ids are broadcast to the data-parallel group only", "mads.console.exchange:broadcast_array",
+           _only_rank_0s_replicas_get_it, f"{PROTOCOL}:check_ids_reach_every_rank", world=4, args=({"pp": 2, "tp": 2},),
+           red=("SelectionMismatchError",)),
+    Mutant("a rank keeps its damage to itself", "mads.console.exchange:all_gather_json",
+           lambda original: lambda value, group: [value], f"{PROTOCOL}:check_damage_is_named", world=4, args=(2, 1, 163)),
+    Mutant("theta follows weights that have seen the rewards", "mads.agents.rules:MadsRule.step", _judged_after_learning,
+           f"{CONSOLE}:test_x7_mads_judges_before_learning_and_moves_theta_by_hedge"),
+    Mutant("rewards with the opposite sign", "mads.console.console:scale_rewards",
+           lambda original: lambda *arguments: -original(*arguments),
+           f"{CONSOLE}:test_x7_paper_rounds_equal_a_numpy_transcription"),
 ]
 
 

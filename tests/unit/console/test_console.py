@@ -173,7 +173,9 @@ def test_first_rounds_follow_their_rule():
     assert warm.needs_rewards()
 
 
-@pytest.mark.parametrize("config", [RandomSelectionConfig(name="random"), StratifiedSelectionConfig(name="stratified")], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "config", [RandomSelectionConfig(name="random"), StratifiedSelectionConfig(name="stratified")], ids=lambda c: c.name
+)
 def test_selections_without_agents_record_every_attribute(config):
     pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
     console = _console(config, pool)
@@ -219,7 +221,8 @@ def test_x5_defined_errors():
         console.decide(None, uses, BUDGET, 0, 0)
     measured = _measure(console, pool)
     measured.rewards[:2] = np.nan
-    with pytest.raises(ValueError, match=f"2 of {len(measured.rewards)} rewards are NaN.*{pool.ids[measured.probes.positions[0]]}"):
+    first = pool.ids[measured.probes.positions[0]]
+    with pytest.raises(ValueError, match=f"2 of {len(measured.rewards)} rewards are NaN.*{first}"):
         console.decide(measured, uses, BUDGET, 0, 0)
     with pytest.raises(ValueError, match="needs agents"):
         Console(OneRank(), pool, [], build_strategy(PAPER), 0)
