@@ -10,8 +10,9 @@ _BORDERS = (re.compile(r"\n[ \t]*\n\s*"), re.compile(r"\n"), re.compile(r"(?<=[.
 
 
 def cut_text(text: str, target: int = 8000) -> list[str]:
-    """Pieces of nearly equal length, about `target` characters and never more than 1.5 times that, cut at the border of a paragraph
-    near the ideal place, else of a line, a sentence or a word. Only white space at the cuts is lost; an empty text gives no piece.
+    """Pieces of nearly equal length, about `target` characters and never more than 1.5 times that, cut at the border of a
+    paragraph near the ideal place, else of a line, a sentence or a word. Only white space at the cuts is lost; an empty text
+    gives no piece.
     """
     text = text.strip("\n")
     pieces = []

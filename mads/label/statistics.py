@@ -47,7 +47,9 @@ def text_statistics(texts: Sequence[str], batch: WordBatch) -> TextStatistics:
     words = np.bincount(batch.document, minlength=n).astype(np.float64)
     lengths = batch.lengths[batch.word].astype(np.float64)
     characters = np.bincount(batch.document, weights=lengths, minlength=n).astype(np.float64)  # integers where there is no word
-    letters = np.fromiter((w.isalpha() or _LETTER.search(w) is not None for w in batch.vocabulary), np.float64, len(batch.vocabulary))
+    letters = np.fromiter(
+        (w.isalpha() or _LETTER.search(w) is not None for w in batch.vocabulary), np.float64, len(batch.vocabulary)
+    )
     alphabetic = np.bincount(batch.document, weights=letters[batch.word], minlength=n).astype(np.float64)
     top, repeated, distinct = _ngram_shares(batch, lengths, characters)
     line_counts = np.array([_line_counts(text) for text in texts], dtype=np.float64).reshape(n, 7).T
@@ -108,8 +110,8 @@ def _stop_words(batch: WordBatch) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Grams:
-    """The n-grams of a batch. number: int64 [max(w - n + 1, 0)], of the n-gram that starts at each word, -1 where it would run into the
-    next document; first, count: of each number, where it occurs first and how often."""
+    """The n-grams of a batch. number: int64 [max(w - n + 1, 0)], of the n-gram that starts at each word, -1 where it would run
+    into the next document; first, count: of each number, where it occurs first and how often."""
 
     n: int
     number: np.ndarray
@@ -127,14 +129,15 @@ def _number(n: int, keys: np.ndarray, inside: np.ndarray) -> _Grams:
 def _pair(left: _Grams, right: _Grams, n: int, document: np.ndarray) -> _Grams:
     """n-grams as pairs of a shorter one and the shorter one that ends where they end (they may overlap)."""
     length = max(len(document) - n + 1, 0)
-    keys = left.number[:length] * np.int64(len(right.first) + 1) + right.number[n - right.n:][:length]
-    return _number(n, keys, document[:length] == document[n - 1:][:length])
+    keys = left.number[:length] * np.int64(len(right.first) + 1) + right.number[n - right.n :][:length]
+    return _number(n, keys, document[:length] == document[n - 1 :][:length])
 
 
 def _ngram_shares(batch: WordBatch, lengths: np.ndarray, characters: np.ndarray):
     """(top n-gram shares, repeated n-gram shares, number of distinct words), the first two by n.
 
-    Longer n-grams are numbered by pairs of shorter ones, which is exact; the document is part of the number, so counts are per document.
+    Longer n-grams are numbered by pairs of shorter ones, which is exact; the document is part of the number, so counts are per
+    document.
     """
     document = batch.document
     one = _number(1, document * np.int64(len(batch.vocabulary)) + batch.word, np.ones(len(document), bool))

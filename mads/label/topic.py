@@ -21,8 +21,8 @@ from mads.label.words import WordBatch, batches, count_matrix, normalize_rows, s
 
 class TopicLabeller:
     """k-means over latent semantic analysis: TF-IDF of the words, projected by a truncated SVD, rows of unit length, clustered by
-    MiniBatchKMeans; a document belongs to the centre with the largest cosine. A document with no known word belongs to the largest cluster.
-    Labels are named by the words that set a cluster apart ("space-nasa-orbit").
+    MiniBatchKMeans; a document belongs to the centre with the largest cosine. A document with no known word belongs to the
+    largest cluster. Labels are named by the words that set a cluster apart ("space-nasa-orbit").
 
     Args:
         topics: number of clusters.
@@ -35,8 +35,15 @@ class TopicLabeller:
 
     name = "topic"
 
-    def __init__(self, topics: int = 13, seed: int = 0, max_fit_documents: int = 6000, terms: int = 20_000, dimensions: int = 100,
-                 max_document_share: float = 0.3):
+    def __init__(
+        self,
+        topics: int = 13,
+        seed: int = 0,
+        max_fit_documents: int = 6000,
+        terms: int = 20_000,
+        dimensions: int = 100,
+        max_document_share: float = 0.3,
+    ):
         if topics < 2:
             raise DataError(f"topics={topics} must be at least 2")
         self.topics, self.seed, self.max_fit_documents = topics, seed, max_fit_documents
@@ -50,15 +57,17 @@ class TopicLabeller:
 
     def fit(self, documents: Sequence[Document]) -> None:
         """Raises:
-            DataError: with too few documents or too few shared words for so many topics.
+        DataError: with too few documents or too few shared words for so many topics.
         """
         chosen = choose(list({d.text: d for d in documents}.values()), self.max_fit_documents, self.seed, "topic-fit")
         texts = [d.text for d in chosen]
         parts = [split_words(texts[part]) for part in batches(texts)]
         self._learn_vocabulary(parts, len(texts))
         if min(len(texts), len(self._columns)) <= 2 * self.topics:
-            raise DataError(f"{len(texts)} different documents with {len(self._columns)} words in common are too few for {self.topics} topics; "
-                            "give more text or fewer topics")
+            raise DataError(
+                f"{len(texts)} different documents with {len(self._columns)} words in common are too few for {self.topics} "
+                "topics; give more text or fewer topics"
+            )
         matrix = scipy.sparse.vstack([self._tfidf(part) for part in parts], format="csr")
         svd = TruncatedSVD(min(self.dimensions, min(matrix.shape) - 1), random_state=self.seed)
         projected = normalize(svd.fit_transform(matrix))
@@ -102,7 +111,8 @@ class TopicLabeller:
         return nearest
 
     def _name_topics(self, matrix: scipy.sparse.csr_matrix, member: np.ndarray) -> tuple[str, ...]:
-        """Three words by how much more weight they have in the cluster than overall; more where two clusters would share a name."""
+        """Three words by how much more weight they have in the cluster than overall; more, and at last a number, where two
+        clusters would share a name."""
         terms = list(self._columns)
         overall = np.asarray(matrix.mean(axis=0))[0]
         names: list[str] = []
@@ -131,17 +141,21 @@ class TopicLabeller:
         return np.concatenate(codes or [np.zeros(0)]).astype(np.uint16), None
 
     def schema(self) -> AttributeSchema:
-        return AttributeSchema(self.name, self._names, provenance={
-            "labeller": "mads.label.topic.TopicLabeller",
-            "scikit_learn": sklearn.__version__,
-            "topics": self.topics,
-            "seed": self.seed,
-            "max_fit_documents": self.max_fit_documents,
-            "terms": self.terms,
-            "dimensions": self.dimensions,
-            "max_document_share": self.max_document_share,
-            **self._fitted,
-        })
+        return AttributeSchema(
+            self.name,
+            self._names,
+            provenance={
+                "labeller": "mads.label.topic.TopicLabeller",
+                "scikit_learn": sklearn.__version__,
+                "topics": self.topics,
+                "seed": self.seed,
+                "max_fit_documents": self.max_fit_documents,
+                "terms": self.terms,
+                "dimensions": self.dimensions,
+                "max_document_share": self.max_document_share,
+                **self._fitted,
+            },
+        )
 
 
 def _is_topical(term: str) -> bool:

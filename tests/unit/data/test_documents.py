@@ -29,8 +29,12 @@ def test_reads_plain_and_gzip_in_sorted_order_with_neutral_names(tmp_path):
         f.write('{"text": "four", "domain": "z"}\n')
     (tmp_path / "b" / "notes.md").write_text("not data")
     documents, rejects = read(JsonlSource([str(tmp_path)]))
-    assert documents == [Document("one", "x", "a.jsonl", 1), Document("two", "y", "a.jsonl", 2),
-                         Document("drei ä", "x", "b/c.jsonl.gz", 1), Document("four", "z", "b/packed.jsonl", 1)]
+    assert documents == [
+        Document("one", "x", "a.jsonl", 1),
+        Document("two", "y", "a.jsonl", 2),
+        Document("drei ä", "x", "b/c.jsonl.gz", 1),
+        Document("four", "z", "b/packed.jsonl", 1),
+    ]
     assert rejects.total == 0
     described = json.dumps(JsonlSource([str(tmp_path)]).describe())
     assert str(tmp_path) not in described and "b/c.jsonl.gz" in described
@@ -71,13 +75,25 @@ def test_every_kind_of_bad_line_is_counted_with_its_place(tmp_path):
     ]
     documents, rejects = read(JsonlSource([write_lines(tmp_path / "in.jsonl", lines)]))
     assert [d.line for d in documents] == [1, 14]
-    assert rejects.counts == {"blank line": 1, "empty text": 1, "invalid UTF-8": 1, "invalid Unicode": 1, "malformed JSON": 3,
-                              "missing field": 2, "not an object": 1, "wrong type": 2}
+    assert rejects.counts == {
+        "blank line": 1,
+        "empty text": 1,
+        "invalid UTF-8": 1,
+        "invalid Unicode": 1,
+        "malformed JSON": 3,
+        "missing field": 2,
+        "not an object": 1,
+        "wrong type": 2,
+    }
     assert [(origin, line) for _, origin, line, _ in rejects.entries] == [("in.jsonl", n) for n in range(2, 14)]
     rejects.write(tmp_path / "rejected.jsonl")
     written = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
-    assert len(written) == 12 and written[2] == {"reason": "missing field", "origin": "in.jsonl", "line": 4,
-                                                "detail": "'text', the line has ['domain']"}
+    assert len(written) == 12 and written[2] == {
+        "reason": "missing field",
+        "origin": "in.jsonl",
+        "line": 4,
+        "detail": "'text', the line has ['domain']",
+    }
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbled", "not gzip", "empty"])
@@ -85,8 +101,12 @@ def test_damaged_gzip_keeps_what_came_before(tmp_path, damage):
     rng = random.Random(0)
     lines = [json.dumps({"text": "%030x" % rng.getrandbits(120), "domain": "d"}) for _ in range(2000)]
     raw = gzip.compress("\n".join(lines).encode())
-    raw = {"truncated": raw[: len(raw) // 2], "garbled": raw[:20000] + b"\xff" * 9000 + raw[29000:], "not gzip": b"plain text\n",
-           "empty": b""}[damage]
+    raw = {
+        "truncated": raw[: len(raw) // 2],
+        "garbled": raw[:20000] + b"\xff" * 9000 + raw[29000:],
+        "not gzip": b"plain text\n",
+        "empty": b"",
+    }[damage]
     path = tmp_path / "in.jsonl.gz"
     path.write_bytes(raw)
     documents, rejects = read(JsonlSource([str(path)]))
@@ -140,8 +160,10 @@ def test_duplicates_are_rejected_and_name_the_first():
 
 def test_fuzz_every_line_is_a_document_or_a_reject(tmp_path):
     rng = random.Random(1)
-    base = [json.dumps({"text": f"text {i} äöü 漢字 \u2028", "domain": "d", "n": [1, {"a": None}]}, ensure_ascii=bool(i % 2)).encode()
-            for i in range(8)]
+    base = [
+        json.dumps({"text": f"text {i} äöü 漢字 \u2028", "domain": "d", "n": [1, {"a": None}]}, ensure_ascii=bool(i % 2)).encode()
+        for i in range(8)
+    ]
     path = tmp_path / "in.jsonl"
     yielded = rejected = 0
     for _ in range(400):
@@ -154,9 +176,11 @@ def test_fuzz_every_line_is_a_document_or_a_reject(tmp_path):
                 if kind == 0:
                     line[at] = rng.randrange(256)
                 elif kind == 1:
-                    del line[at:at + rng.randrange(1, 9)]
+                    del line[at : at + rng.randrange(1, 9)]
                 elif kind == 2:
-                    line[at:at] = rng.choice((b'"', b"\\", b"\x00", b"\\ud83d", b"{", b"\n", b"\r", b"\xf0\x9f", b"NaN", b"1e999"))
+                    line[at:at] = rng.choice(
+                        (b'"', b"\\", b"\x00", b"\\ud83d", b"{", b"\n", b"\r", b"\xf0\x9f", b"NaN", b"1e999")
+                    )
                 else:
                     line[at:at] = line[:at]
                 line = line or bytearray(b" ")

@@ -30,26 +30,54 @@ def test_field_sets_give_the_question_with_its_right_answer(tmp_path):
     records = [
         {"text": "plain text"},
         {"context": "Capital of France is", "continuation": " Paris"},
-        {"id": 1, "title": "T", "context": "Ctx.", "question": "Q?", "answers": {"text": ["right", "also"], "answer_start": [0, 1]}},
+        {
+            "id": 1,
+            "title": "T",
+            "context": "Ctx.",
+            "question": "Q?",
+            "answers": {"text": ["right", "also"], "answer_start": [0, 1]},
+        },
         {"context": "Ctx.", "question": "Q2?", "answers": ["yes"]},
         {"question": "Q3?", "answer": "three"},
         {"query": "Pick:", "choices": ["wrong", "good", "bad"], "gold": 1},
     ]
     assert texts(JsonlReferences({"t": jsonl(tmp_path / "t.jsonl", records)}))["t"] == [
-        "plain text", "Capital of France is Paris", "Ctx.\nQuestion: Q?\nAnswer: right", "Ctx.\nQuestion: Q2?\nAnswer: yes",
-        "Question: Q3?\nAnswer: three", "Pick: good"]
+        "plain text",
+        "Capital of France is Paris",
+        "Ctx.\nQuestion: Q?\nAnswer: right",
+        "Ctx.\nQuestion: Q2?\nAnswer: yes",
+        "Question: Q3?\nAnswer: three",
+        "Pick: good",
+    ]
 
 
 def test_unusable_lines_are_counted_and_listed(tmp_path):
     records = [
-        {"text": "one"}, {"text": "one"}, {"text": " "}, "{bad\n", "[]\n", {"other": 1}, {"context": 3, "continuation": "x"},
-        {"query": "q", "choices": ["a"], "gold": 1}, {"query": "q", "choices": "a", "gold": 0}, {"question": "q", "answers": []},
-        {"context": "c", "question": "q", "answers": {"text": [""]}}, '{"text": "\\ud800"}\n', {"question": None, "answer": "a"},
+        {"text": "one"},
+        {"text": "one"},
+        {"text": " "},
+        "{bad\n",
+        "[]\n",
+        {"other": 1},
+        {"context": 3, "continuation": "x"},
+        {"query": "q", "choices": ["a"], "gold": 1},
+        {"query": "q", "choices": "a", "gold": 0},
+        {"question": "q", "answers": []},
+        {"context": "c", "question": "q", "answers": {"text": [""]}},
+        '{"text": "\\ud800"}\n',
+        {"question": None, "answer": "a"},
     ]
     rejects = Rejects()
     assert texts(JsonlReferences({"t": jsonl(tmp_path / "t.jsonl.gz", records)}), rejects) == {"t": ["one"]}
-    assert rejects.counts == {"duplicate": 1, "empty text": 2, "invalid Unicode": 1, "malformed JSON": 1, "missing field": 1,
-                              "not an object": 1, "wrong type": 5}
+    assert rejects.counts == {
+        "duplicate": 1,
+        "empty text": 2,
+        "invalid Unicode": 1,
+        "malformed JSON": 1,
+        "missing field": 1,
+        "not an object": 1,
+        "wrong type": 5,
+    }
     assert [line for _, _, line, _ in rejects.entries] == list(range(2, 14))
 
 
@@ -103,9 +131,14 @@ def test_an_empty_part_is_an_error():
 
 def test_wheel_requests_give_zero_shot_documents(tmp_path, monkeypatch):
     rows = {
-        "lambada": {"doc": {"query": "She gave him the", "choices": ["book"]}, "request": {"context": "shots ...", "continuation": " book"}},
-        "squad": {"doc": {"title": "T", "query": "Title: T\nBackground: It is 23.\nQuestion: How many?\nAnswer:", "choices": ["23"]},
-                  "request": {"context": "other shots"}},
+        "lambada": {
+            "doc": {"query": "She gave him the", "choices": ["book"]},
+            "request": {"context": "shots ...", "continuation": " book"},
+        },
+        "squad": {
+            "doc": {"title": "T", "query": "Title: T\nBackground: It is 23.\nQuestion: How many?\nAnswer:", "choices": ["23"]},
+            "request": {"context": "other shots"},
+        },
         "jeopardy": {"doc": {"query": "Category: X\nQuestion: This travels\nAnswer:", "choices": ["sound"]}},
     }
     buffer = io.BytesIO()

@@ -26,8 +26,14 @@ SUBJECTS = {
 def sentence(rng, nouns):
     pick = lambda: rng.choice(nouns)  # noqa: E731
     verb = rng.choice(("sees", "finds", "needs", "takes", "leaves", "keeps"))
-    return rng.choice((f"The {pick()} {verb} the {pick()} of a {pick()}.", f"It is said that the {pick()} and the {pick()} have to be with a {pick()}.",
-                       f"When a {pick()} {verb} the {pick()}, the {pick()} {verb} it.", f"There is a {pick()} in the {pick()} that {verb} a {pick()}."))
+    return rng.choice(
+        (
+            f"The {pick()} {verb} the {pick()} of a {pick()}.",
+            f"It is said that the {pick()} and the {pick()} have to be with a {pick()}.",
+            f"When a {pick()} {verb} the {pick()}, the {pick()} {verb} it.",
+            f"There is a {pick()} in the {pick()} that {verb} a {pick()}.",
+        )
+    )
 
 
 def natural(count, seed=0, subjects=SUBJECTS):
@@ -35,7 +41,8 @@ def natural(count, seed=0, subjects=SUBJECTS):
     out = []
     for i in range(count):
         subject = rng.choice(sorted(subjects))
-        text = "\n".join(" ".join(sentence(rng, subjects[subject]) for _ in range(rng.randrange(2, 5))) for _ in range(rng.randrange(4, 9)))
+        lengths = [rng.randrange(2, 5) for _ in range(rng.randrange(4, 9))]
+        text = "\n".join(" ".join(sentence(rng, subjects[subject]) for _ in range(length)) for length in lengths)
         out.append(Document(text, subject, "made", i + 1))
     return out
 
@@ -155,7 +162,9 @@ def test_corruption_keeps_what_it_should_and_is_a_function_of_text_and_seed():
     rng = np.random.default_rng(0)
     text = natural(1)[0].text
     assert sorted(shuffle_words(text, rng).split()) == sorted(text.split()) and shuffle_words(text, rng) != text
-    assert [len(line.split()) for line in shuffle_words(text, rng).split("\n")] == [len(line.split()) for line in text.split("\n")]
+    assert [len(line.split()) for line in shuffle_words(text, rng).split("\n")] == [
+        len(line.split()) for line in text.split("\n")
+    ]
     scrambled = shuffle_letters(text, rng)
     assert [sorted(w) for w in scrambled.split(" ")] == [sorted(w) for w in text.split(" ")] and scrambled != text
     repeated = repeat_line(text, rng)

@@ -15,19 +15,41 @@ from mads.label.words import batches, hashed_ngrams, split_words
 
 def random_texts(count, seed=0):
     rng = random.Random(seed)
-    vocabulary = ["the", "The", "and,", "be", "of", "with.", "a", "bb", "ccc", "1234", "x1", "#tag", "naïve", "{", "}", "...", "ja!", "漢字", "--"]
+    vocabulary = [
+        "the",
+        "The",
+        "and,",
+        "be",
+        "of",
+        "with.",
+        "a",
+        "bb",
+        "ccc",
+        "1234",
+        "x1",
+        "#tag",
+        "naïve",
+        "{",
+        "}",
+        "...",
+        "ja!",
+        "漢字",
+        "--",
+    ]
     texts = ["", " \n\t", "word", "a a", "a a a a a a a a a a a a"]
     while len(texts) < count:
         few = rng.sample(vocabulary, rng.randrange(2, len(vocabulary)))
         lines = [" ".join(rng.choices(few, k=rng.randrange(0, 9))) for _ in range(rng.randrange(1, 12))]
-        lines += rng.choices(lines, k=rng.randrange(0, 4)) + rng.choices(["- item", "• item", "more…", "end.", "Said \"so\"", "JavaScript"], k=2)
+        lines += rng.choices(lines, k=rng.randrange(0, 4)) + rng.choices(
+            ["- item", "• item", "more…", "end.", 'Said "so"', "JavaScript"], k=2
+        )
         rng.shuffle(lines)
         texts.append("\n".join(lines))
     return texts
 
 
 def ngrams(words, n):
-    return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def top_share(words, n):
@@ -128,10 +150,22 @@ def test_features_of_a_document_do_not_depend_on_the_others():
 
 def good_statistics(**changes):
     values = {f.name: np.array([0.0]) for f in dataclasses.fields(TextStatistics)}
-    values |= {"words": 500.0, "mean_word_length": 5.0, "distinct_words": 0.5, "alphabetic_words": 0.95, "stop_words": 6.0, "lines": 10.0,
-               "words_per_line": 50.0, "terminal_lines": 0.9, "top_ngram": {2: 0.0, 3: 0.0, 4: 0.0}, "repeated_ngrams": {5: 0.0, 10: 0.0}}
+    values |= {
+        "words": 500.0,
+        "mean_word_length": 5.0,
+        "distinct_words": 0.5,
+        "alphabetic_words": 0.95,
+        "stop_words": 6.0,
+        "lines": 10.0,
+        "words_per_line": 50.0,
+        "terminal_lines": 0.9,
+        "top_ngram": {2: 0.0, 3: 0.0, 4: 0.0},
+        "repeated_ngrams": {5: 0.0, 10: 0.0},
+    }
     values |= changes
-    as_array = {k: {n: np.array([x]) for n, x in v.items()} if isinstance(v, dict) else np.atleast_1d(v) for k, v in values.items()}
+    as_array = {
+        k: {n: np.array([x]) for n, x in v.items()} if isinstance(v, dict) else np.atleast_1d(v) for k, v in values.items()
+    }
     return TextStatistics(**as_array)
 
 
