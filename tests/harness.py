@@ -9,9 +9,9 @@
     def test_sum():
         assert run_ranks(2, check_sum, 1.0) == [3.0, 3.0]   # the ranks' return values, in rank order
 
-A worker has a gloo default process group over a file store (no ports to collide), one torch thread, RANK / LOCAL_RANK / WORLD_SIZE in
-its environment, and torch's generator seeded anew for every call. Workers live until the session ends and block on a pipe
-between calls. After a failure, a crash or a time-out the whole pool is killed, and the next call starts a new one.
+A worker has a gloo default process group over a file store (no ports to collide), one torch thread, RANK / LOCAL_RANK /
+WORLD_SIZE in its environment, and torch's generator seeded anew for every call. Workers live until the session ends and block
+on a pipe between calls. After a failure, a crash or a time-out the whole pool is killed, and the next call starts a new one.
 
 Arguments and return values are pickled, so they must be plain values or tensors.
 """
@@ -148,7 +148,8 @@ class _Pool:
             try:
                 pipe.send_bytes(request)
             except OSError as error:  # died between two calls
-                raise RankFailure(f"rank {rank} of {self.world} is gone before {fn.__qualname__}: {self._exit(rank)}", rank) from error
+                message = f"rank {rank} of {self.world} is gone before {fn.__qualname__}: {self._exit(rank)}"
+                raise RankFailure(message, rank) from error
         return self.collect(fn.__qualname__, timeout)
 
     def collect(self, what: str, timeout: float) -> list[Any]:

@@ -1,7 +1,7 @@
-"""A LLaMA-family decoder (Touvron et al. 2023, arXiv 2302.13971): RMSNorm before each block, RoPE, SwiGLU, grouped-query attention.
+"""A LLaMA-family decoder (Touvron et al. 2023, arXiv 2302.13971): RMSNorm before each block, RoPE, SwiGLU, grouped queries.
 
-Every parameter is used inside the forward of one of mads.tensor's layers, never bare: ZeRO 3 gathers and ghost products tap by module.
-Logical parameter names are the module paths below.
+Every parameter is used inside the forward of one of mads.tensor's layers, never bare: ZeRO 3 gathers weights, and ghost products
+tap activations, by module. Logical parameter names are the module paths below.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import torch
 def rope_tables(positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """(cos, sin) of the angles, each [B, S, 1, head_dim / 2] in `dtype`, from positions int64 [B, S].
 
-    Angles are computed in float32 (float64 if dtype is), never in bf16, which cannot tell position 256 from 257. There is no buffer
-    that a cast of the module could round.
+    Angles are computed in float32 (float64 if dtype is), never in bf16, which cannot tell position 256 from 257. There is no
+    buffer that a cast of the module could round.
     """
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     exponents = torch.arange(0, head_dim, 2, dtype=compute, device=positions.device) / head_dim

@@ -38,8 +38,8 @@ def parameter_count(config) -> int:
 def flops_per_token(config, seq_length: int) -> int:
     """Floating-point operations of forward and backward per token, with rows of `seq_length` positions.
 
-    2 per weight of every matrix product forward, twice that backward (Kaplan et al. 2020, section 2.1). Attention counts the whole
-    [S, S] square, as Megatron and PaLM do: an upper bound for causal and packed rows. Lookups, norms and softmax are left out.
+    2 per weight of every matrix product forward, twice that backward (Kaplan et al. 2020, section 2.1). Attention counts the
+    whole [S, S] square, as PaLM does: an upper bound for causal and packed rows. Lookups, norms and softmax are left out.
     """
     h, f = config.hidden_size, config.ffn_hidden_size
     kv = h // config.num_attention_heads * config.num_key_value_heads

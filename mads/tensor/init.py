@@ -52,8 +52,11 @@ def make_parameter(
 ) -> nn.Parameter:
     """This rank's piece of the logical tensor `shape` (already padded), marked with its layout.
 
-    Normal with standard deviation `std`, or filled with `constant` when std is None. Rows past `layout.padded_from` are 0. Nothing is
-    drawn on the meta device.
+    Normal with standard deviation `std`, or filled with `constant` when std is None. Rows past `layout.padded_from` are 0.
+    Nothing is drawn on the meta device.
+
+    Raises:
+        ValueError: if a part along the sharded axis is not divisible by the group's size; the message names both.
     """
     index, count = group_rank(group), group_size(group)
     local = list(shape)

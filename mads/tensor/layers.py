@@ -4,7 +4,8 @@ Every layer takes its process group explicitly (None or a group of one rank = no
 start values (mads.tensor.init). Every parameter carries its mads.layout mark.
 
 `weight_derivative(x, direction)` is the derivative of the layer's output when its own parameters move along `direction`, at the
-input x that this rank's forward saw. Ghost products (METHOD.md section 6) rest on it: with delta the gradient at the layer's output,
+input x that this rank's forward saw. Ghost products (as in GREATS, Wang et al. 2024) rest on it: with delta the gradient at the
+layer's output,
 
     sum over the ranks of the group of  sum(delta * weight_derivative(x, v))  =  <gradient of the layer's parameters, v>.
 
@@ -69,7 +70,8 @@ class ColumnParallelLinear(nn.Module):
 class VocabParallelHead(ColumnParallelLinear):
     """The language model's head: hidden states -> this rank's slice of the logits over the padded vocabulary.
 
-    The vocabulary is padded to a multiple of the group's size; padding rows start at 0, and the cross entropy gives them no gradient.
+    The vocabulary is padded to a multiple of the group's size; padding rows start at 0, and the cross entropy gives them no
+    gradient.
 
     Args:
         tied: the embedding's Parameter, for tied weights. The module holds the same Parameter, so that hooks on modules (ZeRO 3's

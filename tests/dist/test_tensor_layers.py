@@ -215,7 +215,8 @@ def check_divisibility_errors():
         if t == 1:
             continue
         uneven = 9 if t == 2 else 10  # the whole, 16, is divisible: the parts decide
-        with pytest.raises(ValueError, match=f"mlp.weight along axis 0 = {uneven} is not divisible by the tensor-parallel size {t}"):
+        words = f"mlp.weight along axis 0 = {uneven} is not divisible by the tensor-parallel size {t}"
+        with pytest.raises(ValueError, match=words):
             ColumnParallelLinear(4, 16, name="mlp", parts=(uneven, 16 - uneven), group=group)
         with pytest.raises(ValueError, match=f"down.weight along axis 1 = 7 is not divisible by the tensor-parallel size {t}"):
             RowParallelLinear(7, 4, name="down", group=group)
@@ -224,7 +225,7 @@ def check_divisibility_errors():
 def check_default_group_is_out_of_reach():
     """The guard itself works, so that every other check here also shows that the layers use the group they are given."""
     for t, index, group in groups():
-        for use in (lambda: dist.all_reduce(torch.ones(1)), lambda: dist.get_world_size(), lambda: dist.get_rank(dist.group.WORLD)):
+        for use in (dist.get_world_size, lambda: dist.all_reduce(torch.ones(1)), lambda: dist.get_rank(dist.group.WORLD)):
             with pytest.raises(AssertionError, match="default process group"):
                 use()
 

@@ -12,12 +12,13 @@ A mutant is one entry of the list in test_mutants.py:
     )
 
 The check is a top-level function (the body of a named test) that raises when the invariant is broken. On `world` ranks the mutant
-is applied in every worker for the length of the check, and one red rank is enough: ranks that it leaves waiting in a collective are ended
-after 20 s, so prefer a check that fails on all ranks. Only the kinds of exceptions in `red` count (a failed assertion or pytest.raises
-unless the mutant says otherwise): a patch that is itself broken, say with a TypeError, does not pass for a caught bug.
+is applied in every worker for the length of the check, and one red rank is enough: ranks that it leaves waiting in a collective
+are ended after 20 s, so prefer a check that fails on all ranks. Only the kinds of exceptions in `red` count (a failed assertion
+or pytest.raises unless the mutant says otherwise): a patch that is itself broken, say with a TypeError, does not pass for a
+caught bug.
 
-A class attribute that is a staticmethod must be replaced by a staticmethod. A name that was imported with `from a import b` must be
-replaced in the module that uses it.
+A class attribute that is a staticmethod must be replaced by a staticmethod. A name that was imported with `from a import b` must
+be replaced in the module that uses it.
 """
 
 from __future__ import annotations

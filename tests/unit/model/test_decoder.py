@@ -15,7 +15,7 @@ def _double(**changes) -> Decoder:
 
 
 def _as_llama(model: Decoder):
-    """transformers' model with our weights, and the map from our parameter names to lists of theirs, in the order of the parts."""
+    """transformers' model with our weights, and the map from our parameter names to theirs, in the order of the parts."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     c = model.config
@@ -66,7 +66,8 @@ def test_logits_and_gradients_equal_transformers_llama(tied):
     assert len(names) == len(list(model.named_parameters()))
     for name, parameter in model.named_parameters():
         gradient = torch.cat([theirs[n].grad for n in names[name]])
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=2e-5 * float(gradient.abs().max()), msg=lambda m: name + m)
+        tolerance = 2e-5 * float(gradient.abs().max())
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=tolerance, msg=lambda m: f"{name}: {m}")
 
 
 def test_loss_is_the_cross_entropy_of_the_logits_at_every_target():

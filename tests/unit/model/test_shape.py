@@ -36,7 +36,9 @@ def test_parameter_counts_are_exact(name):
     assert sum(p.numel() for p in parameters) == parameter_count(_config(name)) == COUNTS[name]
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True, "num_key_value_heads": 8}, {"num_layers": 1, "ffn_hidden_size": 200}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": True, "num_key_value_heads": 8}, {"num_layers": 1, "ffn_hidden_size": 200}]
+)
 def test_n2_flops_per_token_within_two_percent_of_the_counter(changes):
     config = small_config(**changes)
     model, batch = Decoder(config), pack([[s] for s in random_samples([48, 48], 131)], 48)

@@ -15,12 +15,13 @@ def _exact(actual, expected):
 
 
 def _layers():
+    x = torch.randn(3, 5, 6, dtype=DTYPE)
     return {
-        "column": (ColumnParallelLinear(6, 10, name="c", parts=(4, 6), bias=True, dtype=DTYPE), torch.randn(3, 5, 6, dtype=DTYPE)),
-        "row": (RowParallelLinear(6, 4, name="r", bias=True, dtype=DTYPE), torch.randn(3, 5, 6, dtype=DTYPE)),
-        "head": (VocabParallelHead(6, 11, name="h", dtype=DTYPE), torch.randn(3, 5, 6, dtype=DTYPE)),
+        "column": (ColumnParallelLinear(6, 10, name="c", parts=(4, 6), bias=True, dtype=DTYPE), x),
+        "row": (RowParallelLinear(6, 4, name="r", bias=True, dtype=DTYPE), x),
+        "head": (VocabParallelHead(6, 11, name="h", dtype=DTYPE), x),
         "embedding": (VocabParallelEmbedding(11, 6, name="e", dtype=DTYPE), torch.randint(0, 11, (3, 5))),
-        "norm": (RMSNorm(6, name="n", eps=0.01, dtype=DTYPE), torch.randn(3, 5, 6, dtype=DTYPE)),
+        "norm": (RMSNorm(6, name="n", eps=0.01, dtype=DTYPE), x),
     }
 
 
