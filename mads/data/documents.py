@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from mads.data.schema import DataError
+from mads.data.schema import DataError, sha256_of
 
 _DETAIL_LIMIT = 200  # characters of an explanation that are kept per reject
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")  # what is taken from a folder
@@ -184,6 +184,11 @@ def find_files(paths: Sequence[str], suffixes: tuple[str, ...] = _SUFFIXES) -> l
     return [(Path(os.path.relpath(f, base)).as_posix(), f) for f in sorted(found)]
 
 
+def describe_files(files: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of each (name, path): an edited file is another source even if its size is the same."""
+    return [{"name": name, "bytes": os.path.getsize(path), "sha256": sha256_of(path)} for name, path in files]
+
+
 def read_lines(path: str, name: str, rejects: Rejects, max_line_bytes: int = 1 << 26) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, bytes without the line end) of a plain or gzip file, read as a stream.
 
@@ -247,7 +252,7 @@ class JsonlSource:
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "jsonl",
-            "files": [{"name": name, "bytes": os.path.getsize(path)} for name, path in self.files],
+            "files": describe_files(self.files),
             "text_field": self.text_field,
             "domain_field": self.domain_field,
         }
