@@ -39,24 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(arguments: list[str]) -> int:
     """`mads prepare`: see mads.data.prepare."""
-    from omegaconf import OmegaConf
-
-    from mads.config.compose import ConfigError, compose
+    from mads.config.compose import compose, to_dict
     from mads.config.factory import build, build_all
     from mads.config.validate import validate
-    from mads.data import prepare as preparing
+    from mads.data.prepare import prepare as prepare_data
+    from mads.data.settings import PrepareSettings
 
     config = compose(arguments)
-    validate(config)
+    validate(config, overrides=arguments)
     data = config.data
-    if not isinstance(data.dir, str) or OmegaConf.is_missing(data, "dir"):
-        raise ConfigError("data.dir is missing")
-    preparing.prepare(
-        data.dir,
-        source=build(data.source, "data.source"),
-        labellers=build_all(data.attributes, "data.attributes"),
-        references=build(data.references, "data.references"),
-        tokenizer=data.tokenizer,
+    settings = PrepareSettings(
         vocab_size=config.model.vocab_size,
         seq_length=data.seq_length,
         min_sample_tokens=data.min_sample_tokens,
@@ -64,6 +56,19 @@ def prepare(arguments: list[str]) -> int:
         shard_tokens=data.shard_tokens,
         seed=data.seed,
         max_rejected_fraction=data.max_rejected_fraction,
+        tokenizer_kind=data.tokenizer.kind,
+        tokenizer_path=data.tokenizer.path,
+        tokenizer_megabytes=data.tokenizer.train_megabytes,
+    )
+    # A corpus without reference tasks can be prepared; selections that need rewards refuse it with a remedy.
+    has_references = "reference_paths" not in data or data.reference_paths
+    prepare_data(
+        data.dir,
+        source=build(data.source, "data.source"),
+        labellers=build_all(data.attributes, "data.attributes"),
+        references=build(data.references, "data.references") if has_references else None,
+        settings=settings,
+        attribute_settings=to_dict(config)["data"]["attributes"],
         progress=lambda line: print(line, flush=True),
     )
     return 0

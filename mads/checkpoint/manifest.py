@@ -40,7 +40,7 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+    path.write_text(json.dumps(value, indent=1, allow_nan=False))  # in the given order: that of the agents matters
 
 
 def publish(root: Path, temporary: Path, step: int) -> Path:

@@ -20,6 +20,15 @@ class ConfigError(ValueError):
     """The configuration cannot work. The message names the key, the numbers and the remedy."""
 
 
+# Fields that take any key: Hydra wants their overrides marked, a user should not have to know.
+OPEN_FIELDS = ("data.source", "data.attributes", "data.references", "data.reference_paths", "agents.members")
+
+
+def _marked(override: str) -> str:
+    key = override.split("=", 1)[0]
+    return "++" + override if any(key == f or key.startswith(f + ".") for f in OPEN_FIELDS) else override
+
+
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose conf/ with Hydra overrides.
 
@@ -30,7 +39,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module="mads.conf", version_base="1.3"):
-            config = hydra_compose("config", overrides=list(overrides))
+            config = hydra_compose("config", overrides=[_marked(o) for o in overrides])
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_readable(error)) from error

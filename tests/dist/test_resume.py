@@ -1,0 +1,121 @@
+"""Exact resume (K6, D4, X4) and checkpoints that move between ZeRO stages and data-parallel sizes (K1 for data parallel)."""
+
+import json
+
+import numpy as np
+import pytest
+from harness import run_ranks
+from run_support import curve, prepare_small
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return str(prepare_small(tmp_path_factory.mktemp("corpus")))
+
+
+def train_until(prepared, run_dir, stops, overrides):
+    """Train in as many lives as there are stops, each a new Trainer that resumes; returns state hashes of the last."""
+    import torch.distributed as dist
+    from run_support import run_config, trainer
+
+    for stop in stops:
+        made = trainer(run_config(prepared, run_dir, *overrides, world=dist.get_world_size()))
+        made.run(until=stop)
+    engine = made.parts.engine
+    weights = {f"{key}/{n}": engine.state.full(p, key).numpy().copy() for key in ("weight", "exp_avg", "exp_avg_sq") for n, p in engine.parameters}
+    return weights, made.parts.ledger.counts.copy(), made.parts.console.state(), made.batch_ids
+
+
+def assert_same(ours, theirs, exact=True):
+    for name in theirs[0]:
+        if exact:
+            assert np.array_equal(ours[0][name], theirs[0][name]), name
+        else:
+            np.testing.assert_allclose(ours[0][name], theirs[0][name], rtol=1e-3, atol=1e-5, err_msg=name)
+    assert np.array_equal(ours[1], theirs[1]), "ledger"
+    assert np.array_equal(ours[3], theirs[3]), "last batch"
+    if exact:
+        assert ours[2] == theirs[2], "console"
+
+
+@pytest.mark.parametrize("zero, selection", [(0, "mads"), (1, "mads"), (2, "mads"), (3, "mads"), (1, "paper"), (1, "random")])
+def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, selection):
+    overrides = [f"parallel=zero{zero}", "train.prefetch=2"]
+    overrides += {"mads": [], "paper": ["selection=paper", "selection.probes_per_agent=20"], "random": ["selection=random"]}[selection]
+    whole = run_ranks(2, train_until, prepared, str(tmp_path / "whole"), [12], overrides, timeout=240)
+    # 7 is in the middle of the second round, 10 at a round's border; 6 has an evaluation.
+    halves = run_ranks(2, train_until, prepared, str(tmp_path / "halves"), [6, 7, 10, 12], overrides, timeout=240)
+    for rank in range(2):
+        assert_same(halves[rank], whole[rank])
+    assert curve(tmp_path / "halves") == curve(tmp_path / "whole")
+    metrics, decisions = curve(tmp_path / "whole")
+    assert [d["round"] for d in decisions] == [0, 1, 2] and len([m for m in metrics if m["kind"] == "train"]) == 12
+    assert whole[0][1].sum() > 0 and len({json.dumps(d["hash"]) for d in decisions}) == 3
+
+
+def test_d4_resume_at_another_size_and_stage_goes_on_with_the_same_samples(prepared, tmp_path):
+    whole = run_ranks(2, train_until, prepared, str(tmp_path / "whole"), [9], ["parallel=zero1"], timeout=240)
+    run_ranks(2, train_until, prepared, str(tmp_path / "moved"), [7], ["parallel=zero1"], timeout=240)
+    # Steps 8 and 9 belong to the round that was decided before the move: the same samples, weights equal up to rounding.
+    moved = run_ranks(1, train_until, prepared, str(tmp_path / "moved"), [8], ["parallel=zero3"], timeout=240)
+    moved = run_ranks(2, train_until, prepared, str(tmp_path / "moved"), [9], ["parallel=zero0"], timeout=240)
+    assert_same(moved[0], whole[0], exact=False)
+
+
+def load_everywhere(prepared, run_dir, stages):
+    """Resume the run at its checkpoint under several ZeRO stages; returns weights and moments for each."""
+    import torch.distributed as dist
+    from run_support import run_config, trainer
+
+    found = []
+    for zero in stages:
+        made = trainer(run_config(prepared, run_dir, f"parallel=zero{zero}", world=dist.get_world_size()))
+        engine = made.parts.engine
+        found.append({f"{key}/{n}": engine.state.full(p, key).numpy().copy() for key in ("weight", "exp_avg", "exp_avg_sq") for n, p in engine.parameters})
+        assert made.step == 7 and engine.state.steps == 7
+        made.parts.loader.close()
+        made.journal.close(made.step, made.tokens, finished=False)
+    return found
+
+
+@pytest.mark.parametrize("saved_at", [0, 3])
+def test_k1_master_weights_and_moments_are_equal_after_moving(prepared, tmp_path, saved_at):
+    saved = run_ranks(2, train_until, prepared, str(tmp_path / "run"), [7], [f"parallel=zero{saved_at}"], timeout=240)
+    for world in (1, 2):
+        for loaded in run_ranks(world, load_everywhere, prepared, str(tmp_path / "run"), [0, 1, 2, 3], timeout=240)[0]:
+            for name, value in saved[0][0].items():
+                assert np.array_equal(loaded[name], value), (world, name)
+
+
+def refuse_other_settings(prepared, run_dir, overrides, message):
+    import torch.distributed as dist
+    from run_support import run_config, trainer
+
+    with pytest.raises(Exception, match=message) as caught:
+        trainer(run_config(prepared, run_dir, *overrides, world=dist.get_world_size()))
+    return type(caught.value).__name__
+
+
+def test_a_run_folder_is_not_continued_with_other_settings_data_or_damage(prepared, tmp_path):
+    run_dir = str(tmp_path / "run")
+    run_ranks(1, train_until, prepared, run_dir, [2, 4], [])
+    assert run_ranks(1, refuse_other_settings, prepared, run_dir, ["optim.lr=5e-4"], r"optim.lr: 0.001 then, 0.0005 now") == ["ResumeError"]
+    other = str(prepare_small_other(tmp_path))
+    assert run_ranks(1, refuse_other_settings, other, run_dir, [], "fingerprint") == ["DataError"]
+    damaged = next((tmp_path / "run" / "checkpoints" / "step-00000004").glob("exp_avg-*"))
+    raw = bytearray(damaged.read_bytes())
+    raw[-5] ^= 1
+    damaged.write_bytes(raw)
+    message = "exp_avg-00000.safetensors is damaged.*remove .*step-00000004 to resume from step-00000002"
+    assert run_ranks(2, refuse_other_settings, prepared, run_dir, [], message) == ["DataError"] * 2
+
+
+def prepare_small_other(tmp_path):
+    import run_support
+
+    original = run_support.write_corpus
+    run_support.write_corpus = lambda folder: original(folder, seed=1)
+    try:
+        return run_support.prepare_small(tmp_path / "other")
+    finally:
+        run_support.write_corpus = original
