@@ -116,7 +116,9 @@ def select_stratified(
         raise ValueError(f"{len(labels)} labels need as many shares that are not negative and not all 0, got {shares.tolist()}")
     shares = shares / shares.sum()
     lengths = candidates.lengths.astype(np.int64)
-    order = np.lexsort((hash64(seed, "decide/noise", round_, candidates.ids), candidates.uses, codes))
+    order = np.argsort(hash64(seed, "decide/noise", round_, candidates.ids))
+    for key in (candidates.uses, codes):  # as lexsort, but stable sorts of 16-bit integers are radix sorts
+        order = order[np.argsort(key[order], kind="stable")]
     held = np.bincount(codes, weights=lengths, minlength=len(labels))
     so_far = np.cumsum(lengths[order])
     sizes = np.bincount(codes, minlength=len(labels))

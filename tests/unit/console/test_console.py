@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_pool import OneRank, random_pool
+from fake_pool import FakePool, OneRank, random_pool
+from support import make_pool
 
 from mads.agents import LabelAgent
 from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, RandomSelectionConfig, StratifiedSelectionConfig
@@ -248,3 +249,11 @@ def test_a_score_that_is_not_finite_names_its_agent():
     console.decide(None, uses, BUDGET, 0, 0)
     with pytest.raises(ValueError, match="agent 'domain' gave 3 of 1500"):
         console.decide(_measure(console, pool), uses, BUDGET, 50, 0)
+
+
+def test_the_prepared_pool_on_disk_serves_the_console(tmp_path):
+    """The same rounds on a pool read from files and on a copy of it in memory."""
+    pool = make_pool(tmp_path, documents=400)
+    copy = FakePool(pool.ids, pool.lengths, {a: (np.array(pool.codes(a)), pool.labels(a)) for a in pool.attributes})
+    on_disk, in_memory = (_run(_console(MADS, p), p, 3, np.zeros(len(p), np.uint16)) for p in (pool, copy))
+    assert [r.hash for r in on_disk] == [r.hash for r in in_memory] and len(set(r.hash for r in on_disk)) == 3
