@@ -6,6 +6,7 @@ import torch
 from harness import RankFailure, run_ranks
 from mutants import Mutant
 
+LOADER = "unit/data/test_loader.py"
 LAYERS, DECODER, MODEL = "dist/test_tensor_layers.py", "unit/model/test_decoder.py", "dist/test_tensor_model.py"
 DECIDE, CONSOLE, PROTOCOL = "unit/console/test_decide.py", "unit/console/test_console.py", "dist/test_console_ranks.py"
 
@@ -39,6 +40,34 @@ def _judged_after_learning(original):
         return updated, standardised_gain(updated, statistics.mean, shares)
 
     return step
+
+
+def _stale_position(original):
+    return lambda self, round_, ids, position=0: original(self, round_, ids)
+
+
+def _prefetched_counts_as_consumed(original):
+    return lambda self: original(self) | {"position": self._scheduled // self.accumulation}
+
+
+def _every_rank_reads_rank_0s_rows(original):
+    def build(self, index):
+        rank, self.dp_rank = self.dp_rank, 0
+        try:
+            return original(self, index)
+        finally:
+            self.dp_rank = rank
+
+    return build
+
+
+def _targets_cross_borders(original):
+    def make_batch(rows, seq_length):
+        batch = original(rows, seq_length)
+        batch.labels[:, :-1] = torch.where(batch.segments[:, 1:] < 0, batch.labels[:, :-1], batch.tokens[:, 1:])
+        return batch
+
+    return make_batch
 
 
 MUTANTS = [
@@ -98,6 +127,16 @@ MUTANTS = [
     Mutant("rewards with the opposite sign", "mads.console.console:scale_rewards",
            lambda original: lambda *arguments: -original(*arguments),
            f"{CONSOLE}:test_x7_paper_rounds_equal_a_numpy_transcription"),
+    Mutant("ledger not advanced", "mads.data.ledger:Ledger.consume", lambda original: lambda self, positions: None,
+           f"{LOADER}:check_alone", args=("check_d5",)),
+    Mutant("stale index: a resumed loader starts its round again", "mads.data.loader:Loader.begin_round", _stale_position,
+           f"{LOADER}:check_alone", args=("check_d4", 0)),
+    Mutant("batches packed ahead count as consumed", "mads.data.loader:Loader.state", _prefetched_counts_as_consumed,
+           f"{LOADER}:check_alone", args=("check_d4_state",)),
+    Mutant("every data-parallel rank reads the same rows", "mads.data.loader:Loader._build", _every_rank_reads_rank_0s_rows,
+           f"{LOADER}:check_alone", args=("check_d2",)),
+    Mutant("a target crosses the border of two samples", "mads.data.loader:make_batch", _targets_cross_borders,
+           f"{LOADER}:check_alone", args=("check_d3",)),
 ]
 
 

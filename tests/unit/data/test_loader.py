@@ -126,7 +126,7 @@ def test_d4_resume_at_any_step_and_any_prefetch_equals_the_uninterrupted_run(poo
 
 def check_d4_state(pool, ids):
     """What the thread packed ahead is not consumed."""
-    with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch=3) as loader:
+    with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch=9) as loader:
         loader.begin_round(3, ids)
         for n in range(3):
             assert loader.state()["position"] == n
