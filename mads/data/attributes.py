@@ -81,8 +81,8 @@ def read_column(path: str | os.PathLike, samples: int) -> AttributeColumn:
     """Memory-map a column and check it.
 
     Raises:
-        DataError: no Arrow file, no column of mads, another number of samples than `samples`, codes without labels, or values that
-            are not finite.
+        DataError: no Arrow file, no column of mads, another number of samples than `samples`, codes without labels, or values
+            that are not finite.
     """
     path = Path(path)
     try:

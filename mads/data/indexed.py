@@ -165,7 +165,7 @@ class IndexedReader:
 
     def _read_header(self, index) -> tuple[np.dtype, int, int]:
         if len(index) < _HEADER.size:
-            raise DataError(f"{self.idx_path} has {len(index)} bytes, the header alone has {_HEADER.size}; prepare the data again")
+            raise DataError(f"{self.idx_path} has {len(index)} bytes, the header takes {_HEADER.size}; prepare the data again")
         magic, version, code, sequences, documents = _HEADER.unpack(index[: _HEADER.size])
         if magic != MAGIC:
             raise DataError(f"{self.idx_path} is no MMIDIDX index: it begins with {magic!r}, not {MAGIC!r}")

@@ -181,7 +181,7 @@ class Loader:
         for key in ("part", "seq_length", "global_batch_size"):
             if state[key] != own[key]:
                 raise DataError(
-                    f"the checkpoint counts batches with {key} {state[key]}, this run has {own[key]}; resume with the former value"
+                    f"the checkpoint counts batches with {key} {state[key]}, this run has {own[key]}; resume with the former"
                 )
 
     def _cancel(self) -> None:

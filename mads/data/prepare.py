@@ -148,7 +148,7 @@ class _Preparation:
         lossless = tokenizer.lossless
         self.progress(f"tokenizer {how}: {tokenizer.vocab_size:,} ids, {time.monotonic() - start:.1f} s")
         if not lossless:
-            self.progress("note: this tokenizer does not give back every text: it changes white space, rare or unnormalised characters")
+            self.progress("note: this tokenizer does not give back every text: it changes white space or rare characters")
         record = {"kind": tokenizer.kind, "file": path.name, "vocab_size": tokenizer.vocab_size, "eod": tokenizer.eod}
         return tokenizer, record | {"lossless": lossless}
 

@@ -88,7 +88,7 @@ def heldout_documents(found: Survey, fraction: float, seed: int) -> np.ndarray:
 
 
 def fit_documents(found: Survey, train: np.ndarray, max_bytes: float, seed: int) -> np.ndarray:
-    """Training documents to learn from, as ascending indices: about max_bytes of text, drawn by its hash, and one of every domain."""
+    """Ascending indices of the training documents to learn from: about max_bytes of text by its hash, and one of every domain."""
     candidates = np.flatnonzero(train)
     order = candidates[np.argsort(hash64(seed, "fit", 0, found.keys[candidates]), kind="stable")]
     before = np.cumsum(found.sizes[order]) - found.sizes[order]

@@ -102,7 +102,8 @@ class Tokenizer:
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
-                raise DataError(f"text {index} has a lone surrogate at character {error.start}: it is not valid Unicode") from error
+                where = f"text {index} has a lone surrogate at character {error.start}"
+                raise DataError(f"{where}: it is not valid Unicode") from error
         return [np.asarray(ids, dtype=np.int32) for ids in self._encode(list(texts))]
 
     def decode(self, tokens: np.ndarray) -> str:
@@ -133,7 +134,7 @@ class _SentencePiece(Tokenizer):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
         except (RuntimeError, OSError) as error:
             reason = str(error).strip()
-            raise DataError(f"{path} is not a SentencePiece model ({reason}); for a tokenizer.json set kind=huggingface") from error
+            raise DataError(f"{path} is no SentencePiece model ({reason}); for a tokenizer.json set kind=huggingface") from error
         self.vocab_size, self.eod = self._model.vocab_size(), self._model.eos_id()
         if self.eod < 0:
             raise DataError(f"{path} has no </s> piece, which ends a document; train it with eos_id >= 0")
@@ -178,7 +179,8 @@ class _HuggingFace(Tokenizer):
         named = [name for name in EOD_NAMES if name in special]
         if not named:
             raise DataError(
-                f"{path} has none of the end-of-document tokens {', '.join(EOD_NAMES)}; its special tokens are {sorted(special)[:20]}"
+                f"{path} has none of the end-of-document tokens {', '.join(EOD_NAMES)}; "
+                f"its special tokens are {sorted(special)[:20]}"
             )
         self.eod = special[named[0]]
 

@@ -64,13 +64,14 @@ def existing_manifest(directory: Path, identity: dict[str, Any], progress: Calla
     except DataError as error:
         progress(f"{error}. Doing so now")
         return None
-    progress(f"{directory} is prepared already with these settings: {_summary(manifest)}; fingerprint {manifest.fingerprint[:16]}")
+    summary = f"{_summary(manifest)}; fingerprint {manifest.fingerprint[:16]}"
+    progress(f"{directory} is prepared already with these settings: {summary}")
     return manifest
 
 
 def _summary(manifest: Manifest) -> str:
-    parts = manifest.parts.items()
-    return "; ".join(f"{part} {n['documents']:,} documents, {n['samples']:,} samples, {n['tokens']:,} tokens" for part, n in parts)
+    units = ("documents", "samples", "tokens")
+    return "; ".join(f"{part} " + ", ".join(f"{counts[u]:,} {u}" for u in units) for part, counts in manifest.parts.items())
 
 
 @contextmanager

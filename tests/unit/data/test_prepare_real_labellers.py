@@ -38,7 +38,7 @@ def prepared(tmp_path_factory):
     texts = zip(("code", "prose"), library_text())
     rows = [json.dumps({"text": text, "domain": domain}) + "\n" for domain, pieces in texts for text in pieces]
     (folder / "corpus.jsonl").write_text("".join(rows))
-    settings = PrepareSettings(vocab_size=600, seq_length=64, min_sample_tokens=8, heldout_fraction=0.05, max_rejected_fraction=0.1)
+    settings = PrepareSettings(600, seq_length=64, min_sample_tokens=8, heldout_fraction=0.05, max_rejected_fraction=0.1)
 
     def run(name):
         labellers = {"quality": QualityLabeller(), "domain": DomainLabeller(), "topic": TopicLabeller(topics=4)}

@@ -85,7 +85,7 @@ def test_open_explains_what_is_wrong(tmp_path, model):
     with pytest.raises(DataError, match="unknown tokenizer kind 'bpe'"):
         Tokenizer.open(model, "bpe")
     (tmp_path / "bad.model").write_bytes(b"not a model")
-    with pytest.raises(DataError, match="bad.model is not a SentencePiece model"):
+    with pytest.raises(DataError, match="bad.model is no SentencePiece model"):
         Tokenizer.open(tmp_path / "bad.model")
     with pytest.raises(DataError, match="is not a tokenizer.json"):
         Tokenizer.open(model, "huggingface")
