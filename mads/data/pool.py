@@ -82,7 +82,7 @@ class Pool:
         columns = {a.name: read_column(attribute_path(directory, part, a.name), samples) for a in manifest.attributes}
         for attribute in manifest.attributes:
             if columns[attribute.name].schema.labels != attribute.labels:
-                raise DataError(f"{directory}/{part}: labels of {attribute.name!r} are not the manifest's; prepare the data again")
+                raise DataError(f"{directory}/{part}: labels of {attribute.name!r} are not the manifest's; prepare it again")
         pool = cls(manifest, part, shards, columns)
         if pool.lengths.max() > manifest.seq_length or pool.lengths.min() < 1:
             raise DataError(
