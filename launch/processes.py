@@ -64,7 +64,7 @@ def run_workers(workers: int, overrides: Sequence[str]) -> int:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(workers), "--master_port", str(port),
-               "--module", "mads.train", *overrides]
+               "--log_level", "warning", "--module", "mads.train", *overrides]
     process = subprocess.Popen(command, env=environment)
     try:
         return process.wait()

@@ -50,7 +50,7 @@ class LabelAgent:
     def bind(self, view: AttributeView, rule: LearningRule) -> None:
         self.labels = tuple(view.labels(self.attribute))
         self.shares = token_shares(view, self.attribute)
-        self.weights = self.shares.copy()
+        self.weights = rule.start(self.shares)
         self.statistics: LabelStatistics | None = None
         self._rule = rule
 

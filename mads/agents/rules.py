@@ -36,6 +36,9 @@ class LearningRule(Protocol):
 
     scale: str
 
+    def start(self, shares: np.ndarray) -> np.ndarray:
+        """Weights before the first rewards, float64 [L]."""
+
     def statistics(
         self, codes: np.ndarray, labels: int, rewards: np.ndarray, targets: np.ndarray, importance: np.ndarray
     ) -> LabelStatistics:
@@ -108,6 +111,10 @@ class PaperRule:
     rate: float
     scale = "rms"
 
+    def start(self, shares: np.ndarray) -> np.ndarray:
+        """The labels' shares of the pool's tokens (the paper fits start weights with 512 proxy runs)."""
+        return shares.copy()
+
     def statistics(self, codes, labels, rewards, targets, importance) -> LabelStatistics:
         """Eq. 4: plain means over the agent's own probes; the standard error is the usual one, from two probes on."""
         count = np.bincount(codes, minlength=labels)
@@ -136,6 +143,10 @@ class MadsRule:
 
     rate: float
     scale = "zscore"
+
+    def start(self, shares: np.ndarray) -> np.ndarray:
+        """No opinion: 0 is the round's mean reward on the z-scored scale, so the first decisions follow the pool."""
+        return np.zeros_like(shares)
 
     def statistics(self, codes, labels, rewards, targets, importance) -> LabelStatistics:
         """Means with weights a = importance * targets, standard errors s_j / sqrt(effective sample size).

@@ -108,7 +108,7 @@ class MadsSelectionConfig(SelectionConfig):
     agent_rate: float = 0.5
     theta_rate: float = 0.5
     theta_floor: float = 0.05
-    temperature: float = 0.5  # of the Gumbel noise, on the scale of the standardised score
+    temperature: float = 0.5  # of the Gumbel noise; scores are rewards in standard deviations of a round
     warmup_rounds: int = 1  # stratified rounds before the first rewards count
 
 

@@ -14,8 +14,6 @@ import numpy as np
 
 from mads.noise import gumbel, hash64, uniform
 
-_ROUNDING = 1e-12
-
 
 @dataclass(frozen=True)
 class Candidates:
@@ -85,14 +83,17 @@ def select_gumbel(
     candidates: Candidates, scores: np.ndarray, theta: np.ndarray, names: Sequence[str],
     temperature: float, seed: int, round_: int, budget: int,
 ) -> Decision:
-    """Sampling without replacement in proportion to exp(S / temperature), with S = sum_A theta_A z_A and z_A the agent's scores
-    standardised over the pool by tokens. Samples with fewer uses come first.
+    """Sampling without replacement in proportion to exp(S / temperature), S as in Eq. 6. Samples with fewer uses come first.
+
+    The agents' scores are shrunk rewards in standard deviations of one round's rewards, so they are on one scale as they are. Standardising
+    them again would undo the shrinkage: labels that differ by noise alone would get as strong a preference as labels that differ.
 
     Args:
         scores: float64 [A, n]; names: the A agents' names.
     """
     check_scores(scores, len(candidates.ids), names)
-    total = combine(np.stack([standardise(row, candidates.lengths) for row in scores]), theta)
+    total = combine(scores, theta)
+    total -= total.max()  # equal scores become exact zeros, and leave the noise its last bit
     key = total / temperature + gumbel(seed, "decide/noise", round_, candidates.ids)
     return _decide(candidates, _best(candidates, -key, candidates.uses, seed, round_, budget), seed, round_, budget)
 
@@ -165,14 +166,6 @@ def combine(scores: np.ndarray, theta: np.ndarray) -> np.ndarray:
     for weight, row in zip(theta, scores):
         total += weight * row
     return total
-
-
-def standardise(score: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Token-weighted mean 0 and standard deviation 1 over the pool; equal scores become zeros."""
-    weight = lengths / lengths.sum(dtype=np.int64)
-    centred = score - (weight * score).sum()
-    spread = np.sqrt((weight * centred**2).sum())
-    return centred / spread if spread > _ROUNDING * np.abs(score).max() else np.zeros_like(score)
 
 
 # ---------------------------------------------------------------- shared by all selectors

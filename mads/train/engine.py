@@ -48,9 +48,9 @@ def deepspeed_config(parallel, optim, train, topology: Topology, dtype: torch.dt
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
-    clips_itself = parallel.zero_stage == 0 and dtype == torch.float32
-    if not clips_itself:
-        config["gradient_clipping"] = float(optim.grad_clip)
+    # Said in every case, because DeepSpeed clips at 1.0 when it is told nothing. ZeRO 0 in fp32 is clipped by TrainEngine.
+    clipped_here = parallel.zero_stage == 0 and dtype == torch.float32
+    config["gradient_clipping"] = 0.0 if clipped_here else float(optim.grad_clip)
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         if parallel.zero_stage > 0:

@@ -90,13 +90,13 @@ def test_x7_paper_rounds_equal_a_numpy_transcription():
 def test_x7_mads_judges_before_learning_and_moves_theta_by_hedge():
     pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
     console = _console(MADS, pool)
-    _run(console, pool, 1, uses)
+    _run(console, pool, 2, uses)  # the warm-up, and a first round of rewards: before it no agent has an opinion
     before, theta = {a.name: a.weights.copy() for a in console.agents}, console.theta.copy()
     measured = _measure(console, pool)
     a = measured.targets * measured.probes.importance
     z = measured.rewards - np.average(measured.rewards, weights=a)
     z /= np.sqrt(np.average(z**2, weights=a))
-    _, record = console.decide(measured, uses, BUDGET, 50, 0)
+    _, record = console.decide(measured, uses, BUDGET, 100, 0)
     own = []
     for name, w in before.items():
         codes, labels = pool.codes(name)[measured.probes.positions], len(w)
