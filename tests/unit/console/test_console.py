@@ -103,7 +103,9 @@ def test_x7_mads_judges_before_learning_and_moves_theta_by_hedge():
         r = np.array([np.average(z[codes == j], weights=a[codes == j]) for j in range(labels)])
         p = np.array([pool.lengths[pool.codes(name) == j].sum() for j in range(labels)]) / pool.lengths.sum()
         cov = (p * (w - p @ w) * (r - p @ r)).sum()
-        own.append(cov / np.sqrt((p * (w - p @ w) ** 2).sum()))
+        spread = np.sqrt((p * (w - p @ w) ** 2).sum())
+        own.append(cov / spread if spread > 1e-12 else 0.0)  # labels that differ by noise alone were shrunk to one weight
+    assert np.count_nonzero(own) >= 2
     np.testing.assert_allclose(list(record.agent_rewards.values()), own, rtol=1e-10)
     hedge = theta * np.exp(0.5 * np.array(own))
     np.testing.assert_allclose(list(record.theta.values()), hedge / hedge.sum(), rtol=1e-10)
