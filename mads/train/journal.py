@@ -107,10 +107,11 @@ class Journal:
         self._write("eval", step=step, tokens=tokens, **losses)
 
     def close(self, step: int, tokens: int, finished: bool) -> None:
+        if self._metrics is None:
+            return
         self._flush_phases(step)
         if finished:
             self._write("end", steps=step, tokens=tokens, seconds=time.perf_counter() - self._started,
                         peak_memory_mib=peak_memory_mib(self._device))
-        if self._metrics is not None:
-            self._metrics.close()
-            self._wandb.finish()
+        self._metrics.close()
+        self._wandb.finish()

@@ -42,7 +42,14 @@ class Trainer:
         self.journal = Journal(config, topology)
         self.parts = build_parts(config, topology, device, self.journal.message)
         resumed = self._resume()
-        self.journal.open(resumed, self.tokens, self.parts)
+        if self.finished:
+            self.journal.message(f"{self.root} is finished: {self.step} of {config.train.steps} steps; choose another run_dir to train again")
+        else:
+            self.journal.open(resumed, self.tokens, self.parts)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.config.train.steps
 
     # ------------------------------------------------------------ the loop
 
@@ -57,7 +64,7 @@ class Trainer:
             self._train_one_step()
             self._after_step(last=self.step == until)
         self.parts.loader.close()
-        self.journal.close(self.step, self.tokens, finished=self.step == self.config.train.steps)
+        self.journal.close(self.step, self.tokens, self.finished)
 
     def _train_one_step(self) -> None:
         config, parts = self.config, self.parts

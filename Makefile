@@ -1,0 +1,22 @@
+# Two commands on a fresh machine with Python 3.11: `make demo` and `make test`. `make demo DEMO='train.steps=100'` passes overrides.
+PYTHON ?= python3
+VENV ?= .venv
+MADS ?= $(VENV)/bin/mads
+INSTALLED ?= $(VENV)/installed
+DEMO ?=
+
+.PHONY: demo test clean
+
+$(VENV)/installed: pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c constraints/cpu.txt -e '.[test]'
+	touch $@
+
+demo: $(INSTALLED)
+	bash launch/demo.sh $(MADS) $(DEMO)
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) build runs data .cache
