@@ -88,7 +88,9 @@ def group_rank(group) -> int:
 def all_reduce_(tensor: torch.Tensor, group, op: str = "sum") -> torch.Tensor:
     """In-place all-reduce; op is one of sum, max, min. Returns the tensor."""
     if group_size(group) > 1:
-        dist.all_reduce(tensor, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op], group=group)
+        dist.all_reduce(
+            tensor, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op], group=group
+        )
     return tensor
 
 

@@ -51,7 +51,9 @@ def layout_of(parameter: nn.Parameter) -> Layout:
     """
     layout = getattr(parameter, _ATTRIBUTE, None)
     if layout is None:
-        raise LookupError(f"a parameter of shape {tuple(parameter.shape)} has no layout; call mads.layout.mark where it is created")
+        raise LookupError(
+            f"a parameter of shape {tuple(parameter.shape)} has no layout; call mads.layout.mark where it is created"
+        )
     return layout
 
 

@@ -96,7 +96,14 @@ class Topology:
         self.coordinates = grid.coordinates(self.rank)
         self._groups: dict[str, dist.ProcessGroup] = {}
         timeout = datetime.timedelta(seconds=timeout_s)
-        for name, axes in (("tp", ["tp"]), ("cp", ["cp"]), ("dp", ["dp"]), ("pp", ["pp"]), ("dp_cp", ["dp", "cp"]), ("world", AXES)):
+        for name, axes in (
+            ("tp", ["tp"]),
+            ("cp", ["cp"]),
+            ("dp", ["dp"]),
+            ("pp", ["pp"]),
+            ("dp_cp", ["dp", "cp"]),
+            ("world", AXES),
+        ):
             for ranks in grid.groups(*axes):  # every rank creates every group, in the same order
                 group = dist.new_group(ranks, timeout=timeout)
                 if self.rank in ranks:

@@ -14,7 +14,17 @@ from mads.train.engine import TrainEngine
 
 
 def config(*overrides):
-    return compose(["model=nano", "data=jsonl", "data.paths=[none]", "data.seq_length=32", "train.micro_batch_size=2", "optim.eps=1e-4", *overrides])
+    return compose(
+        [
+            "model=nano",
+            "data=jsonl",
+            "data.paths=[none]",
+            "data.seq_length=32",
+            "train.micro_batch_size=2",
+            "optim.eps=1e-4",
+            *overrides,
+        ]
+    )
 
 
 def make_engine(zero_stage=1, dtype=torch.float32, accumulation=1, seed=0, overrides=()):
@@ -57,8 +67,12 @@ def reference_run(steps, rows_per_step, rates, cfg, seed=0, clip=True, dtype=tor
     module = Decoder(cfg.model, seed=seed).to(dtype)
     decayed = [p for p in module.parameters() if p.dim() > 1]
     plain = [p for p in module.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": cfg.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=1.0, betas=(cfg.optim.beta1, cfg.optim.beta2), eps=cfg.optim.eps)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": cfg.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=1.0,
+        betas=(cfg.optim.beta1, cfg.optim.beta2),
+        eps=cfg.optim.eps,
+    )
     losses, norms = [], []
     for step in range(steps):
         rows = rows_per_step[step]

@@ -15,9 +15,22 @@ SUBJECTS = {
 }
 GLUE = "the a of and to in is that it with as for was on are by this be at from or an which".split()
 OVERRIDES = [
-    "data=jsonl", "data.paths=[unused]", "model=nano", "model.vocab_size=400", "data.seq_length=32", "train.steps=12", "train.global_batch_size=8",
-    "train.micro_batch_size=2", "selection.interval=5", "train.eval_interval=6", "train.eval_samples=4", "train.log_interval=1",
-    "checkpoint.interval=0", "schedule.warmup_steps=2", "logging.console=false", "train.invariant_interval=4",
+    "data=jsonl",
+    "data.paths=[unused]",
+    "model=nano",
+    "model.vocab_size=400",
+    "data.seq_length=32",
+    "train.steps=12",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+    "selection.interval=5",
+    "train.eval_interval=6",
+    "train.eval_samples=4",
+    "train.log_interval=1",
+    "checkpoint.interval=0",
+    "schedule.warmup_steps=2",
+    "logging.console=false",
+    "train.invariant_interval=4",
 ]
 REWARD = ["selection.probes=40", "reward.reference_examples=8", "reward.rows_per_batch=4"]
 
@@ -41,7 +54,12 @@ def write_corpus(folder: Path, documents=60, seed=0):
     for task, domain in (("galley", "cooking"), ("voyage", "sailing")):
         with open(folder / f"{task}.jsonl", "w") as f:
             for _ in range(40):
-                f.write(json.dumps({"context": sentences(rng, SUBJECTS[domain], 2), "continuation": str(rng.choice(SUBJECTS[domain]))}) + "\n")
+                f.write(
+                    json.dumps(
+                        {"context": sentences(rng, SUBJECTS[domain], 2), "continuation": str(rng.choice(SUBJECTS[domain]))}
+                    )
+                    + "\n"
+                )
     return folder
 
 
@@ -51,9 +69,22 @@ def prepare_small(folder: Path) -> Path:
 
     write_corpus(folder)
     target = folder / "prepared"
-    code = main(["prepare", "data=jsonl", f"data.paths=[{folder}/corpus.jsonl]", f"data.reference_paths.galley={folder}/galley.jsonl",
-                 f"data.reference_paths.voyage={folder}/voyage.jsonl", "model=nano", "model.vocab_size=400", "data.seq_length=32",
-                 "data.min_sample_tokens=8", "data.heldout_fraction=0.1", "data.attributes.topic.topics=4", f"data.dir={target}"])
+    code = main(
+        [
+            "prepare",
+            "data=jsonl",
+            f"data.paths=[{folder}/corpus.jsonl]",
+            f"data.reference_paths.galley={folder}/galley.jsonl",
+            f"data.reference_paths.voyage={folder}/voyage.jsonl",
+            "model=nano",
+            "model.vocab_size=400",
+            "data.seq_length=32",
+            "data.min_sample_tokens=8",
+            "data.heldout_fraction=0.1",
+            "data.attributes.topic.topics=4",
+            f"data.dir={target}",
+        ]
+    )
     assert code == 0
     return target
 

@@ -31,7 +31,7 @@ class ProbeRewards:
     """The rewards of one round, equal on every rank.
 
     view: the probes' attributes, n probes in a fixed order
-    rewards: float64 [n], derivative of the sample's mean token loss along v (positive = helps the references), on the round's scale
+    rewards: float64 [n], derivative of the sample's mean token loss along v, on the round's scale; positive helps the references
     targets: int64 [n], number of targets behind each reward (its precision grows with it)
     importance: float64 [n], inverse inclusion weight, mean 1
     """

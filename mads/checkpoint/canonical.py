@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,8 +52,17 @@ def _agree(error: str | None, control, what: str) -> None:
         raise CheckpointError(f"{what} failed: " + "; ".join(f"rank {rank}: {e}" for rank, e in failed.items()))
 
 
-def save(root: Path, step: int, engine, topology, state: dict[str, Any], arrays: dict[str, np.ndarray],
-         files: dict[str, Callable[[Path], None]], keep_last: int, max_file_bytes: int) -> Path:
+def save(
+    root: Path,
+    step: int,
+    engine,
+    topology,
+    state: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    files: dict[str, Callable[[Path], None]],
+    keep_last: int,
+    max_file_bytes: int,
+) -> Path:
     """Write checkpoint `step` below `root`. Collective; returns its folder.
 
     Args:
@@ -81,20 +91,22 @@ def save(root: Path, step: int, engine, topology, state: dict[str, Any], arrays:
         for name, parameter in engine.parameters:  # every rank takes part in gathering, whatever rank 0's disk says
             tensor = engine.state.full(parameter, key)
             if writes and error is None:
-                error = _attempt(lambda: chunks.add(name, tensor))
+                error = _attempt(chunks.add, name, tensor)
         if writes and error is None:
             error = _attempt(chunks.write)
     if writes and error is None:
-        error = _attempt(lambda: _write_small(temporary, state | {"optimizer_steps": steps}, arrays | {"rng": np.concatenate(rng)}, files))
+        error = _attempt(
+            lambda: _write_small(temporary, state | {"optimizer_steps": steps}, arrays | {"rng": np.concatenate(rng)}, files)
+        )
     if writes and error is None:
         error = _attempt(lambda: (publish(root, temporary, step), prune(root, keep_last)))
     _agree(error, control, f"saving checkpoint {step}")
     return root / name_of(step)
 
 
-def _attempt(action) -> str | None:
+def _attempt(action, *arguments) -> str | None:
     try:
-        action()
+        action(*arguments)
     except Exception as error:  # reported to all ranks by _agree
         return f"{type(error).__name__}: {error}"
     return None
@@ -164,4 +176,6 @@ def _check_names(index: dict, engine, key: str) -> None:
         raise CheckpointError(f"{key}: the checkpoint lacks {missing[:3]} and has unknown {unknown[:3]}; it is of another model")
     for name, shape in expected.items():
         if index[name][1] != shape:
-            raise CheckpointError(f"{key}/{name} has shape {index[name][1]} in the checkpoint and {shape} in the model; it is of another model")
+            raise CheckpointError(
+                f"{key}/{name} has shape {index[name][1]} in the checkpoint and {shape} in the model; it is of another model"
+            )

@@ -122,14 +122,16 @@ def find_latest(root: Path) -> Path | None:
                     verify(candidate)
                 except CheckpointError:
                     continue
-                raise CheckpointError(f"{error}; remove {path} to resume from {candidate.name}, the newest complete one before it") from error
+                raise CheckpointError(
+                    f"{error}; remove {path} to resume from {candidate.name}, the newest complete one before it"
+                ) from error
         raise CheckpointError(f"{error}; there is no complete checkpoint before it, remove {path} to start again") from error
     return path
 
 
 def prune(root: Path, keep_last: int) -> None:
     """Remove all but the newest `keep_last` checkpoints, and what crashed saves left behind."""
-    for path in complete_checkpoints(root)[max(1, keep_last):]:
+    for path in complete_checkpoints(root)[max(1, keep_last) :]:
         shutil.rmtree(path)
     for path in root.glob(".saving-*"):
         shutil.rmtree(path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -63,10 +64,22 @@ def to_dict(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True, enum_to_str=True)
 
 
-# What may differ between two starts of one run: none of it changes which samples are trained on. (Another ZeRO stage, micro-batch or number
-# of ranks changes the rounding; with all equal, a resumed run is the same bit for bit.)
-RUN_INDEPENDENT = ("run_dir", "train.micro_batch_size", "parallel", "checkpoint", "logging", "data.dir", "data.cache_dir",
-                   "train.log_interval", "train.eval_interval", "train.eval_samples", "train.invariant_interval", "train.prefetch")
+# What may differ between two starts of one run: none of it changes which samples are trained on. (Another ZeRO stage,
+# micro-batch or number of ranks changes the rounding; with all equal, a resumed run is the same bit for bit.)
+RUN_INDEPENDENT = (
+    "run_dir",
+    "train.micro_batch_size",
+    "parallel",
+    "checkpoint",
+    "logging",
+    "data.dir",
+    "data.cache_dir",
+    "train.log_interval",
+    "train.eval_interval",
+    "train.eval_samples",
+    "train.invariant_interval",
+    "train.prefetch",
+)
 
 
 def trajectory(config: DictConfig) -> dict[str, Any]:
@@ -90,4 +103,8 @@ def digest(config: DictConfig) -> str:
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Readable lines for keys whose values differ between two trajectories."""
-    return [f"{key}: {theirs.get(key)!r} then, {ours.get(key)!r} now" for key in sorted(set(ours) | set(theirs)) if ours.get(key) != theirs.get(key)]
+    return [
+        f"{key}: {theirs.get(key)!r} then, {ours.get(key)!r} now"
+        for key in sorted(set(ours) | set(theirs))
+        if ours.get(key) != theirs.get(key)
+    ]

@@ -19,7 +19,11 @@ VARIANTS = {
         "finite_difference": schema.FiniteDifferenceRewardConfig,
         "ghost": schema.GhostRewardConfig,
     },
-    "schedule": {"constant": schema.ConstantScheduleConfig, "cosine": schema.CosineScheduleConfig, "wsd": schema.WSDScheduleConfig},
+    "schedule": {
+        "constant": schema.ConstantScheduleConfig,
+        "cosine": schema.CosineScheduleConfig,
+        "wsd": schema.WSDScheduleConfig,
+    },
 }
 
 

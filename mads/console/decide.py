@@ -7,8 +7,8 @@ into hash order, so that training order is not score order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 
@@ -61,8 +61,14 @@ def select_random(candidates: Candidates, seed: int, round_: int, budget: int) -
 
 
 def select_top_k(
-    candidates: Candidates, scores: np.ndarray, theta: np.ndarray, names: Sequence[str],
-    use_decay: float, seed: int, round_: int, budget: int,
+    candidates: Candidates,
+    scores: np.ndarray,
+    theta: np.ndarray,
+    names: Sequence[str],
+    use_decay: float,
+    seed: int,
+    round_: int,
+    budget: int,
 ) -> Decision:
     """The best by S = sum_A theta_A score_A (Eq. 6), mapped to [0, 1] and divided by 1 + use_decay * uses.
 
@@ -80,13 +86,19 @@ def select_top_k(
 
 
 def select_gumbel(
-    candidates: Candidates, scores: np.ndarray, theta: np.ndarray, names: Sequence[str],
-    temperature: float, seed: int, round_: int, budget: int,
+    candidates: Candidates,
+    scores: np.ndarray,
+    theta: np.ndarray,
+    names: Sequence[str],
+    temperature: float,
+    seed: int,
+    round_: int,
+    budget: int,
 ) -> Decision:
     """Sampling without replacement in proportion to exp(S / temperature), S as in Eq. 6. Samples with fewer uses come first.
 
-    The agents' scores are shrunk rewards in standard deviations of one round's rewards, so they are on one scale as they are. Standardising
-    them again would undo the shrinkage: labels that differ by noise alone would get as strong a preference as labels that differ.
+    The agents' scores are shrunk rewards in standard deviations of one round's rewards, so they are on one scale as they are.
+    Standardising them again would undo the shrinkage: labels that differ by noise alone would be preferred as strongly as others.
 
     Args:
         scores: float64 [A, n]; names: the A agents' names.

@@ -21,7 +21,7 @@ class DecisionHeader:
     hash: int
 
     @classmethod
-    def of(cls, round_: int, ids: np.ndarray) -> "DecisionHeader":
+    def of(cls, round_: int, ids: np.ndarray) -> DecisionHeader:
         ids = np.ascontiguousarray(ids, dtype=np.int64)
         return cls(round_, len(ids), digest(round_, ids))
 
@@ -29,7 +29,7 @@ class DecisionHeader:
         return np.array([self.round, self.count, self.hash], dtype=np.int64)
 
     @classmethod
-    def from_array(cls, array: np.ndarray) -> "DecisionHeader":
+    def from_array(cls, array: np.ndarray) -> DecisionHeader:
         return cls(*(int(v) for v in array))
 
 
@@ -80,7 +80,7 @@ class DecisionRecord:
         return json.dumps(dataclasses.asdict(self), allow_nan=False)
 
     @classmethod
-    def from_json(cls, line: str) -> "DecisionRecord":
+    def from_json(cls, line: str) -> DecisionRecord:
         value = json.loads(line)
         value["labels"] = {k: [LabelRecord(**r) for r in v] for k, v in value["labels"].items()}
         return cls(**value)

@@ -110,7 +110,7 @@ class Manifest:
         os.replace(temporary, target)
 
     @classmethod
-    def read(cls, directory: str | os.PathLike, verify: bool = False) -> "Manifest":
+    def read(cls, directory: str | os.PathLike, verify: bool = False) -> Manifest:
         """Read manifest.json; sizes of the files are always checked, their hashes when `verify` is set.
 
         Raises:
@@ -128,7 +128,9 @@ class Manifest:
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path} is not a manifest of mads ({error}); prepare the data again") from error
         if manifest.format_version != FORMAT_VERSION:
-            raise DataError(f"{path} has format {manifest.format_version}, this mads reads {FORMAT_VERSION}; prepare the data again")
+            raise DataError(
+                f"{path} has format {manifest.format_version}, this mads reads {FORMAT_VERSION}; prepare the data again"
+            )
         if manifest.fingerprint != claimed:
             raise DataError(f"{path} was edited: its fingerprint does not fit its file hashes; prepare the data again")
         for name, entry in manifest.files.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,10 +23,21 @@ class HeldOut:
         limit: held-out samples per label, and reference examples per task.
     """
 
-    def __init__(self, model: RewardModel, pool: Pool, references: Sequence[ReferenceTask], topology, seq_length: int, limit: int, rows: int,
-                 attribute: str = "domain"):
+    def __init__(
+        self,
+        model: RewardModel,
+        pool: Pool,
+        references: Sequence[ReferenceTask],
+        topology,
+        seq_length: int,
+        limit: int,
+        rows: int,
+        attribute: str = "domain",
+    ):
         if attribute not in pool.attributes:
-            raise DataError(f"held-out losses are reported by {attribute!r}; the prepared data has only {sorted(pool.attributes)}")
+            raise DataError(
+                f"held-out losses are reported by {attribute!r}; the prepared data has only {sorted(pool.attributes)}"
+            )
         self._model, self._topology = model, topology
         samples: list[np.ndarray] = []
         self._groups: list[tuple[str, str, slice]] = []  # kind, name, samples
@@ -45,8 +56,8 @@ class HeldOut:
             samples += group
 
     def evaluate(self) -> dict:
-        """Mean loss per target in nats: {"heldout": {label: loss}, "references": {task: loss}, "heldout_mean", "references_mean"};
-        the means weigh labels, and tasks, equally. Collective."""
+        """Mean loss per target in nats: {"heldout": {label: loss}, "references": {task: loss}, "heldout_mean",
+        "references_mean"}; the means weigh labels, and tasks, equally. Collective."""
         losses = spread(self._batches, self._model.sample_losses, self._topology)
         result: dict = {"heldout": {}, "references": {}}
         for kind, name, part in self._groups:

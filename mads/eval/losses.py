@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class FixedBatches:
 
 
 def spread(batches: FixedBatches, values_of: Callable[[PackedBatch], torch.Tensor], topology) -> np.ndarray:
-    """Run `values_of` (float64 [samples of the batch]) over all batches, each on one replica; returns float64 [samples] on all ranks."""
+    """Run `values_of` (float64 [samples of the batch]) over all batches, each on one replica; float64 [samples] on all ranks."""
     result = np.zeros(len(batches.samples))
     mine_index, mine_value = [], []
     for index in batches.share_of(topology.coordinate("dp"), topology.size("dp")):

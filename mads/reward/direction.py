@@ -11,8 +11,8 @@ denominator is damped by a share of the tensor's root mean square:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 
@@ -35,7 +35,13 @@ class Direction:
 
 
 def preconditioned(
-    gradient: Vector, moment: Vector, steps: int, sizes: dict[str, int], beta2: float, eps: float, damping: float,
+    gradient: Vector,
+    moment: Vector,
+    steps: int,
+    sizes: dict[str, int],
+    beta2: float,
+    eps: float,
+    damping: float,
     owned_sum: Callable[[torch.Tensor], torch.Tensor],
 ) -> Vector:
     """P * gradient, piece by piece.
@@ -60,8 +66,15 @@ def preconditioned(
 
 def group_of(name: str) -> str:
     """Parameter group for diagnostics: embedding, attention, mlp, norm or head."""
-    for key, group in (("embed", "embedding"), ("norm", "norm"), ("attention", "attention"), ("attn", "attention"), ("mlp", "mlp"),
-                       ("feed_forward", "mlp"), ("head", "head")):
+    for key, group in (
+        ("embed", "embedding"),
+        ("norm", "norm"),
+        ("attention", "attention"),
+        ("attn", "attention"),
+        ("mlp", "mlp"),
+        ("feed_forward", "mlp"),
+        ("head", "head"),
+    ):
         if key in name:
             return group
     return "other"

@@ -1,13 +1,13 @@
 """Rewards of samples: r(x) = <v, grad L(x)> = d/de L(x; theta + e v) at e = 0, with L(x) the sample's mean token loss.
 
-The sign: v points along +P grad L_ref, so a step of training on x, -lr P grad L(x), changes the reference loss by -lr r(x). A positive
-reward therefore means that training on x lowers the reference loss.
+The sign: v points along +P grad L_ref, so a step of training on x, -lr P grad L(x), changes the reference loss by -lr r(x).
+A positive reward therefore means that training on x lowers the reference loss.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -45,8 +45,18 @@ class Rewarder:
         config: a RewardConfig.
     """
 
-    def __init__(self, model: RewardModel, references: Sequence[ReferenceTask], topology, sizes: dict[str, int],
-                 beta2: float, eps: float, seq_length: int, seed: int, config):
+    def __init__(
+        self,
+        model: RewardModel,
+        references: Sequence[ReferenceTask],
+        topology,
+        sizes: dict[str, int],
+        beta2: float,
+        eps: float,
+        seq_length: int,
+        seed: int,
+        config,
+    ):
         self._model = model
         self._references = list(references)
         self._topology = topology
@@ -75,7 +85,9 @@ class Rewarder:
             mine_weights.append(of_segment[batch.segments] * (1.0 if index is not None else 0.0))
         gradient = self._model.gradient(mine, mine_weights)
         moment, steps = self._model.second_moment()
-        vector = preconditioned(gradient, moment, steps, self._sizes, self._beta2, self._eps, self._config.damping, self._model.owned_sum)
+        vector = preconditioned(
+            gradient, moment, steps, self._sizes, self._beta2, self._eps, self._config.damping, self._model.owned_sum
+        )
         return make_direction(vector, self._model.owned_sum)
 
     def rewards(self, direction: Direction, samples: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Reference tasks: the texts whose loss rewards are about. Each is cut into a part for the direction, one for auditing, one for reporting."""
+"""Reference tasks: the texts whose loss rewards are about, each in three parts: for direction, audit and report."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def load_references(prepared_dir: str | Path, tasks: list[str], tokenizer, seq_l
                 parts[row["part"]].append(windows)
         empty = [part for part in PARTS if not parts[part]]
         if empty:
-            raise DataError(f"reference task {task!r} has no usable example in its parts {empty}; give it more examples ({len(rows)} now)")
+            raise DataError(
+                f"reference task {task!r} has no usable example in its parts {empty}; give it more examples ({len(rows)} now)"
+            )
         result.append(ReferenceTask(task, parts))
     return result

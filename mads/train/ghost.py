@@ -1,16 +1,16 @@
 """The ghost product: <direction, gradient of each token's loss> without a parameter gradient.
 
-For y = f(x; w) with parameters w, the gradient of the loss along a direction v of w is sum over positions of delta . u, where delta is
-the gradient of the output y and u = (d f / d w) v is the output's own derivative (for a linear layer x V^T). A tap on every
-layer's output holds u on the way forward and meets delta on the way back. Summed over a sample's positions this is exactly
+For y = f(x; w) with parameters w, the gradient of the loss along a direction v of w is sum over positions of delta . u, where
+delta is the gradient of the output y and u = (d f / d w) v is the output's own derivative (for a linear layer x V^T). A tap on
+every layer's output holds u on the way forward and meets delta on the way back. Summed over a sample's positions this is exactly
 the inner product with the sample's gradient (GREATS 2024; "ghost" after Lee and Kifer 2020). Weight gradients are never formed:
 the backward pass asks for the gradient of the embedding's output only, so no gradient hook of DeepSpeed's fires.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Callable
 
 import torch
 from torch import nn
@@ -53,7 +53,9 @@ def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor]
     layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
     untapped = [type(m).__name__ for m in layers if not hasattr(m, "weight_derivative")]
     if untapped:
-        raise TypeError(f"layers with parameters but without weight_derivative: {sorted(set(untapped))}; their share of the reward would be lost")
+        raise TypeError(
+            f"layers with parameters but without weight_derivative: {sorted(set(untapped))}; their part would be missing"
+        )
     handles = [layer.register_forward_hook(tap) for layer in layers]
     try:
         yield

@@ -1,13 +1,14 @@
 """The only way in which mads.reward (and evaluation) may touch the model that is being trained.
 
-A *vector* is a dict from logical parameter name to the float32 piece of it that this rank owns: the whole tensor under ZeRO 0-2, this
-rank's partition (flat, without padding) under ZeRO 3. `owned_sum` adds a scalar over the owners of such pieces.
+A *vector* is a dict from logical parameter name to the float32 piece of it that this rank owns: the whole tensor under ZeRO 0-2,
+this rank's partition (flat, without padding) under ZeRO 3. `owned_sum` adds a scalar over the owners of such pieces.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, Sequence
+from typing import Protocol
 
 import torch
 
@@ -17,7 +18,7 @@ Vector = dict[str, torch.Tensor]
 
 
 class RewardModel(Protocol):
-    """Implemented by mads.train.engine. All methods are collective: every rank calls them in the same order, the same number of times."""
+    """Implemented by mads.train.reward_model. All methods are collective: every rank calls them in the same order, equally often."""
 
     parameter_dtype: torch.dtype
     device: torch.device
@@ -45,7 +46,7 @@ class RewardModel(Protocol):
         """Sum a tensor of scalars over the ranks that own different pieces of one vector; identity under ZeRO 0-2."""
 
     def shifted(self, direction: Vector, scale: float) -> AbstractContextManager[None]:
-        """Inside, the parameters are theta + scale * direction; on leaving they are restored from a saved copy, not by subtraction."""
+        """Inside, the parameters are theta + scale * direction; on leaving they are restored from a copy, not by subtraction."""
 
     def sample_losses(self, batch: PackedBatch) -> torch.Tensor:
         """Sum of the token losses of each sample, float64 [samples], without gradient."""

@@ -19,7 +19,6 @@ from mads.logging.wandb import WandbSink
 from mads.topology import Topology
 
 
-
 def peak_memory_mib(device: str) -> float:
     """Peak memory of this process: on the GPU where there is one, resident otherwise."""
     if device.startswith("cuda"):
@@ -58,9 +57,11 @@ class Journal:
         self._wandb = WandbSink(self._config.logging.wandb, self._config.logging.project, run_dir, to_dict(self._config))
         self._progress = Progress(self._config.train.steps, resume_step or 0, self._config.logging.console)
         shape = self._config.model
-        self.message(f"{self._topology.grid} on {self._device}, {sum(s.numel() for s in parts.engine.shapes.values()):,} parameters "
-                     f"({shape.num_layers} layers of {shape.hidden_size}), pool of {len(parts.pool):,} samples with "
-                     f"{int(parts.pool.lengths.sum()):,} tokens, selection={self._config.selection.name}")
+        self.message(
+            f"{self._topology.grid} on {self._device}, {sum(s.numel() for s in parts.engine.shapes.values()):,} parameters "
+            f"({shape.num_layers} layers of {shape.hidden_size}), pool of {len(parts.pool):,} samples with "
+            f"{int(parts.pool.lengths.sum()):,} tokens, selection={self._config.selection.name}"
+        )
         self._started = self._last_line = time.perf_counter()
         self._last_step, self._last_tokens = resume_step or 0, tokens
 
@@ -88,8 +89,19 @@ class Journal:
         seconds = now - self._last_line
         steps = max(1, step - self._last_step)
         busy = self._seconds.get("train", 0.0) + self._seconds.get("loader", 0.0)
-        self._write("train", step=step, tokens=tokens, loss=result.loss, lr=rate, grad_norm=result.grad_norm, seconds=seconds,
-                    tokens_per_second=(tokens - self._last_tokens) / seconds, step_seconds=busy / steps, round=round_, memory_mib=peak_memory_mib(self._device))
+        self._write(
+            "train",
+            step=step,
+            tokens=tokens,
+            loss=result.loss,
+            lr=rate,
+            grad_norm=result.grad_norm,
+            seconds=seconds,
+            tokens_per_second=(tokens - self._last_tokens) / seconds,
+            step_seconds=busy / steps,
+            round=round_,
+            memory_mib=peak_memory_mib(self._device),
+        )
         self._flush_phases(step)
         self._last_line, self._last_step, self._last_tokens = now, step, tokens
 
@@ -111,7 +123,12 @@ class Journal:
             return
         self._flush_phases(step)
         if finished:
-            self._write("end", steps=step, tokens=tokens, seconds=time.perf_counter() - self._started,
-                        peak_memory_mib=peak_memory_mib(self._device))
+            self._write(
+                "end",
+                steps=step,
+                tokens=tokens,
+                seconds=time.perf_counter() - self._started,
+                peak_memory_mib=peak_memory_mib(self._device),
+            )
         self._metrics.close()
         self._wandb.finish()

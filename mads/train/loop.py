@@ -43,7 +43,9 @@ class Trainer:
         self.parts = build_parts(config, topology, device, self.journal.message)
         resumed = self._resume()
         if self.finished:
-            self.journal.message(f"{self.root} is finished: {self.step} of {config.train.steps} steps; choose another run_dir to train again")
+            self.journal.message(
+                f"{self.root} is finished: {self.step} of {config.train.steps} steps; choose another run_dir to train again"
+            )
         else:
             self.journal.open(resumed, self.tokens, self.parts)
 
@@ -84,7 +86,14 @@ class Trainer:
         config = self.config
         if self.step <= 3 or self.step % config.train.invariant_interval == 0:
             with self.journal.phase("invariants"):
-                check_replicas(self.step, self.parts.model, self.topology, config.parallel.zero_stage, self.batch_ids, self.parts.console.pending)
+                check_replicas(
+                    self.step,
+                    self.parts.model,
+                    self.topology,
+                    config.parallel.zero_stage,
+                    self.batch_ids,
+                    self.parts.console.pending,
+                )
         if self.step % config.train.eval_interval == 0 or self.step == config.train.steps:
             self._evaluate()
         if last or (config.checkpoint.interval and self.step % config.checkpoint.interval == 0):
@@ -93,9 +102,13 @@ class Trainer:
     # ------------------------------------------------------------ selection
 
     def _selection_due(self) -> bool:
-        """Every `interval` steps, counted from the round's start; sooner if the decided samples ran out (a pool smaller than an interval)."""
+        """Every `interval` steps of a round; sooner if the decided samples ran out (a pool smaller than an interval)."""
         steps_in_round = self.step - self.round_start
-        return self.parts.console.round == 0 or steps_in_round >= self.config.selection.interval or self.parts.loader.batches_left == 0
+        return (
+            self.parts.console.round == 0
+            or steps_in_round >= self.config.selection.interval
+            or self.parts.loader.batches_left == 0
+        )
 
     def _select(self) -> None:
         config, parts = self.config, self.parts
@@ -120,13 +133,27 @@ class Trainer:
     def _save(self) -> None:
         parts = self.parts
         state = {
-            "step": self.step, "tokens": self.tokens, "round_start": self.round_start, "loader": parts.loader.state(),
-            "console": parts.console.state(), "trajectory": trajectory(self.config), "topology": str(self.topology.grid),
+            "step": self.step,
+            "tokens": self.tokens,
+            "round_start": self.round_start,
+            "loader": parts.loader.state(),
+            "console": parts.console.state(),
+            "trajectory": trajectory(self.config),
+            "topology": str(self.topology.grid),
             "zero_stage": self.config.parallel.zero_stage,
         }
         with self.journal.phase("checkpoint"):
-            canonical.save(self.root / "checkpoints", self.step, parts.engine, self.topology, state, {"pending_ids": parts.console.pending},
-                           {"ledger.bin": parts.ledger.save}, self.config.checkpoint.keep_last, self.config.checkpoint.max_file_bytes)
+            canonical.save(
+                self.root / "checkpoints",
+                self.step,
+                parts.engine,
+                self.topology,
+                state,
+                {"pending_ids": parts.console.pending},
+                {"ledger.bin": parts.ledger.save},
+                self.config.checkpoint.keep_last,
+                self.config.checkpoint.max_file_bytes,
+            )
 
     def _resume(self) -> int | None:
         """Load the newest checkpoint; returns its step, or None for a fresh run."""
@@ -138,15 +165,20 @@ class Trainer:
         parts.loader.check_state(state["loader"])
         changed = differences(trajectory(self.config), state["trajectory"])
         if changed:
-            raise ResumeError(f"{self.root} holds a run with other settings:\n  " + "\n  ".join(changed) +
-                              "\nstart with the same settings to continue it, or choose another run_dir")
+            raise ResumeError(
+                f"{self.root} holds a run with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nstart with the same settings to continue it, or choose another run_dir"
+            )
         canonical.load(path, parts.engine, self.topology)
         parts.console.load_state(state["console"], arrays["pending_ids"])
         parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool))
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
-        self.journal.message(f"resuming {path.name}: step {self.step}, round {parts.console.round - 1}, "
-                             f"{parts.loader.batches_left} batches of the decision left")
+        self.journal.message(
+            f"resuming {path.name}: step {self.step}, round {parts.console.round - 1}, "
+            f"{parts.loader.batches_left} batches of the decision left"
+        )
         return self.step
 
     def _agree_on_checkpoint(self) -> Path | None:

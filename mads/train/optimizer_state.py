@@ -1,8 +1,8 @@
 """Reach fp32 master weights and Adam moments by parameter, whatever DeepSpeed wrapped the optimizer in.
 
-DeepSpeed 0.19 keeps them in four ways: on the parameter (ZeRO 0, fp32), in a list of fp32 copies (ZeRO 0, bf16), in one flat partition
-per group and rank (ZeRO 1-2), and in flat sub-groups with the parameters cut as well (ZeRO 3). Checkpoints and rewards see one
-interface. Keys are "weight", "exp_avg" and "exp_avg_sq"; values are float32.
+DeepSpeed 0.19 keeps them in four ways: on the parameter (ZeRO 0, fp32), in a list of fp32 copies (ZeRO 0, bf16), in one flat
+partition per group and rank (ZeRO 1-2), and in flat sub-groups with the parameters cut as well (ZeRO 3). Checkpoints and rewards
+see one interface. Keys are "weight", "exp_avg" and "exp_avg_sq"; values are float32.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class OptimizerState:
         return int(state["step"]) if "step" in state else 0
 
     def full(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
-        """The whole tensor on every rank; zeros for a moment before the first step. A fresh tensor or one not to be written to."""
+        """The whole tensor on every rank; zeros for a moment before the first step. Not to be written to."""
         if key == "weight":
             return self._masters[parameter].detach()
         if self.steps == 0:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import Sequence
 
 import torch
 from torch import nn
@@ -33,12 +33,22 @@ class EngineRewardModel:
     def digest(self) -> int:
         """Order-dependent checksum of this rank's parameters and moments, exact to the bit."""
         total = 0
-        for name, parameter in self._engine.parameters:
+        for _, parameter in self._engine.parameters:
             pieces = [self._storage(parameter)]
-            pieces += [self._engine.state.local(parameter, key) for key in ("weight", "exp_avg", "exp_avg_sq")] if self._sharded else []
+            pieces += (
+                [self._engine.state.local(parameter, key) for key in ("weight", "exp_avg", "exp_avg_sq")] if self._sharded else []
+            )
             for piece in pieces:
-                bits = piece.detach().contiguous().view(torch.int32 if piece.element_size() == 4 else torch.int16).to(torch.int64).flatten()
-                total = (total * 1_000_003 + int((bits * (torch.arange(bits.numel(), device=bits.device) % 8191 + 1)).sum())) % (2**62)
+                bits = (
+                    piece.detach()
+                    .contiguous()
+                    .view(torch.int32 if piece.element_size() == 4 else torch.int16)
+                    .to(torch.int64)
+                    .flatten()
+                )
+                total = (total * 1_000_003 + int((bits * (torch.arange(bits.numel(), device=bits.device) % 8191 + 1)).sum())) % (
+                    2**62
+                )
         return total
 
     @contextmanager
@@ -57,7 +67,9 @@ class EngineRewardModel:
             if cuda_rng is not None:
                 torch.cuda.set_rng_state(cuda_rng, self.device)
         if self.digest() != before or (engine.global_steps, engine.micro_steps, engine.skipped_steps) != counters:
-            raise RuntimeError("a reward or evaluation pass changed the model; the run would not be reproducible, so it stops here")
+            raise RuntimeError(
+                "a reward or evaluation pass changed the model; the run would not be reproducible, so it stops here"
+            )
 
     # ------------------------------------------------------------ vectors
 
@@ -73,7 +85,7 @@ class EngineRewardModel:
         return float(self.owned_sum(torch.stack(squares).sum()).sqrt())
 
     def _owned(self, parameter: nn.Parameter) -> torch.Tensor:
-        """What this rank owns of the parameter that the model computes with: without ZeRO 3's padding, whose numbers mean nothing."""
+        """What this rank owns of the parameter that the model computes with, without ZeRO 3's padding (numbers without meaning)."""
         storage = self._storage(parameter)
         return storage.flatten()[: self._engine.state.owned_length(parameter)] if self._sharded else storage
 
@@ -115,7 +127,7 @@ class EngineRewardModel:
     # ------------------------------------------------------------ losses and products
 
     def _forget_gathered(self) -> None:
-        """ZeRO 3 keeps some parameters gathered between passes; a changed shard would then go unseen and every reward be 0."""
+        """ZeRO 3 keeps some parameters gathered between passes; a changed shard would then go unseen, every reward be 0."""
         from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
         for _, parameter in self._engine.parameters:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import torch
 from omegaconf import DictConfig
@@ -49,15 +49,21 @@ def check_data(config: DictConfig, pool: Pool) -> None:
     """
     manifest = pool.manifest
     if manifest.seq_length > config.data.seq_length:
-        raise ConfigError(f"data.seq_length={config.data.seq_length}, but {config.data.dir} was prepared with samples of up to "
-                          f"{manifest.seq_length} tokens; prepare it again, or train with data.seq_length={manifest.seq_length}")
+        raise ConfigError(
+            f"data.seq_length={config.data.seq_length}, but {config.data.dir} was prepared with samples of up to "
+            f"{manifest.seq_length} tokens; prepare it again, or train with data.seq_length={manifest.seq_length}"
+        )
     if manifest.tokenizer["vocab_size"] > config.model.vocab_size:
-        raise ConfigError(f"the tokenizer of {config.data.dir} has {manifest.tokenizer['vocab_size']} pieces, more than "
-                          f"model.vocab_size={config.model.vocab_size}; choose a model with a larger vocabulary or prepare again")
+        raise ConfigError(
+            f"the tokenizer of {config.data.dir} has {manifest.tokenizer['vocab_size']} pieces, more than "
+            f"model.vocab_size={config.model.vocab_size}; choose a model with a larger vocabulary or prepare again"
+        )
     batch, held = config.train.global_batch_size * config.data.seq_length, int(pool.lengths.sum())
     if batch > held:
-        raise ConfigError(f"one global batch takes {batch} tokens (train.global_batch_size x data.seq_length), the whole pool has {held}; "
-                          "prepare more data or use a smaller batch")
+        raise ConfigError(
+            f"one global batch takes {batch} tokens (train.global_batch_size x data.seq_length), the whole pool has {held}; "
+            "prepare more data or use a smaller batch"
+        )
 
 
 def build_parts(config: DictConfig, topology: Topology, device: torch.device, progress: Callable[[str], None]) -> Parts:
@@ -83,11 +89,27 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
     rewarder = None
     if strategy.learning is not None:
         sizes = {name: shape.numel() for name, shape in engine.shapes.items()}
-        rewarder = Rewarder(model, references, topology, sizes, config.optim.beta2, config.optim.eps, seq_length, seed, config.reward)
-    heldout = HeldOut(model, Pool.open(directory, "heldout"), references, topology, seq_length, config.train.eval_samples,
-                      config.reward.rows_per_batch)
-    loader = Loader(pool, seq_length, config.train.global_batch_size, config.train.micro_batch_size,
-                    topology.coordinate("dp"), topology.size("dp"), config.train.prefetch)
+        rewarder = Rewarder(
+            model, references, topology, sizes, config.optim.beta2, config.optim.eps, seq_length, seed, config.reward
+        )
+    heldout = HeldOut(
+        model,
+        Pool.open(directory, "heldout"),
+        references,
+        topology,
+        seq_length,
+        config.train.eval_samples,
+        config.reward.rows_per_batch,
+    )
+    loader = Loader(
+        pool,
+        seq_length,
+        config.train.global_batch_size,
+        config.train.micro_batch_size,
+        topology.coordinate("dp"),
+        topology.size("dp"),
+        config.train.prefetch,
+    )
     return Parts(pool, Ledger(len(pool)), loader, console, engine, model, heldout, rewarder)
 
 

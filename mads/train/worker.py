@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import traceback
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -43,7 +43,9 @@ def train(config, where: Place) -> int:
     device = choose_device(where)
     topologies.initialize_process_group("nccl" if device.type == "cuda" else "gloo", config.parallel.timeout_s)
     try:
-        topology = topologies.Topology(topologies.Grid(dp=where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s)
+        topology = topologies.Topology(
+            topologies.Grid(dp=where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s
+        )
         Trainer(config, topology, device).run()
     except (*USER_ERRORS, ResumeError) as error:
         if where.rank == 0:
@@ -66,7 +68,7 @@ def choose_device(where: Place) -> torch.device:
 
 
 def _leave(code: int) -> int:
-    """After a failure other ranks may wait in a collective forever: end this process at once, so that the launcher ends the job."""
+    """After a failure other ranks may wait in a collective forever: end at once, so that the launcher ends the job."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from harness import run_ranks
 
 RATES = [1e-3, 2e-3, 1e-3]

@@ -22,7 +22,11 @@ def train_until(prepared, run_dir, stops, overrides):
         made = trainer(run_config(prepared, run_dir, *overrides, world=dist.get_world_size()))
         made.run(until=stop)
     engine = made.parts.engine
-    weights = {f"{key}/{n}": engine.state.full(p, key).numpy().copy() for key in ("weight", "exp_avg", "exp_avg_sq") for n, p in engine.parameters}
+    weights = {
+        f"{key}/{n}": engine.state.full(p, key).numpy().copy()
+        for key in ("weight", "exp_avg", "exp_avg_sq")
+        for n, p in engine.parameters
+    }
     return weights, made.parts.ledger.counts.copy(), made.parts.console.state(), made.batch_ids
 
 
@@ -41,7 +45,9 @@ def assert_same(ours, theirs, exact=True):
 @pytest.mark.parametrize("zero, selection", [(0, "mads"), (1, "mads"), (2, "mads"), (3, "mads"), (1, "paper"), (1, "random")])
 def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, selection):
     overrides = [f"parallel=zero{zero}", "train.prefetch=2"]
-    overrides += {"mads": [], "paper": ["selection=paper", "selection.probes_per_agent=20"], "random": ["selection=random"]}[selection]
+    overrides += {"mads": [], "paper": ["selection=paper", "selection.probes_per_agent=20"], "random": ["selection=random"]}[
+        selection
+    ]
     whole = run_ranks(2, train_until, prepared, str(tmp_path / "whole"), [12], overrides, timeout=240)
     # 7 is in the middle of the second round, 10 at a round's border; 6 has an evaluation.
     halves = run_ranks(2, train_until, prepared, str(tmp_path / "halves"), [6, 7, 10, 12], overrides, timeout=240)
@@ -71,7 +77,13 @@ def load_everywhere(prepared, run_dir, stages):
     for zero in stages:
         made = trainer(run_config(prepared, run_dir, f"parallel=zero{zero}", world=dist.get_world_size()))
         engine = made.parts.engine
-        found.append({f"{key}/{n}": engine.state.full(p, key).numpy().copy() for key in ("weight", "exp_avg", "exp_avg_sq") for n, p in engine.parameters})
+        found.append(
+            {
+                f"{key}/{n}": engine.state.full(p, key).numpy().copy()
+                for key in ("weight", "exp_avg", "exp_avg_sq")
+                for n, p in engine.parameters
+            }
+        )
         assert made.step == 7 and engine.state.steps == 7
         made.parts.loader.close()
         made.journal.close(made.step, made.tokens, finished=False)
@@ -99,7 +111,9 @@ def refuse_other_settings(prepared, run_dir, overrides, message):
 def test_a_run_folder_is_not_continued_with_other_settings_data_or_damage(prepared, tmp_path):
     run_dir = str(tmp_path / "run")
     run_ranks(1, train_until, prepared, run_dir, [2, 4], [])
-    assert run_ranks(1, refuse_other_settings, prepared, run_dir, ["optim.lr=5e-4"], r"optim.lr: 0.001 then, 0.0005 now") == ["ResumeError"]
+    assert run_ranks(1, refuse_other_settings, prepared, run_dir, ["optim.lr=5e-4"], r"optim.lr: 0.001 then, 0.0005 now") == [
+        "ResumeError"
+    ]
     other = str(prepare_small_other(tmp_path))
     assert run_ranks(1, refuse_other_settings, other, run_dir, [], "fingerprint") == ["DataError"]
     damaged = next((tmp_path / "run" / "checkpoints" / "step-00000004").glob("exp_avg-*"))

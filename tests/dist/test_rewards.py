@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from harness import run_ranks
 
 RATE = 2e-3
@@ -15,8 +14,10 @@ def _references(seed=11):
     from mads.reward.reference import ReferenceTask
 
     windows = lambda s, n: [[w] for w in support.random_samples(n, s)]  # noqa: E731
-    return [ReferenceTask(name, {part: windows(seed + 10 * i + j, 6) for j, part in enumerate(("direction", "audit", "report"))})
-            for i, name in enumerate(("first", "second"))]
+    return [
+        ReferenceTask(name, {part: windows(seed + 10 * i + j, 6) for j, part in enumerate(("direction", "audit", "report"))})
+        for i, name in enumerate(("first", "second"))
+    ]
 
 
 def _rewarder(built, mode, rows=3):
@@ -47,7 +48,6 @@ def _trained(stage, dtype=torch.float32, accumulation=1, steps=3):
 
 def _exact(built, samples, round_=0):
     """v and r(x) by plain autograd in float64 from the definition, one sample at a time."""
-    import model_support as support
 
     from mads.data.batch import make_batch
     from mads.model.decoder import Decoder
@@ -96,7 +96,9 @@ def check_exactness(stages, mode, dtype_name, correlation, steps):
         assert np.corrcoef(result.rewards, expected)[0, 1] > correlation, (stage, result.rewards, expected)
         if dtype == torch.float32:
             scale = np.abs(expected).max()
-            np.testing.assert_allclose(result.rewards, expected, atol=(1e-4 if mode == "ghost" else 1e-2) * scale, err_msg=str(stage))
+            np.testing.assert_allclose(
+                result.rewards, expected, atol=(1e-4 if mode == "ghost" else 1e-2) * scale, err_msg=str(stage)
+            )
 
 
 @pytest.mark.parametrize("mode", ["finite_difference", "ghost"])
