@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
+
+import numpy as np
+
 
 from mads.logging.progress import duration
 from mads.report.lines import LineChart, Series, key, thin
@@ -42,10 +45,17 @@ def overhead(run: Run) -> float | None:
 
 
 def at_equal_tokens(first: list[Point], second: list[Point]) -> tuple[float, float, float] | None:
-    """(tokens, first's value, second's value) at the last token count that both curves hold."""
-    a, b = dict(first), dict(second)
-    shared = max(set(a) & set(b), default=None)
-    return None if shared is None else (shared, a[shared], b[shared])
+    """(tokens, first's value, second's value) at the largest token count that both curves reach.
+
+    Two runs are evaluated at equal steps, whose token counts differ a little because rows fill differently: the curve that goes
+    further is interpolated linearly. None if a curve is empty or the place is the start.
+    """
+    if not first or not second:
+        return None
+    place = min(first[-1][0], second[-1][0])
+    if place <= 0:
+        return None
+    return place, *(float(np.interp(place, *zip(*curve))) for curve in (first, second))
 
 
 def _show(value: float | None, form: Callable[[float], str]) -> str:
@@ -131,7 +141,7 @@ def _comparison(runs: list[Run]) -> str:
                 )
     if not sentences:
         return table(head, rows) + paragraph(
-            "The runs share no token count at which both were evaluated, so their " "losses are not compared here.", "note"
+            "The runs share no token count at which both were evaluated, so their losses are not compared here.", "note"
         )
     listed = "".join(f"<li>{escape(s)}</li>" for s in sentences)
     caution = paragraph("One run each: a difference between two runs is not yet a result.", "note")

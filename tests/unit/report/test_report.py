@@ -274,3 +274,12 @@ def test_command_says_where_the_page_is_and_runs_of_one_name_stay_apart(tmp_path
     assert report_command([str(first), "--compare", str(second)]) == 0
     assert str(first / "report.html") in capsys.readouterr().out
     assert {s for _, c, s, _ in Page(first / "report.html").polylines if c == "Training loss"} == {"a/run", "b/run"}
+
+
+def test_runs_whose_token_counts_differ_are_compared_at_the_last_common_one():
+    from mads.report.training import at_equal_tokens
+
+    mine, theirs = [(0.0, 8.0), (90.0, 5.0), (190.0, 4.0)], [(0.0, 8.0), (100.0, 6.0), (200.0, 4.0)]
+    place, ours, others = at_equal_tokens(mine, theirs)
+    assert (place, ours) == (190.0, 4.0) and others == pytest.approx(6.0 - 2.0 * 90 / 100)
+    assert at_equal_tokens([(0.0, 8.0)], theirs) is None and at_equal_tokens([], theirs) is None
