@@ -78,10 +78,12 @@ def gather_last_dim(x: torch.Tensor, group) -> torch.Tensor:
 
 
 def group_size(group) -> int:
+    """Number of ranks in a group; None is this rank alone."""
     return 1 if group is None else dist.get_world_size(group)
 
 
 def group_rank(group) -> int:
+    """This rank's place in a group; 0 when it is alone."""
     return 0 if group is None else dist.get_rank(group)
 
 
@@ -104,6 +106,7 @@ def all_gather_flat(piece: torch.Tensor, group) -> torch.Tensor:
 
 
 def barrier(group) -> None:
+    """Wait until every rank of the group is here."""
     if group_size(group) > 1:
         dist.barrier(group=group)
 

@@ -9,7 +9,7 @@ from mads.config.compose import compose
 from mads.config.validate import validate
 
 SUBJECTS = {
-    "cooking": "salt pepper onion stove oven bake simmer dough yeast recipe spoon kitchen taste butter sugar flour garlic".split(),
+    "cooking": "salt pepper onion stove oven bake simmer dough yeast recipe spoon kitchen taste butter sugar flour".split(),
     "sailing": "wind sail harbour mast anchor deck tide rope captain island storm coast compass vessel crew keel buoy".split(),
     "numbers": "prime sum proof integer lemma theorem divisor product square root even odd limit series bound".split(),
 }

@@ -27,6 +27,7 @@ class CheckpointError(RuntimeError):
 
 
 def name_of(step: int) -> str:
+    """Folder name of the checkpoint of a step."""
     return f"step-{step:08d}"
 
 
@@ -40,6 +41,7 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value) -> None:
+    """Write a JSON value; NaN and infinity, which JSON lacks, are a ValueError."""
     path.write_text(json.dumps(value, indent=1, allow_nan=False))  # in the given order: that of the agents matters
 
 

@@ -57,10 +57,12 @@ def _readable(error: Exception) -> str:
 
 
 def to_yaml(config: DictConfig) -> str:
+    """The resolved configuration as YAML."""
     return OmegaConf.to_yaml(config)
 
 
 def to_dict(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain dicts, lists and values."""
     return OmegaConf.to_container(config, resolve=True, enum_to_str=True)
 
 
@@ -98,6 +100,7 @@ def trajectory(config: DictConfig) -> dict[str, Any]:
 
 
 def digest(config: DictConfig) -> str:
+    """SHA-256 of what determines the run (`trajectory`), in hex."""
     return hashlib.sha256(json.dumps(trajectory(config), sort_keys=True).encode()).hexdigest()
 
 

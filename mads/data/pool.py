@@ -18,6 +18,7 @@ def shard_prefix(directory: str | os.PathLike, part: str, shard: int) -> Path:
 
 
 def attribute_path(directory: str | os.PathLike, part: str, name: str) -> Path:
+    """Path of an attribute's column."""
     return Path(directory) / part / "attributes" / f"{name}.arrow"
 
 

@@ -63,6 +63,7 @@ class AttributeSchema:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hex."""
     h = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 20):

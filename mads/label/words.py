@@ -41,6 +41,7 @@ class WordBatch:
 
 
 def split_words(texts: Sequence[str]) -> WordBatch:
+    """Split texts at white space and number the words in the order in which they first occur."""
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__  # an unseen word gets the next number
     split = [text.split() for text in texts]

@@ -44,6 +44,7 @@ def git_state(folder: str | os.PathLike | None = None) -> dict[str, Any] | None:
 
 
 def package_versions() -> dict[str, str]:
+    """Name -> version of the packages that a result may depend on, as far as they are installed."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -21,6 +21,7 @@ _GAUGES = (
 
 
 def seconds(value: float) -> str:
+    """A duration for reading."""
     return f"{value:.1f} s" if value < 60 else duration(value)
 
 

@@ -34,6 +34,7 @@ def thin(points: list[Point], limit: int = DRAWN) -> tuple[list[Point], int]:
 
 
 def colour(style: int) -> str:
+    """CSS class of the n-th series."""
     return f"s{style % STYLES}"
 
 
@@ -85,6 +86,11 @@ class LineChart:
     y_include: tuple[float, ...] = ()
 
     def svg(self) -> str:
+        """The chart as SVG.
+
+        Raises:
+            ValueError: if no series has a point.
+        """
         drawn = [s for s in self.series if s.points]
         if not drawn:
             raise ValueError(f"chart {self.title!r} has no points; say so in words instead of drawing it")

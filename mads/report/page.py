@@ -108,6 +108,7 @@ def figure(title: str, drawing: str, caption: str = "") -> str:
 
 
 def paragraph(text: str, css: str = "") -> str:
+    """An HTML paragraph of plain text."""
     return f'<p class="{css}">{escape(text)}</p>' if css else f"<p>{escape(text)}</p>"
 
 
@@ -120,6 +121,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], css: str = "") -> 
 
 
 def section(identity: str, title: str, *content: str) -> str:
+    """An HTML section with its heading."""
     return f'<section id="{identity}"><h2>{escape(title)}</h2>{"".join(content)}</section>'
 
 

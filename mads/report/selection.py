@@ -25,6 +25,7 @@ def _none(run: Run) -> str:
 
 
 def no_agents(run: Run) -> str:
+    """What stands where a run without agents has nothing to show."""
     return paragraph(f"Selection {run.selection or 'without agents'} has no agents, so there are no weights to show here.")
 
 

@@ -18,7 +18,7 @@ Vector = dict[str, torch.Tensor]
 
 
 class RewardModel(Protocol):
-    """Implemented by mads.train.reward_model. All methods are collective: every rank calls them in the same order, equally often."""
+    """Implemented by mads.train.reward_model. All methods are collective: every rank calls them equally often, in one order."""
 
     parameter_dtype: torch.dtype
     device: torch.device

@@ -85,7 +85,7 @@ class EngineRewardModel:
         return float(self.owned_sum(torch.stack(squares).sum()).sqrt())
 
     def _owned(self, parameter: nn.Parameter) -> torch.Tensor:
-        """What this rank owns of the parameter that the model computes with, without ZeRO 3's padding (numbers without meaning)."""
+        """What this rank owns of the parameter that the model computes with, without ZeRO 3's padding."""
         storage = self._storage(parameter)
         return storage.flatten()[: self._engine.state.owned_length(parameter)] if self._sharded else storage
 

@@ -104,7 +104,7 @@ def check_exactness(stages, mode, dtype_name, correlation, steps):
 @pytest.mark.parametrize("mode", ["finite_difference", "ghost"])
 @pytest.mark.parametrize("world, steps", [(1, 3), (2, 0), (2, 3)])
 def test_rewards_equal_exact_dot_products_in_fp32(mode, world, steps):
-    # The finite difference subtracts two fp32 losses near 6: rounding leaves about 1e-4 of noise in the rewards of a model this small.
+    # The finite difference subtracts two fp32 losses near 6: rounding leaves about 1e-4 of noise in rewards this small.
     run_ranks(world, check_exactness, [0, 1, 2, 3], mode, "float32", 0.999999 if mode == "ghost" else 0.9999, steps, timeout=180)
 
 

@@ -1,0 +1,181 @@
+"""Who may import whom (DESIGN.md section 2), read from the sources."""
+
+import pytest
+from source_tree import below, not_allowed, reaches, read_all, read_module
+
+# Room -> what of mads it may import beside itself. A longer name is a room of its own.
+ROOMS = {
+    "mads": (),
+    "mads.noise": (),
+    "mads.topology": (),
+    "mads.collectives": ("mads.topology",),
+    "mads.layout": (),
+    "mads.conf": (),
+    "mads.kernels": (),
+    "mads.launch": (),
+    "mads.config": (),
+    "mads.tensor": ("mads.collectives", "mads.layout"),
+    "mads.model": ("mads.collectives", "mads.kernels", "mads.layout", "mads.tensor"),
+    "mads.data": ("mads.noise", "mads.label.base"),
+    "mads.label": ("mads.noise", "mads.data"),
+    "mads.agents": ("mads.noise", "mads.console.record"),
+    "mads.console": ("mads.noise", "mads.topology", "mads.collectives", "mads.agents", "mads.reward.probes"),
+    "mads.reward": ("mads.noise", "mads.agents", "mads.data", "mads.eval.losses", "mads.train.interface"),
+    "mads.reward.probes": ("mads.noise", "mads.agents"),
+    "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.reward.reference", "mads.train.interface"),
+    "mads.checkpoint": ("mads.collectives", "mads.layout", "mads.data.schema"),
+    "mads.logging": ("mads.console.record",),
+    "mads.report": ("mads.console.record", "mads.data.schema", "mads.logging"),
+    "mads.train.interface": ("mads.data.batch",),
+    "mads.train": (
+        "mads.agents",
+        "mads.checkpoint",
+        "mads.collectives",
+        "mads.config",
+        "mads.console",
+        "mads.data",
+        "mads.eval",
+        "mads.launch",
+        "mads.layout",
+        "mads.logging",
+        "mads.model",
+        "mads.reward",
+        "mads.topology",
+    ),
+    "mads.cli": ("mads.config", "mads.data", "mads.launch", "mads.report", "mads.train.worker"),
+}
+# Library -> the only modules that may import it.
+LIBRARIES = {
+    "torch.distributed": ("mads.topology", "mads.collectives"),
+    "deepspeed": ("mads.train.engine", "mads.train.optimizer_state", "mads.train.reward_model"),
+    "hydra": ("mads.config",),
+    "wandb": ("mads.logging.wandb",),
+    "sentencepiece": ("mads.data.tokenizer",),
+    "safetensors": ("mads.checkpoint",),
+}
+BLIND = (
+    "config",
+    "topology",
+    "collectives",
+    "layout",
+    "noise",
+    "tensor",
+    "data",
+    "label",
+    "agents",
+    "console",
+    "logging",
+    "report",
+)
+
+
+@pytest.fixture(scope="module")
+def package():
+    return read_all()
+
+
+def test_every_module_imports_only_what_its_room_may(package):
+    assert len(package) > 60
+    assert [line for module in package.values() for line in not_allowed(module, ROOMS)] == []
+
+
+def test_libraries_have_their_one_place(package):
+    wrong = [
+        f"{module.name} imports {imported}"
+        for library, owners in LIBRARIES.items()
+        for module in package.values()
+        for imported in module.imports
+        if below(imported, library) and not any(below(module.name, owner) for owner in owners)
+    ]
+    assert wrong == []
+    for library, owners in LIBRARIES.items():  # an owner that no longer needs its library loses the right to it
+        for owner in owners:
+            users = [m for m in package.values() if below(m.name, owner) and any(below(i, library) for i in m.imports)]
+            assert users, f"{owner} does not import {library}"
+
+
+@pytest.mark.parametrize("room", BLIND)
+def test_rooms_that_know_nothing_of_the_model_do_not_reach_it_by_any_path(package, room):
+    imports = {name: module.imports for name, module in package.items()}
+    starts = [name for name in package if below(name, f"mads.{room}")]
+    assert starts
+    for start in starts:
+        far = reaches(start, imports)
+        found = sorted(n for n in far if below(n, "mads.train") or below(n, "deepspeed") or below(n, "mads.model"))
+        assert found == [], f"{start} reaches {found}"
+
+
+def test_reward_and_evaluation_reach_the_model_through_its_interface_only(package):
+    imports = {name: module.imports for name, module in package.items()}
+    for room in ("reward", "eval"):
+        for start in (name for name in package if below(name, f"mads.{room}")):
+            found = {n for n in reaches(start, imports) if below(n, "mads.train") or below(n, "mads.model")}
+            assert found <= {"mads.train", "mads.train.interface"}, start
+
+
+def test_no_module_outside_of_launch_reads_or_sets_the_environment(package):
+    touching = {name: module.environment for name, module in package.items() if module.environment}
+    assert all(below(name, "mads.launch") for name in touching), touching
+    assert "mads.launch.processes" in touching  # the check sees what there is
+
+
+def test_nothing_is_imported_by_a_star(package):
+    assert {name: module.wildcards for name, module in package.items() if module.wildcards} == {}
+
+
+# ---------------------------------------------------------------- the checker itself, on sources that break the rules
+
+
+@pytest.mark.parametrize(
+    "name, source, complaint",
+    [
+        (
+            "mads.data.pool",
+            "from mads.train.engine import TrainEngine",
+            "mads.data.pool imports mads.train.engine; mads.data may",
+        ),
+        ("mads.console.decide", "def f():\n    import mads.model.decoder", "mads.console.decide imports mads.model.decoder"),
+        ("mads.reward.influence", "from mads.train import reward_model", "imports mads.train.reward_model"),
+        ("mads.tensor.layers", "from mads import model", "imports mads.model"),
+        ("mads.agents.label", "from ..train import loop", "imports mads.train.loop"),
+        ("mads.reward.probes", "from mads.train.interface import Vector", "mads.reward.probes may import mads.noise"),
+        ("mads.noise", "import mads.topology", "may import nothing of mads"),
+        ("elsewhere.thing", "import mads", "belongs to no room"),
+    ],
+)
+def test_a_forbidden_import_is_found(name, source, complaint):
+    known = ["mads.train.reward_model", "mads.model", "mads.train.loop"]
+    found = list(not_allowed(read_module(name, source, known), ROOMS))
+    assert len(found) == 1 and complaint in found[0]
+
+
+def test_an_allowed_import_is_not():
+    source = "import torch\nfrom mads.train.interface import Vector\nfrom mads.reward.probes import Probes"
+    assert list(not_allowed(read_module("mads.reward.influence", source), ROOMS)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch.distributed as dist",
+        "from torch import distributed",
+        "from torch.distributed import all_reduce",
+        "import torch\ntorch.distributed.barrier()",
+    ],
+)
+def test_every_way_to_torch_distributed_is_seen(source):
+    assert any(below(i, "torch.distributed") for i in read_module("mads.x", source).imports)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import os\nx = os.environ['A']", "import os\nos.getenv('A')", "from os import environ", "import os\nos.putenv('A', 'b')"],
+)
+def test_every_way_to_the_environment_is_seen(source):
+    assert read_module("mads.x", source).environment
+    assert not read_module("mads.x", "import os\nos.replace('a', 'b')\nrun.environment").environment
+
+
+def test_reach_follows_several_steps_and_parents():
+    imports = {"a": frozenset({"b.c"}), "b": frozenset({"d"}), "b.c": frozenset(), "d": frozenset({"deepspeed"})}
+    assert reaches("a", imports) == {"a", "b", "b.c", "d", "deepspeed"}
