@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
+
+from mads.config.compose import ConfigError
+
+PARENT = "MADS_PARENT"  # process id of the `mads train` that started a worker
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE_S = 5.0  # what a worker gets between SIGTERM and SIGKILL
+POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -24,13 +34,16 @@ def place() -> Place | None:
     """This process's place in a launched job, or None if nobody launched it.
 
     Raises:
-        ValueError: if the launcher's variables are incomplete.
+        ConfigError: if the launcher's variables are incomplete.
     """
     if "RANK" not in os.environ:
         return None
     missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise ValueError(f"RANK is set, but {', '.join(missing)} is not; start with `mads train`, deepspeed or torchrun, or unset RANK")
+        raise ConfigError(
+            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed or torchrun, "
+            "or unset RANK"
+        )
     world = int(os.environ["WORLD_SIZE"])
     rank = int(os.environ["RANK"])
     # The deepspeed launcher sets LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE; a job on one machine needs neither.
@@ -40,10 +53,7 @@ def place() -> Place | None:
 
 def become_single_process() -> Place:
     """Make this process a job of one."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(_place_variables(0, 1, _free_port()))
     return place()
 
 
@@ -52,22 +62,95 @@ def strip_launcher_arguments(arguments: Sequence[str]) -> list[str]:
     return [a for a in arguments if not a.startswith("--local_rank")]
 
 
-def run_workers(workers: int, overrides: Sequence[str]) -> int:
-    """Start `workers` processes of `mads.train` with the deepspeed launcher and wait; returns the exit code.
+def prepare_worker(has_gpu: bool) -> None:
+    """Set up this worker process, before deepspeed is imported: no guess (and warning) about the accelerator, and no life of
+    its own after the `mads train` that started it: an orphan would go on writing into the run folder."""
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    parent = os.environ.get(PARENT)
+    if parent is not None and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != int(parent):  # it died before the call
+            os._exit(1)
 
-    The arguments go as a list, never through a shell. On a CPU each worker gets its share of the cores: with more threads than
-    cores OpenMP spins and a step takes many times longer.
+
+def run_workers(workers: int, overrides: Sequence[str]) -> int:
+    """Start `workers` processes of `mads.train` on this machine and wait for all.
+
+    The first worker that fails ends the others, and so do SIGINT, SIGTERM and SIGHUP to this process: the workers get SIGTERM,
+    and SIGKILL after a few seconds. The arguments go as a list, never through a shell.
+
+    Returns:
+        0, the exit code of the first worker that failed, or 128 + the number of the signal that ended it or this process.
     """
     environment = dict(os.environ)
+    # On a CPU each worker gets its share of the cores: with more threads than cores OpenMP spins, a step takes many times longer.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    with socket.socket() as s:  # deepspeed's fixed default port would keep two jobs from running side by side
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(workers), "--master_port", str(port),
-               "--log_level", "warning", "--module", "mads.train", *overrides]
-    process = subprocess.Popen(command, env=environment)
+    environment[PARENT] = str(os.getpid())
+    port = _free_port()
+    received: list[int] = []
+    # Handlers only take a note, so that no worker is started and then forgotten.
+    previous = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in STOP_SIGNALS}
+    processes: list[subprocess.Popen] = []
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        return process.wait()
+        for rank in range(workers):
+            # In a process group of its own: Ctrl-C in a terminal goes to this process alone, which ends the workers in order.
+            command = [sys.executable, "-u", "-m", "mads.train", *overrides]
+            variables = environment | _place_variables(rank, workers, port)
+            processes.append(subprocess.Popen(command, env=variables, process_group=0))
+        return _wait(processes, received)
+    finally:
+        _end(processes)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int:
+    while True:
+        codes = [process.poll() for process in processes]
+        for rank, code in enumerate(codes):
+            if code:
+                ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                if code not in (1, 2):  # with these it has said why
+                    print(f"mads train: worker {rank} {ending}; ending the others", file=sys.stderr, flush=True)
+                return 128 - code if code < 0 else code
+        if received:
+            name = signal.Signals(received[0]).name
+            print(f"mads train: {name} received, ending {len(processes)} workers", file=sys.stderr, flush=True)
+            return 128 + received[0]
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(POLL_S)
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    """End what still runs: ask, wait, then kill."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + GRACE_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _place_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torch.distributed reads, for a job on this machine alone."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

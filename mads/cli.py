@@ -35,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         print(f"mads {arguments[0]}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"mads {arguments[0]}: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mads {arguments[0]}: interrupted", file=sys.stderr)
+        return 130
 
 
 def prepare(arguments: list[str]) -> int:
@@ -78,7 +86,7 @@ def train(arguments: list[str]) -> int:
     """`mads train`: check the configuration, then start the workers, or become the only one."""
     import torch
 
-    from mads.config.compose import compose, to_yaml
+    from mads.config.compose import ConfigError, compose, to_yaml
     from mads.config.validate import validate
     from mads.launch.processes import place, run_workers
     from mads.train import worker
@@ -93,9 +101,17 @@ def train(arguments: list[str]) -> int:
     if known.cfg:
         print(to_yaml(compose(overrides)), end="")
         return 0
-    if place() is not None:
+    launched = place()
+    if launched is not None:
+        if known.workers is not None:
+            raise ConfigError(f"--workers is not for a launched job: the launcher has started {launched.world_size} processes")
         return worker.main(overrides)
-    workers = known.workers or (torch.cuda.device_count() if torch.cuda.is_available() else 1)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    workers = known.workers if known.workers is not None else max(1, gpus)
+    if workers < 1:
+        raise ConfigError(f"--workers={workers} must be at least 1")
+    if 0 < gpus < workers:
+        raise ConfigError(f"--workers={workers}, but this machine has {gpus} GPUs; every worker needs one of its own")
     validate(compose(overrides), workers, torch.cuda.is_available(), overrides)
     return worker.main(overrides) if workers == 1 else run_workers(workers, overrides)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from mads.config.compose import to_dict, to_yaml
+from mads.config.compose import ConfigError, to_dict, to_yaml
+from mads.console.exchange import raise_together
 from mads.logging.environment import environment, write_environment
 from mads.logging.metrics import MetricsWriter, write_atomically
 from mads.logging.progress import Progress
@@ -45,10 +46,23 @@ class Journal:
         self._progress.message(text)
 
     def open(self, resume_step: int | None, tokens: int, parts) -> None:
-        """Start or continue the run folder's files."""
+        """Collective: start or continue the run folder's files.
+
+        Raises:
+            ConfigError: on rank 0, RankFailedError elsewhere: the folder cannot be written, or W&B cannot start.
+        """
         self._device = str(parts.engine.device)
-        if not self._writes:
-            return
+        error = None
+        if self._writes:
+            try:
+                self._open(resume_step, tokens, parts)
+            except OSError as caught:
+                error = ConfigError(f"run_dir={self._config.run_dir} cannot be written ({caught}); choose another run_dir")
+            except (RuntimeError, ValueError) as caught:
+                error = ConfigError(str(caught))
+        raise_together(error, self._topology, "opening the run folder")
+
+    def _open(self, resume_step: int | None, tokens: int, parts) -> None:
         run_dir = Path(self._config.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(run_dir / "config.yaml", to_yaml(self._config))
@@ -85,6 +99,7 @@ class Journal:
         self._seconds = {}
 
     def train(self, step: int, tokens: int, result, rate: float, round_: int) -> None:
+        """Write a train line with the phases since the last one; tokens and seconds are counted from there too."""
         now = time.perf_counter()
         seconds = now - self._last_line
         steps = max(1, step - self._last_step)

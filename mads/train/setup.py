@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from mads.agents.base import Agent
 from mads.config.compose import ConfigError
 from mads.config.factory import build
 from mads.config.validate import precision_of
 from mads.console.console import Console
+from mads.console.exchange import raise_together
 from mads.console.strategy import build_strategy
 from mads.data.ledger import Ledger
 from mads.data.loader import Loader
@@ -71,16 +73,17 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
 
     Raises:
         ConfigError, DataError: before any training, with a remedy.
+        RankFailedError: another rank could not read its data.
     """
-    directory = Path(config.data.dir)
-    pool = Pool.open(directory)
-    check_data(config, pool)
-    seq_length, seed = config.data.seq_length, config.train.seed
     strategy = build_strategy(config.selection)
-    references = _references(config, pool, needed=strategy.learning is not None)
-    agents = []
-    if strategy.learning is not None:
-        agents = [build(node, f"agents.members.{name}", name=name) for name, node in config.agents.members.items()]
+    inputs, error = None, None
+    try:
+        inputs = _open_inputs(config, needs_rewards=strategy.learning is not None)
+    except (ConfigError, DataError) as caught:
+        error = caught
+    raise_together(error, topology, "opening the data")
+    pool, heldout_pool, references, agents = inputs
+    seq_length, seed = config.data.seq_length, config.train.seed
     console = Console(topology, pool, agents, strategy, seed, progress=progress)
     dtype = torch.bfloat16 if precision_of(config, device.type == "cuda") == "bf16" else torch.float32
     module = Decoder(config.model, seed=seed)
@@ -94,7 +97,7 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
         )
     heldout = HeldOut(
         model,
-        Pool.open(directory, "heldout"),
+        heldout_pool,
         references,
         topology,
         seq_length,
@@ -111,6 +114,17 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
         config.train.prefetch,
     )
     return Parts(pool, Ledger(len(pool)), loader, console, engine, model, heldout, rewarder)
+
+
+def _open_inputs(config: DictConfig, needs_rewards: bool) -> tuple[Pool, Pool, list[ReferenceTask], list[Agent]]:
+    """What this rank reads, without a word to the others: the pool, the held-out pool, the reference tasks, the agents."""
+    pool = Pool.open(config.data.dir)
+    check_data(config, pool)
+    references = _references(config, pool, needs_rewards)
+    agents = []
+    if needs_rewards:
+        agents = [build(node, f"agents.members.{name}", name=name) for name, node in config.agents.members.items()]
+    return pool, Pool.open(config.data.dir, "heldout"), references, agents
 
 
 def _references(config: DictConfig, pool: Pool, needed: bool) -> list[ReferenceTask]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 
@@ -14,30 +17,38 @@ from mads.checkpoint.manifest import CheckpointError
 from mads.config.compose import ConfigError, compose
 from mads.config.validate import validate
 from mads.data.schema import DataError
-from mads.launch.processes import Place, become_single_process, place, strip_launcher_arguments
+from mads.launch.processes import Place, become_single_process, place, prepare_worker, strip_launcher_arguments
 
 # What a user can mend: shown as a message, without a traceback.
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
+LAST_WORD_S = 3.0  # rank 0 speaks for all; the others leave later, for a launcher ends every rank when the first one leaves
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one worker; returns the exit code (0 done, 1 failed, 2 bad input)."""
+    """Run one worker; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
     overrides = strip_launcher_arguments(arguments)
+    prepare_worker(torch.cuda.is_available())
+    where = None
     try:
+        where = place()
         config = compose(overrides)
-        where = place() or become_single_process()
+        where = where or become_single_process()
         validate(config, where.world_size, torch.cuda.is_available(), overrides)
-    except (*USER_ERRORS, ValueError) as error:
-        print(f"mads train: {error}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return _report(error, where, 2)
     return train(config, where)
 
 
 def train(config, where: Place) -> int:
     """Join the job, train, leave in order."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # deepspeed and torch versions do not always agree on the newest name of a collective.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # Imported here: they load deepspeed, which takes seconds, and bad input should be reported at once.
     from mads import topology as topologies
+    from mads.collectives import ReplicaMismatchError
+    from mads.console.exchange import RankFailedError
+    from mads.train.engine import NonFiniteError
     from mads.train.loop import ResumeError, Trainer
 
     device = choose_device(where)
@@ -48,14 +59,25 @@ def train(config, where: Place) -> int:
         )
         Trainer(config, topology, device).run()
     except (*USER_ERRORS, ResumeError) as error:
-        if where.rank == 0:
-            print(f"mads train: {error}", file=sys.stderr, flush=True)
-        return _leave(2)
+        _leave(_report(error, where, 2))
+    except (NonFiniteError, ReplicaMismatchError, RankFailedError) as error:  # raised on every rank, with names and numbers
+        _leave(_report(error, where, 1))
+    except KeyboardInterrupt:
+        _leave(130)
     except Exception:
         print(f"rank {where.rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        return _leave(1)
+        _leave(1)
     topologies.shut_down()
     return 0
+
+
+def _report(error: Exception, where: Place | None, code: int) -> int:
+    """Rank 0 tells what was wrong, once; returns the exit code."""
+    if where is None or where.rank == 0:
+        print(f"mads train: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(LAST_WORD_S)
+    return code
 
 
 def choose_device(where: Place) -> torch.device:
@@ -67,7 +89,7 @@ def choose_device(where: Place) -> torch.device:
     return torch.device("cpu")
 
 
-def _leave(code: int) -> int:
+def _leave(code: int) -> NoReturn:
     """After a failure other ranks may wait in a collective forever: end at once, so that the launcher ends the job."""
     sys.stdout.flush()
     sys.stderr.flush()

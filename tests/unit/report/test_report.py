@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 from support_runs import LABELS, TASKS, make_run
 
+from mads.cli import main
 from mads.console.record import DecisionRecord
 from mads.data.schema import DataError
 from mads.logging import read_lines
@@ -265,7 +266,7 @@ def test_errors_name_the_thing_and_the_remedy(tmp_path, capsys):
     with pytest.raises(DataError, match="twice"):
         write_report(run, [run])
     (run / "decisions.jsonl").write_text('{"round": 1}\n')
-    assert report_command([str(run)]) == 1
+    assert main(["report", str(run)]) == 2
     assert "cannot be read as a run folder" in capsys.readouterr().err
 
 
