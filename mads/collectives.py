@@ -101,7 +101,7 @@ def all_gather_flat(piece: torch.Tensor, group) -> torch.Tensor:
     if group_size(group) == 1:
         return piece
     whole = torch.empty(piece.numel() * group_size(group), dtype=piece.dtype, device=piece.device)
-    dist.all_gather_into_tensor(whole, piece.contiguous(), group=group)
+    dist.all_gather(list(whole.chunk(group_size(group))), piece.contiguous(), group=group)
     return whole
 
 

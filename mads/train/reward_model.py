@@ -31,25 +31,15 @@ class EngineRewardModel:
         return parameter.ds_tensor if self._sharded else parameter.data
 
     def digest(self) -> int:
-        """Order-dependent checksum of this rank's parameters and moments, exact to the bit."""
-        total = 0
+        """Checksum of this rank's parameters (and, under ZeRO 3, of its master weights and moments), exact to the bit."""
+        total = torch.zeros((), dtype=torch.int64, device=self.device)
         for _, parameter in self._engine.parameters:
             pieces = [self._storage(parameter)]
-            pieces += (
-                [self._engine.state.local(parameter, key) for key in ("weight", "exp_avg", "exp_avg_sq")] if self._sharded else []
-            )
+            if self._sharded:
+                pieces += [self._engine.state.local(parameter, key) for key in ("weight", "exp_avg", "exp_avg_sq")]
             for piece in pieces:
-                bits = (
-                    piece.detach()
-                    .contiguous()
-                    .view(torch.int32 if piece.element_size() == 4 else torch.int16)
-                    .to(torch.int64)
-                    .flatten()
-                )
-                total = (total * 1_000_003 + int((bits * (torch.arange(bits.numel(), device=bits.device) % 8191 + 1)).sum())) % (
-                    2**62
-                )
-        return total
+                total = _checksum(piece, total)
+        return int(total)
 
     @contextmanager
     def undisturbed(self):
@@ -177,3 +167,13 @@ class EngineRewardModel:
         padded[: piece.numel()] = piece
         whole = collectives.all_gather_flat(padded, self._group)
         return whole[: parameter.ds_numel].view(parameter.ds_shape)
+
+
+def _checksum(piece: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Fold a tensor's bits into an int64 scalar on its device (arithmetic wraps). Elements are weighted by place, so that a swap
+    shows; large tensors go in parts, because a 64-bit copy of an embedding would not fit beside the model."""
+    bits = piece.detach().reshape(-1).view(torch.int32 if piece.element_size() == 4 else torch.int16)
+    for part in bits.split(1 << 22):
+        places = torch.arange(1, part.numel() + 1, device=part.device)
+        total = total * 1_000_003 + (part * places).sum()
+    return total
