@@ -19,6 +19,7 @@ from mads.console.strategy import build_strategy
 from mads.data.ledger import Ledger
 from mads.data.loader import Loader
 from mads.data.pool import Pool
+from mads.data.schema import DataError
 from mads.data.tokenizer import Tokenizer
 from mads.eval.heldout import HeldOut
 from mads.model.decoder import Decoder
