@@ -1,0 +1,48 @@
+"""X6, the control experiment: agents that never learn choose like `random`, so the whole run must equal it bit for bit although
+rewards are computed in every round."""
+
+import numpy as np
+import pytest
+from harness import run_ranks
+from run_support import curve, prepare_small
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return str(prepare_small(tmp_path_factory.mktemp("corpus")))
+
+
+def train(prepared, run_dir, overrides):
+    import torch.distributed as dist
+    from run_support import run_config, trainer
+
+    made = trainer(run_config(prepared, run_dir, *overrides, world=dist.get_world_size()))
+    made.run()
+    return {n: made.parts.engine.state.full(p, "weight").numpy().copy() for n, p in made.parts.engine.parameters}
+
+
+@pytest.mark.parametrize("zero, reward", [(1, "finite_difference"), (3, "ghost")])
+def test_x6_uniform_scores_with_selection_on_equal_plain_shuffled_training(prepared, tmp_path, zero, reward):
+    # A rate this small leaves weights far below the last bit of the noise.
+    indifferent = ["selection.agent_rate=1e-30", "selection.warmup_rounds=0", f"reward={reward}", f"parallel=zero{zero}"]
+    chosen = run_ranks(2, train, prepared, str(tmp_path / "mads"), indifferent, timeout=180)
+    shuffled = run_ranks(2, train, prepared, str(tmp_path / "random"), ["selection=random", f"parallel=zero{zero}"], timeout=180)
+    (ours, decided), (theirs, drawn) = curve(tmp_path / "mads"), curve(tmp_path / "random")
+    assert ours == theirs
+    assert [d["hash"] for d in decided] == [d["hash"] for d in drawn]
+    assert all(d["direction"]["norm"] > 0 for d in decided)  # rewards were computed, and left no trace
+    assert all(np.array_equal(chosen[0][n], shuffled[0][n]) for n in chosen[0])
+
+
+def decide(prepared, run_dir):
+    import torch.distributed as dist
+    from run_support import run_config, trainer
+
+    made = trainer(run_config(prepared, run_dir, "selection=stratified", "train.steps=6", world=dist.get_world_size()))
+    made.run()
+    return made.parts.console.pending.tolist(), made.batch_ids.tolist(), made.parts.ledger.counts.tolist()
+
+
+def test_x1_the_number_of_ranks_does_not_change_what_is_trained_on(prepared, tmp_path):
+    runs = [run_ranks(world, decide, prepared, str(tmp_path / str(world))) for world in (1, 2, 4)]
+    assert runs[0][0] == runs[1][0] == runs[1][1] == runs[2][3]
