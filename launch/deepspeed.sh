@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Train with the deepspeed launcher. Every argument is a Hydra override:  launch/deepspeed.sh selection=mads run_dir=runs/a
+#
+#   PROCESSES   processes on each node; default: one per GPU, or one
+#   HOSTFILE    several nodes: a file with lines "host slots=N". From the first node over passwordless ssh (needs pdsh) ...
+#   NODE_RANK   ... or without ssh: the same command on every node, with its place 0, 1, ... in the host file, and MASTER_ADDR
+#   MASTER_ADDR the first node's address; several nodes only
+#   MASTER_PORT default 29500
+#   PYTHON      the interpreter that has mads; default python3
+set -euo pipefail
+
+arguments=(--module --master_port "${MASTER_PORT:-29500}" --log_level warning)
+if [[ -n ${HOSTFILE:-} ]]; then
+  arguments+=(--hostfile "$HOSTFILE")
+  [[ -z ${MASTER_ADDR:-} ]] || arguments+=(--master_addr "$MASTER_ADDR")
+  if [[ -n ${NODE_RANK:-} ]]; then
+    arguments+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:?is the address of the first node}")
+  fi
+fi
+# Without this option the launcher takes every GPU; on a CPU it starts one process.
+[[ -z ${PROCESSES:-} ]] || arguments+=(--num_accelerators "$PROCESSES")
+
+exec "${PYTHON:-python3}" -m deepspeed.launcher.runner "${arguments[@]}" mads.train "$@"
