@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -42,13 +43,27 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         with initialize_config_module(config_module="mads.conf", version_base="1.3"):
             config = hydra_compose("config", overrides=[_marked(o) for o in overrides])
         OmegaConf.resolve(config)
+        _check_fields(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_readable(error)) from error
     return config
 
 
+def _check_fields(config: DictConfig, where: str = "") -> None:
+    """Hydra's `+key` and `~key` reach past the typed classes: hold every section to its class's fields again."""
+    kind = OmegaConf.get_type(config)
+    if dataclasses.is_dataclass(kind):
+        fields = {f.name for f in dataclasses.fields(kind)}
+        for key in sorted(set(config) ^ fields):
+            what = "is not a key of the configuration" if key in config else "was removed"
+            raise ConfigError(f"{where}{key} {what}\nAll keys and their values: mads train --cfg job")
+    for key in config:
+        if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config[key]):
+            _check_fields(config[key], f"{where}{key}.")
+
+
 def _readable(error: Exception) -> str:
-    # Hydra proposes to append an unknown key with "+"; the typed configs refuse that too, so the hint would mislead.
+    # Hydra proposes to append an unknown key with "+"; _check_fields refuses that too, so the hint would mislead.
     text = "\n".join(line for line in str(error).strip().splitlines() if not line.startswith("To append to your config"))
     cause = error.__cause__
     if cause is not None and str(cause).strip() not in text:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
 from mads.config.compose import ConfigError
+from mads.config.store import VARIANTS
 
 WITHOUT_AGENTS = ("random", "stratified")
 
@@ -24,10 +25,13 @@ def validate(config: DictConfig, world_size: int = 1, has_gpu: bool = False, ove
     if missing:
         raise ConfigError("no value for: " + ", ".join(missing) + f" (for example {missing[0]}=...)")
     errors = [
+        *_ranges(config),
+        *_choices(config),
         *_model(config),
         *_batch(config, world_size),
         *_numbers(config),
         *_modes(config, has_gpu),
+        *_agents(config),
         *_ignored(config, overrides),
     ]
     if errors:
@@ -39,90 +43,156 @@ def precision_of(config: DictConfig, has_gpu: bool) -> str:
     return config.train.precision if config.train.precision != "auto" else ("bf16" if has_gpu else "fp32")
 
 
-def _model(config):
+# Key -> interval that holds its values; keys that the chosen mode does not have are passed over.
+RANGES = {
+    **{f"model.{key}": "[1, inf)" for key in ("hidden_size", "num_layers", "num_attention_heads", "num_key_value_heads")},
+    "model.ffn_hidden_size": "[1, inf)",
+    "model.vocab_size": "[1, inf)",
+    "model.rope_theta": "(0, inf)",
+    "model.norm_eps": "(0, inf)",
+    "model.init_std": "(0, inf)",
+    "data.seq_length": "[2, inf)",
+    "data.heldout_fraction": "(0, 1)",
+    "data.shard_tokens": "[1, inf)",
+    "data.max_rejected_fraction": "[0, 1]",
+    "data.max_megabytes": "(0, inf)",
+    "data.tokenizer.train_megabytes": "(0, inf)",
+    "train.steps": "[1, inf)",
+    "train.global_batch_size": "[1, inf)",
+    "train.micro_batch_size": "[1, inf)",
+    "train.log_interval": "[1, inf)",
+    "train.eval_interval": "[1, inf)",
+    "train.eval_samples": "[1, inf)",
+    "train.invariant_interval": "[1, inf)",
+    "train.prefetch": "[0, inf)",
+    "selection.interval": "[1, inf)",
+    "selection.margin": "[0, inf)",
+    "selection.probes": "[1, inf)",
+    "selection.probes_per_agent": "[1, inf)",
+    "selection.agent_rate": "(0, 1]",
+    "selection.theta_rate": "[0, inf)",
+    "selection.theta_floor": "[0, 1)",
+    "selection.temperature": "(0, inf)",
+    "selection.use_decay": "[0, inf)",
+    "selection.warmup_rounds": "[0, inf)",
+    "reward.reference_examples": "[1, inf)",
+    "reward.rows_per_batch": "[1, inf)",
+    "reward.damping": "[0, inf)",
+    "reward.relative_step": "(0, 1)",
+    "optim.lr": "(0, inf)",
+    "optim.beta1": "[0, 1)",
+    "optim.beta2": "[0, 1)",
+    "optim.eps": "(0, inf)",
+    "optim.weight_decay": "[0, inf)",
+    "optim.grad_clip": "[0, inf)",
+    "schedule.warmup_steps": "[0, inf)",
+    "schedule.min_ratio": "[0, 1]",
+    "schedule.decay_fraction": "(0, 1]",
+    "parallel.timeout_s": "(0, inf)",
+    "parallel.control_timeout_s": "(0, inf)",
+    "checkpoint.interval": "[0, inf)",
+    "checkpoint.keep_last": "[1, inf)",
+    "checkpoint.max_file_bytes": "[1, inf)",
+}
+# Key -> its values.
+CHOICES = {
+    "model.attention": ("auto", "sdpa", "flash"),
+    "train.precision": ("auto", "fp32", "bf16"),
+    "parallel.zero_stage": (0, 1, 2, 3),
+    "logging.wandb": ("disabled", "offline", "online"),
+    "data.tokenizer.kind": ("sentencepiece", "huggingface"),
+    "selection.shares": ("uniform", "natural"),
+}
+
+
+def _ranges(config) -> Iterator[str]:
+    for key, interval in RANGES.items():
+        value = OmegaConf.select(config, key)
+        low, high = (float(bound) for bound in interval[1:-1].split(","))
+        if value is None:
+            continue
+        above = low < value or (low == value and interval.startswith("["))
+        below = value < high or (value == high and interval.endswith("]"))
+        if not (above and below):  # NaN is in no interval
+            least = interval.startswith("[") and interval.endswith("inf)")
+            yield f"{key}={value} must be at least {low:g}" if least else f"{key}={value} must lie in {interval}"
+
+
+def _choices(config) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value not in choices:
+            yield f"{key}={value!r} is not one of {', '.join(map(str, choices))}"
+    for group, key in (("selection", "name"), ("schedule", "name"), ("reward", "mode")):
+        value = config[group][key]
+        if VARIANTS[group].get(value) is not OmegaConf.get_type(config[group]):
+            names = "|".join(VARIANTS[group])
+            yield f"{group}.{key}={value!r} does not fit the other keys of {group}; choose with {group}={names}"
+
+
+def _model(config) -> Iterator[str]:
     m = config.model
-    if m.hidden_size % m.num_attention_heads:
-        yield f"model.hidden_size={m.hidden_size} is not a multiple of model.num_attention_heads={m.num_attention_heads}"
-    elif (m.hidden_size // m.num_attention_heads) % 2:
-        yield f"the head dimension {m.hidden_size // m.num_attention_heads} is odd; rotary embeddings need an even one"
-    if m.num_attention_heads % m.num_key_value_heads:
-        heads, kv_heads = m.num_attention_heads, m.num_key_value_heads
+    hidden, heads, kv_heads = m.hidden_size, m.num_attention_heads, m.num_key_value_heads
+    if min(hidden, heads, kv_heads) < 1:
+        return
+    if hidden % heads:
+        yield f"model.hidden_size={hidden} is not a multiple of model.num_attention_heads={heads}"
+    elif (hidden // heads) % 2:
+        yield f"the head dimension {hidden // heads} is odd; rotary embeddings need an even one"
+    if heads % kv_heads:
         yield f"model.num_attention_heads={heads} is not a multiple of model.num_key_value_heads={kv_heads}"
-    if m.attention not in ("auto", "sdpa", "flash"):
-        yield f"model.attention={m.attention!r} is not one of auto, sdpa, flash"
 
 
-def _batch(config, world_size):
+def _batch(config, world_size) -> Iterator[str]:
     t = config.train
     per_pass = t.micro_batch_size * world_size
-    if t.micro_batch_size < 1 or t.global_batch_size < 1:
-        yield f"train.global_batch_size={t.global_batch_size} and train.micro_batch_size={t.micro_batch_size} must be at least 1"
-    elif t.global_batch_size % per_pass:
+    if min(t.micro_batch_size, t.global_batch_size) >= 1 and t.global_batch_size % per_pass:
         yield (
             f"train.global_batch_size={t.global_batch_size} rows cannot be cut into {world_size} ranks x {t.micro_batch_size} "
             f"(train.micro_batch_size) = {per_pass} rows a pass; use a multiple of {per_pass}, or another micro-batch"
         )
 
 
-def _numbers(config):
-    positive = {
-        "train.steps": config.train.steps,
-        "train.log_interval": config.train.log_interval,
-        "train.eval_interval": config.train.eval_interval,
-        "train.eval_samples": config.train.eval_samples,
-        "train.invariant_interval": config.train.invariant_interval,
-        "selection.interval": config.selection.interval,
-        "data.seq_length": config.data.seq_length,
-        "reward.reference_examples": config.reward.reference_examples,
-        "reward.rows_per_batch": config.reward.rows_per_batch,
-        "checkpoint.keep_last": config.checkpoint.keep_last,
-    }
-    for key, value in positive.items():
-        if value < 1:
-            yield f"{key}={value} must be at least 1"
-    if config.checkpoint.interval < 0 or config.train.prefetch < 0 or config.selection.margin < 0:
-        yield "checkpoint.interval, train.prefetch and selection.margin must not be negative"
-    if not 0 < config.data.heldout_fraction < 1:
-        yield f"data.heldout_fraction={config.data.heldout_fraction} must lie between 0 and 1"
+def _numbers(config) -> Iterator[str]:
     if not 2 <= config.data.min_sample_tokens <= config.data.seq_length:
         shortest, longest = config.data.min_sample_tokens, config.data.seq_length
         yield f"data.min_sample_tokens={shortest} must lie between 2 and data.seq_length={longest}"
-    if config.optim.lr <= 0 or not (0 <= config.optim.beta1 < 1 and 0 <= config.optim.beta2 < 1):
-        yield f"optim.lr={config.optim.lr} must be positive, and beta1, beta2 in [0, 1)"
     if config.schedule.warmup_steps >= config.train.steps:
         yield f"schedule.warmup_steps={config.schedule.warmup_steps} leaves nothing of train.steps={config.train.steps}"
 
 
-def _modes(config, has_gpu):
-    if config.parallel.zero_stage not in (0, 1, 2, 3):
-        yield f"parallel.zero_stage={config.parallel.zero_stage} is not one of 0, 1, 2, 3"
-    if config.train.precision not in ("auto", "fp32", "bf16"):
-        yield f"train.precision={config.train.precision!r} is not one of auto, fp32, bf16"
-    elif config.reward.mode == "finite_difference" and precision_of(config, has_gpu) == "bf16":
+def _modes(config, has_gpu) -> Iterator[str]:
+    if config.reward.mode == "finite_difference" and precision_of(config, has_gpu) == "bf16":
         yield (
             "reward=finite_difference needs fp32 parameters: at its step size most bf16 weights would not change; "
             "use reward=ghost or reward=auto"
         )
     if config.model.attention == "flash" and not has_gpu:
         yield "model.attention=flash needs a GPU and the flash-attn package; use model.attention=auto"
-    if config.logging.wandb not in ("disabled", "offline", "online"):
-        yield f"logging.wandb={config.logging.wandb!r} is not one of disabled, offline, online"
-    if config.data.tokenizer.kind not in ("sentencepiece", "huggingface"):
-        yield f"data.tokenizer.kind={config.data.tokenizer.kind!r} is not one of sentencepiece, huggingface"
-    elif config.data.tokenizer.kind == "huggingface" and config.data.tokenizer.path is None:
+    if config.data.tokenizer.kind == "huggingface" and config.data.tokenizer.path is None:
         yield "data.tokenizer.kind=huggingface needs data.tokenizer.path, a tokenizer.json; only SentencePiece is trained here"
-    s = config.selection
-    if s.name == "stratified" and s.attribute not in config.data.attributes:
-        yield f"selection.attribute={s.attribute!r} is not one of the attributes {sorted(config.data.attributes)}"
-    if s.name not in WITHOUT_AGENTS and not config.agents.members:
-        yield f"selection={s.name} needs at least one agent in agents.members"
-    for name, agent in config.agents.members.items():
+
+
+def _agents(config) -> Iterator[str]:
+    s, agents, attributes = config.selection, config.agents.members, sorted(config.data.attributes)
+    if s.name == "stratified" and s.attribute not in attributes:
+        yield f"selection.attribute={s.attribute!r} is not one of the attributes {attributes}"
+    for name, agent in agents.items():
         attribute = agent.get("attribute") if hasattr(agent, "get") else None
-        if attribute is not None and attribute not in config.data.attributes:
-            yield f"agents.members.{name}.attribute={attribute!r} is not one of the attributes {sorted(config.data.attributes)}"
+        if attribute is not None and attribute not in attributes:
+            yield f"agents.members.{name}.attribute={attribute!r} is not one of the attributes {attributes}"
+    if s.name in WITHOUT_AGENTS:
+        return
+    if not agents:
+        yield f"selection={s.name} needs at least one agent in agents.members"
+    if s.get("probes") is not None and s.probes < len(agents):
+        yield f"selection.probes={s.probes} are shared by {len(agents)} agents; set at least one for every label of every agent"
+    most = 1 / max(1, len(agents))
+    if s.get("theta_floor") is not None and s.theta_floor > most:
+        yield f"selection.theta_floor={s.theta_floor} for each of {len(agents)} agents is more than 1 in sum; at most {most:.3g}"
 
 
-def _ignored(config, overrides):
+def _ignored(config, overrides) -> Iterator[str]:
     if config.selection.name not in WITHOUT_AGENTS:
         return
     for override in overrides:

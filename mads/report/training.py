@@ -19,10 +19,12 @@ PANEL_START = 0.2  # small panels leave out the first fall of the loss, which hi
 
 
 def nats(value: float) -> str:
+    """A loss for reading."""
     return f"{value:.3f}"
 
 
 def tokens(value: float) -> str:
+    """A number of tokens for reading."""
     return f"{compact(value)} tokens"
 
 
@@ -33,6 +35,7 @@ def final_loss(run: Run) -> float | None:
 
 
 def last(points: list[Point]) -> float | None:
+    """The last value of a curve, if it has one."""
     return points[-1][1] if points else None
 
 
@@ -159,6 +162,7 @@ def _series(runs: list[Run], kind: str, *path: str) -> list[Series]:
 
 
 def loss_chart(title: str, series: list[Series], small: bool = False) -> str:
+    """A chart of losses over tokens."""
     return LineChart(title, series, "tokens", "nats per token", tokens, nats, small=small).svg()
 
 
@@ -180,6 +184,7 @@ def _with_zoom(title: str, series: list[Series], caption: str = "") -> str:
 
 
 def loss_section(runs: list[Run]) -> str:
+    """The training loss of every run."""
     series = _series(runs, "train", "loss")
     if not any(s.points for s in series):
         return paragraph("No log line with a finite training loss was written.")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -69,6 +70,39 @@ def check_data(config: DictConfig, pool: Pool) -> None:
         )
 
 
+def check_selection(config: DictConfig, pool: Pool) -> None:
+    """Rules between the selection and the attributes of the pool, so that a run does not end at its first decision.
+
+    Raises:
+        ConfigError: an attribute that the pool lacks, or fewer probes than an agent has labels to learn about.
+    """
+    selection, plan = config.selection, None
+    wanted = {"selection.attribute": selection.attribute} if selection.name == "stratified" else {}
+    strategy = build_strategy(selection)
+    if strategy.learning is not None:
+        plan = strategy.learning.probes
+        wanted = {
+            f"agents.members.{name}.attribute": a["attribute"] for name, a in config.agents.members.items() if "attribute" in a
+        }
+    for key, attribute in wanted.items():
+        if attribute not in pool.attributes:
+            raise ConfigError(
+                f"{key}={attribute!r}, but {config.data.dir} has only the attributes {sorted(pool.attributes)}; "
+                "prepare it again with that attribute, or choose one of these"
+            )
+    if plan is None:
+        return
+    key = "selection.probes" if plan.shared else "selection.probes_per_agent"
+    held = [len(np.unique(pool.codes(attribute))) for attribute in wanted.values()]
+    for (where, attribute), labels, quota in zip(wanted.items(), held, plan.quota(len(config.agents.members))):
+        if quota < labels:
+            least = max(held) * (len(config.agents.members) if plan.shared else 1)
+            raise ConfigError(
+                f"{key}={plan.count} leaves {quota} probes for {where.rsplit('.', 1)[0]}, but {attribute!r} has {labels} labels "
+                f"in {config.data.dir}, each of which needs one; set {key} to at least {least}"
+            )
+
+
 def build_parts(config: DictConfig, topology: Topology, device: torch.device, progress: Callable[[str], None]) -> Parts:
     """Open the data, build the model and the engine, the agents and the console.
 
@@ -121,6 +155,7 @@ def _open_inputs(config: DictConfig, needs_rewards: bool) -> tuple[Pool, Pool, l
     """What this rank reads, without a word to the others: the pool, the held-out pool, the reference tasks, the agents."""
     pool = Pool.open(config.data.dir)
     check_data(config, pool)
+    check_selection(config, pool)
     references = _references(config, pool, needs_rewards)
     agents = []
     if needs_rewards:

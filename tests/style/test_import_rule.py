@@ -12,7 +12,7 @@ ROOMS = {
     "mads.layout": (),
     "mads.conf": (),
     "mads.kernels": (),
-    "mads.launch": (),
+    "mads.launch": ("mads.config",),
     "mads.config": (),
     "mads.tensor": ("mads.collectives", "mads.layout"),
     "mads.model": ("mads.collectives", "mads.kernels", "mads.layout", "mads.tensor"),
