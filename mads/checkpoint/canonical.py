@@ -100,6 +100,8 @@ def save(
         )
     if writes and error is None:
         error = _attempt(lambda: (publish(root, temporary, step), prune(root, keep_last)))
+    if writes and error is not None:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk the rest would be in the way of everything else
     _agree(error, control, f"saving checkpoint {step}")
     return root / name_of(step)
 

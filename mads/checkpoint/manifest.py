@@ -55,14 +55,17 @@ def publish(root: Path, temporary: Path, step: int) -> Path:
     flush(temporary / "manifest.json")
     flush(temporary)
     target = root / name_of(step)
-    if target.exists():  # the same step was saved before a crash and is saved again by the resumed run
-        shutil.rmtree(target)
+    replaced = root / f".saving-replaced-{step:08d}"  # removed by `prune` if this process is killed before it does so itself
+    if target.exists():  # moved away whole: a folder that is half removed would look like a damaged checkpoint
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(target, replaced)
     os.replace(temporary, target)
     pointer = root / "latest.tmp"
     pointer.write_text(target.name + "\n")
     flush(pointer)
     os.replace(pointer, root / "latest")
     flush(root)
+    shutil.rmtree(replaced, ignore_errors=True)
     return target
 
 
@@ -77,19 +80,19 @@ def verify(path: Path) -> dict:
         raise CheckpointError(f"{manifest_path} is missing")
     try:
         manifest = json.loads(manifest_path.read_text())
-        files = manifest["files"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
         version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{manifest_path} is damaged ({error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{manifest_path} has format {version}; this mads reads {FORMAT_VERSION}")
-    for name, entry in files.items():
+    for name, (size, sha256) in files.items():
         if Path(name).name != name:
             raise CheckpointError(f"{manifest_path} names a file outside of its folder: {name!r}")
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing")
-        if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
+        if file.stat().st_size != size or sha256_of(file) != sha256:
             raise CheckpointError(f"{file} is damaged: size or SHA-256 differ from the manifest's")
     return manifest
 
@@ -100,21 +103,18 @@ def complete_checkpoints(root: Path) -> list[Path]:
 
 
 def find_latest(root: Path) -> Path | None:
-    """The verified checkpoint that `latest` names; None if the run has none yet.
+    """The verified checkpoint that `latest` names, or a complete one that is newer; None if the run has none.
 
     Raises:
         CheckpointError: if it is damaged; the newest complete checkpoint before it is offered, not silently taken.
     """
-    pointer = root / "latest"
-    if not pointer.is_file():
-        found = complete_checkpoints(root)
+    pointer, found = root / "latest", complete_checkpoints(root)
+    path = root / Path(pointer.read_text().strip()).name if pointer.is_file() else None
+    if path is None or not path.is_dir() or (found and found[0].name > path.name):
+        # Killed between the two renames (the folder is complete, the pointer is not), or the user removed a damaged folder.
         if not found:
             return None
-        path = found[0]  # killed between the two renames: the folder is complete, only the pointer is missing
-    else:
-        path = root / Path(pointer.read_text().strip()).name
-        newer = [p for p in complete_checkpoints(root) if p.name > path.name]
-        path = newer[0] if newer else path
+        path = found[0]
     try:
         verify(path)
     except CheckpointError as error:

@@ -37,7 +37,7 @@ def load_references(prepared_dir: str | Path, tasks: list[str], tokenizer, seq_l
     if not tasks:
         raise DataError(
             f"{prepared_dir} has no reference tasks, so no rewards can be computed; "
-            "prepare with data.references (or data.reference_paths={{task: file.jsonl}}), or train with selection=random"
+            "prepare with data.references (or data.reference_paths={task: file.jsonl}), or train with selection=random"
         )
     result = []
     for task in tasks:
