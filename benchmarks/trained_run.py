@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,20 +94,22 @@ class TrainedRun:
         positions = draw_probes(view, SharedProbes(count), {"domain": "domain"}, seed, 0).positions
         return positions, self.pool.codes("domain")[positions].astype(int)
 
-    def batches(self, count: int, seed: int, without: np.ndarray) -> Loader:
-        """A loader that gives `count` global batches of the training size, drawn at random from the whole pool.
+    def batches(
+        self, count: int, seed: int, without: Sequence[int] = (), only: np.ndarray | None = None, rows: int | None = None
+    ) -> Loader:
+        """A loader that gives `count` global batches of `rows` rows (by default the training's), drawn at random.
 
         Args:
             without: positions in the pool to leave out.
+            only: positions to draw from instead of the whole pool.
         """
-        config = self.config
-        positions = np.setdiff1d(np.arange(len(self.pool)), without)
+        config, rows = self.config, rows or self.config.train.global_batch_size
+        positions = np.setdiff1d(np.arange(len(self.pool)) if only is None else only, without)
         shuffled = positions[np.argsort(hash64(seed, "benchmark/batches", 0, self.pool.ids[positions]), kind="stable")]
         tokens = np.cumsum(self.pool.lengths[shuffled])
         # Rows are not filled to the last token: half as much again is enough for `count` whole batches.
-        wanted = int(np.searchsorted(tokens, 1.5 * count * config.train.global_batch_size * config.data.seq_length)) + 1
-        micro = config.train.micro_batch_size
-        loader = Loader(self.pool, config.data.seq_length, config.train.global_batch_size, micro, 0, 1)
+        wanted = int(np.searchsorted(tokens, 1.5 * count * rows * config.data.seq_length)) + 1
+        loader = Loader(self.pool, config.data.seq_length, rows, config.train.micro_batch_size, 0, 1)
         loader.begin_round(0, self.pool.ids[shuffled[:wanted]])
         return loader
 
