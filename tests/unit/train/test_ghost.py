@@ -1,0 +1,65 @@
+"""Ghost products: exact against autograd on a module of its own, and loud about layers they cannot see into."""
+
+import pytest
+import torch
+from model_cases import small_batch, small_config
+from torch import nn
+
+from mads.data.batch import sum_by_sample
+from mads.model.decoder import Decoder
+from mads.train.ghost import ghost_products
+
+
+def directions(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {p: torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in module.parameters()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_products_equal_the_gradient_of_each_sample(tied):
+    module, batch = Decoder(small_config(tie_embeddings=tied)), small_batch()
+    v = directions(module)
+    found = ghost_products(module, batch, v.__getitem__)
+    losses = sum_by_sample(module(batch.tokens, batch.labels, batch.positions, batch.segments), batch)
+    for index in range(batch.samples):
+        gradients = torch.autograd.grad(losses[index], list(v), retain_graph=True)
+        exact = sum((g.double() * d.double()).sum() for g, d in zip(gradients, v.values()))
+        assert float(found[index]) == pytest.approx(float(exact), rel=1e-4, abs=1e-4)
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_each_layer_adds_its_own_part():
+    """A direction that is zero everywhere but in one parameter: what a skipped layer would lose."""
+    module, batch = Decoder(small_config(tie_embeddings=False)), small_batch()
+    losses = sum_by_sample(module(batch.tokens, batch.labels, batch.positions, batch.segments), batch)
+    v = directions(module)
+    for parameter, direction in v.items():
+        one = {p: direction if p is parameter else torch.zeros_like(p) for p in v}
+        found = ghost_products(module, batch, one.__getitem__)
+        (gradient,) = torch.autograd.grad(losses.sum(), [parameter], retain_graph=True)
+        assert float(found.sum()) == pytest.approx(float((gradient * direction).sum()), rel=1e-3, abs=1e-3)
+        assert float(found.abs().max()) > 0
+
+
+def test_a_layer_without_weight_derivative_is_refused_by_name():
+    module, batch = Decoder(small_config()), small_batch()
+    module.layers[0].extra = nn.Linear(4, 4)
+    module.layers[1].extra = nn.LayerNorm(4)
+    with pytest.raises(TypeError, match=r"without weight_derivative: \['LayerNorm', 'Linear'\]; their part would be missing"):
+        ghost_products(module, batch, lambda p: p)
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_taps_are_gone_afterwards_also_after_an_error():
+    module, batch = Decoder(small_config()), small_batch()
+    v = directions(module)
+    before = module(batch.tokens, batch.labels, batch.positions, batch.segments)
+    ghost_products(module, batch, v.__getitem__)
+
+    def fails(parameter):
+        raise RuntimeError("no direction for this parameter")
+
+    with pytest.raises(RuntimeError, match="no direction"):
+        ghost_products(module, batch, fails)
+    assert not any(m._forward_hooks for m in module.modules())
+    assert torch.equal(module(batch.tokens, batch.labels, batch.positions, batch.segments), before)

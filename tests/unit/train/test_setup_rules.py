@@ -1,0 +1,89 @@
+"""Rules between the configuration and the prepared data, each broken once, before anything is built."""
+
+import pytest
+from support import make_pool
+
+from mads.config.compose import ConfigError, compose
+from mads.config.validate import validate
+from mads.train.setup import check_data, check_selection
+
+LABELS = {"domain": ("news", "code", "books"), "quality": tuple("01234"), "topic": tuple("abcdefg")}
+BASE = [
+    "data=jsonl",
+    "data.paths=[a]",
+    "data.seq_length=32",
+    "model=nano",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return make_pool(tmp_path_factory.mktemp("pool"), documents=80, labels=LABELS)
+
+
+def config(*overrides):
+    made = compose([*BASE, *overrides])
+    validate(made)
+    return made
+
+
+def checked(pool, *overrides):
+    check_data(config(*overrides), pool)
+    check_selection(config(*overrides), pool)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["selection=random"],
+        ["selection=stratified", "selection.attribute=topic"],
+        ["selection=paper", "selection.probes_per_agent=7"],
+        ["selection.probes=21"],  # 3 agents, 7 topics
+        ["~agents.members.topic", "selection.probes=10"],
+        ["data.seq_length=64"],
+    ],
+)
+def test_what_fits_passes(pool, overrides):
+    assert checked(pool, *overrides) is None
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["data.seq_length=16"], r"data.seq_length=16, but .* samples of up to 32 tokens.*train with data.seq_length=32"),
+        (["model.vocab_size=256"], r"has 300 pieces, more than model.vocab_size=256"),
+        (["train.global_batch_size=4000"], r"takes 128000 tokens .* the whole pool has \d+"),
+        (
+            ["selection.probes=20"],
+            r"selection.probes=20 leaves 6 probes for agents.members.topic, .*'topic' has 7 labels.*at least 21",
+        ),
+        (["selection.probes=11"], r"selection.probes=11 leaves 4 probes for agents.members.quality, .* 5 labels.*at least 21"),
+        (
+            ["selection=paper", "selection.probes_per_agent=6"],
+            r"selection.probes_per_agent=6 leaves 6 probes for agents.members.topic, .* 7 labels .*at least 7",
+        ),
+        (
+            ["selection=stratified", "selection.attribute=mood", "data.attributes.mood._target_=x.Y"],
+            r"selection.attribute='mood', but .* has only the attributes \['domain', 'quality', 'topic'\]",
+        ),
+        (
+            ["agents.members.topic.attribute=mood", "data.attributes.mood._target_=x.Y"],
+            r"agents.members.topic.attribute='mood', but .* has only the attributes",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_with_the_numbers_and_a_remedy(pool, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        checked(pool, *overrides)
+
+
+def test_the_offered_number_of_probes_is_enough_for_the_draw(pool):
+    from mads.reward.probes import SharedProbes, draw_probes
+
+    attributes = {name: name for name in ("quality", "domain", "topic")}
+    assert len(draw_probes(pool, SharedProbes(21), attributes, seed=0, round_=0).positions) > 0
+    with pytest.raises(ValueError, match="6 probes for 7 labels"):
+        draw_probes(pool, SharedProbes(20), attributes, seed=0, round_=0)
