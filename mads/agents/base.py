@@ -8,7 +8,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from mads.agents.rules import LearningRule
-from mads.console.record import LabelRecord
+
+
+@dataclass
+class LabelRecord:
+    """One label of one agent in one round. Rewards are None where the round had none (warm-up, or no probe with this label)."""
+
+    label: str
+    weight: float
+    reward_mean: float | None = None
+    reward_se: float | None = None
+    probes: int = 0
+    probe_tokens: int = 0
+    pool_share: float = 0.0
+    chosen_share: float = 0.0
 
 
 class AttributeView(Protocol):

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mads.agents.base import AttributeView, ProbeRewards
+from mads.agents.base import AttributeView, LabelRecord, ProbeRewards
 from mads.agents.rules import LabelStatistics, LearningRule
-from mads.console.record import LabelRecord
 
 
 def label_codes(view: AttributeView, attribute: str) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -161,10 +162,16 @@ class Console:
             try:
                 decision = self.strategy.select(
                     Round(
-                        number=self.round, seed=self.seed, budget=budget,
+                        number=self.round,
+                        seed=self.seed,
+                        budget=budget,
                         candidates=Candidates(self.pool.ids, self.pool.lengths, np.asarray(uses)),
-                        scores=scores, theta=self.theta, agents=self.names, attributes=[a.attribute for a in self.agents],
-                        codes=lambda attribute: label_codes(self.pool, attribute), labels=self.pool.labels,
+                        scores=scores,
+                        theta=self.theta,
+                        agents=self.names,
+                        attributes=[a.attribute for a in self.agents],
+                        codes=lambda attribute: label_codes(self.pool, attribute),
+                        labels=self.pool.labels,
                     )
                 )
             except Exception as caught:  # told to the other ranks, then raised
@@ -175,8 +182,14 @@ class Console:
     # ------------------------------------------------------------ the record
 
     def _record(
-        self, decision: Decision, measured: RoundRewards | None, agent_rewards: dict[str, float],
-        budget: int, step: int, consumed_tokens: int, seconds: dict[str, float],
+        self,
+        decision: Decision,
+        measured: RoundRewards | None,
+        agent_rewards: dict[str, float],
+        budget: int,
+        step: int,
+        consumed_tokens: int,
+        seconds: dict[str, float],
     ) -> DecisionRecord:
         labels = {}
         for agent in self.agents:
@@ -191,11 +204,21 @@ class Console:
                 records = [LabelRecord(label, share, pool_share=share) for label, share in shares]
                 labels[attribute] = self._with_chosen_share(records, attribute, decision)
         return DecisionRecord(
-            round=self.round, step=step, consumed_tokens=consumed_tokens, selection=self.strategy.name,
-            theta={name: float(v) for name, v in zip(self.names, self.theta)}, agent_rewards=agent_rewards, labels=labels,
-            chosen=len(decision.ids), chosen_tokens=decision.tokens, budget_tokens=int(budget), reused=decision.reused,
-            hash=DecisionHeader.of(self.round, decision.ids).hash, notes=list(decision.notes),
-            direction=dict(measured.direction) if measured else {}, seconds=seconds,
+            round=self.round,
+            step=step,
+            consumed_tokens=consumed_tokens,
+            selection=self.strategy.name,
+            theta={name: float(v) for name, v in zip(self.names, self.theta)},
+            agent_rewards=agent_rewards,
+            labels=labels,
+            chosen=len(decision.ids),
+            chosen_tokens=decision.tokens,
+            budget_tokens=int(budget),
+            reused=decision.reused,
+            hash=DecisionHeader.of(self.round, decision.ids).hash,
+            notes=list(decision.notes),
+            direction=dict(measured.direction) if measured else {},
+            seconds=seconds,
         )
 
     def _with_chosen_share(self, records: list[LabelRecord], attribute: str, decision: Decision) -> list[LabelRecord]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mads.agents.base import LabelRecord
 from mads.collectives import digest
 
 
@@ -31,20 +32,6 @@ class DecisionHeader:
     @classmethod
     def from_array(cls, array: np.ndarray) -> DecisionHeader:
         return cls(*(int(v) for v in array))
-
-
-@dataclass
-class LabelRecord:
-    """One label of one agent in one round. Rewards are None where the round had none (warm-up, or no probe with this label)."""
-
-    label: str
-    weight: float
-    reward_mean: float | None = None
-    reward_se: float | None = None
-    probes: int = 0
-    probe_tokens: int = 0
-    pool_share: float = 0.0
-    chosen_share: float = 0.0
 
 
 @dataclass

@@ -5,8 +5,9 @@ A strategy holds settings and no state. It is built from the selection's config 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -107,11 +108,18 @@ class PaperStrategy:
         return round_ > 0
 
     def select(self, inputs: Round) -> Decision:
+        """Random while there are no scores, then the best by S."""
         if inputs.scores is None:
             return select_random(inputs.candidates, inputs.seed, inputs.number, inputs.budget)
         return select_top_k(
-            inputs.candidates, inputs.scores, inputs.theta, inputs.agents,
-            self.use_decay, inputs.seed, inputs.number, inputs.budget,
+            inputs.candidates,
+            inputs.scores,
+            inputs.theta,
+            inputs.agents,
+            self.use_decay,
+            inputs.seed,
+            inputs.number,
+            inputs.budget,
         )
 
 
@@ -132,11 +140,18 @@ class MadsStrategy:
         return round_ >= self.warmup_rounds
 
     def select(self, inputs: Round) -> Decision:
+        """The warm-up while there are no scores, then drawn in proportion to exp(S / temperature)."""
         if inputs.scores is None:
             return self._warm_up(inputs)
         return select_gumbel(
-            inputs.candidates, inputs.scores, inputs.theta, inputs.agents,
-            self.temperature, inputs.seed, inputs.number, inputs.budget,
+            inputs.candidates,
+            inputs.scores,
+            inputs.theta,
+            inputs.agents,
+            self.temperature,
+            inputs.seed,
+            inputs.number,
+            inputs.budget,
         )
 
     def _warm_up(self, inputs: Round) -> Decision:

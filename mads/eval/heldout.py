@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -10,8 +11,16 @@ from mads import noise
 from mads.data.pool import Pool
 from mads.data.schema import DataError
 from mads.eval.losses import FixedBatches, spread
-from mads.reward.reference import ReferenceTask
 from mads.train.interface import RewardModel
+
+
+class Task(Protocol):
+    """A reference task as evaluation sees it (mads.reward.reference.ReferenceTask)."""
+
+    name: str
+
+    def windows(self, part: str, limit: int, seed: int, round_: int = 0) -> list[np.ndarray]:
+        """Token windows of `limit` examples of a part, drawn by hash."""
 
 
 class HeldOut:
@@ -27,7 +36,7 @@ class HeldOut:
         self,
         model: RewardModel,
         pool: Pool,
-        references: Sequence[ReferenceTask],
+        references: Sequence[Task],
         topology,
         seq_length: int,
         limit: int,
