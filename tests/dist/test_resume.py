@@ -1,6 +1,7 @@
 """Exact resume (K6, D4, X4) and checkpoints that move between ZeRO stages and data-parallel sizes (K1 for data parallel)."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,29 @@ def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, sel
     metrics, decisions = curve(tmp_path / "whole")
     assert [d["round"] for d in decisions] == [0, 1, 2] and len([m for m in metrics if m["kind"] == "train"]) == 12
     assert whole[0][1].sum() > 0 and len({json.dumps(d["hash"]) for d in decisions}) == 3
+
+
+def check_resumed_run(overrides):
+    """On its own corpus: a run that stops inside its second round and goes on, against one that does not stop."""
+    import tempfile
+
+    import torch.distributed as dist
+
+    with tempfile.TemporaryDirectory() as mine:
+        told = [mine]
+        dist.broadcast_object_list(told)
+        folder = Path(told[0])
+        if dist.get_rank() == 0:
+            prepare_small(folder)
+        dist.barrier()
+        whole = train_until(folder / "prepared", folder / "whole", [8], overrides)
+        halves = train_until(folder / "prepared", folder / "halves", [7, 8], overrides)
+    assert_same(halves, whole)
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_k6_a_run_that_stops_inside_a_round_goes_on_bit_for_bit(zero):
+    run_ranks(2, check_resumed_run, [f"parallel=zero{zero}"])
 
 
 def test_d4_resume_at_another_size_and_stage_goes_on_with_the_same_samples(prepared, tmp_path):

@@ -82,14 +82,14 @@ def _exact(built, samples, round_=0):
     return np.array(rewards), float(norm)
 
 
-def check_exactness(stages, mode, dtype_name, correlation, steps):
+def check_exactness(stages, mode, dtype_name, correlation, steps, rows=3):
     import model_support as support
 
     dtype = getattr(torch, dtype_name)
     samples = support.random_samples(13, seed=5)
     for stage in stages:
         built = _trained(stage, dtype, steps=steps)
-        result = _rewarder(built, mode)(None, samples, 0)
+        result = _rewarder(built, mode, rows)(None, samples, 0)
         expected, norm = _exact(built, samples)
         assert result.direction["norm"] == pytest.approx(norm, rel=1e-3 if dtype == torch.float32 else 0.1)
         assert sum(result.direction["shares"].values()) == pytest.approx(1.0)
@@ -106,6 +106,11 @@ def check_exactness(stages, mode, dtype_name, correlation, steps):
 def test_rewards_equal_exact_dot_products_in_fp32(mode, world, steps):
     # The finite difference subtracts two fp32 losses near 6: rounding leaves about 1e-4 of noise in rewards this small.
     run_ranks(world, check_exactness, [0, 1, 2, 3], mode, "float32", 0.999999 if mode == "ghost" else 0.9999, steps, timeout=180)
+
+
+def test_a_rank_without_a_batch_of_its_own_adds_nothing():
+    # 100 rows a batch: all references and all probes are one batch, and the second rank only keeps the first company.
+    run_ranks(2, check_exactness, [1, 3], "ghost", "float32", 0.999999, 3, 100)
 
 
 def test_rewards_equal_exact_dot_products_in_bf16():

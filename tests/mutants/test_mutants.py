@@ -1,5 +1,7 @@
 """Every mutant must turn its check red. To add one, add an entry to MUTANTS; tests/mutants/mutants.py explains the fields."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from mutants import Mutant
 
 LOADER = "unit/data/test_loader.py"
 LAYERS, DECODER, MODEL = "dist/test_tensor_layers.py", "unit/model/test_decoder.py", "dist/test_tensor_model.py"
+ENGINE, REWARDS, RESUME = "dist/test_engine.py", "dist/test_rewards.py", "dist/test_resume.py"
 DECIDE, CONSOLE, PROTOCOL = "unit/console/test_decide.py", "unit/console/test_console.py", "dist/test_console_ranks.py"
 
 
@@ -68,6 +71,33 @@ def _targets_cross_borders(original):
         return batch
 
     return make_batch
+
+
+def _loss_over_local_tokens(original):
+    return lambda self, batches, valid, rate: original(self, batches, sum(b.valid_tokens for b in batches), rate)
+
+
+def _restored_by_subtraction(original):
+    @contextmanager
+    def shifted(self, direction, scale):
+        def move(by):
+            with torch.no_grad():
+                for name, parameter in self._engine.parameters:
+                    parameter.add_(direction[name], alpha=by)
+
+        move(scale)
+        yield
+        move(-scale)
+
+    return shifted
+
+
+def _weights_only(original):
+    return lambda self, parameter, key, value: original(self, parameter, key, value) if key == "weight" else None
+
+
+def _idle_ranks_repeat_batch_0(original):
+    return lambda self, rank, ranks: [0 if i is None else i for i in original(self, rank, ranks)]
 
 
 MUTANTS = [
@@ -137,6 +167,35 @@ MUTANTS = [
            f"{LOADER}:check_alone", args=("check_d2",)),
     Mutant("a target crosses the border of two samples", "mads.data.loader:make_batch", _targets_cross_borders,
            f"{LOADER}:check_alone", args=("check_d3",)),
+    Mutant("loss over the rank's own valid tokens", "mads.train.engine:TrainEngine.train_step", _loss_over_local_tokens,
+           f"{ENGINE}:check_engine", world=2, args=([1], 1)),
+    Mutant("the reward direction points the other way", "mads.reward.influence:make_direction",
+           lambda original: lambda vector, owned_sum: original({n: -t for n, t in vector.items()}, owned_sum),
+           f"{REWARDS}:check_exactness", world=2, args=([1], "ghost", "float32", 0.9999, 1)),
+    Mutant("a finite difference is undone by subtraction", "mads.train.reward_model:EngineRewardModel.shifted",
+           _restored_by_subtraction, f"{REWARDS}:check_trace", world=2, args=([1], "finite_difference", 1),
+           red=("RuntimeError",)),
+    Mutant("parameters that ZeRO 3 has gathered hide the shift", "mads.train.reward_model:EngineRewardModel._forget_gathered",
+           lambda original: lambda self: None, f"{REWARDS}:check_trace", world=2, args=([3], "finite_difference", 1)),
+    Mutant("a reward pass leaves its gradients behind", "mads.train.engine:TrainEngine.discard_gradients",
+           lambda original: lambda self: None, f"{REWARDS}:check_trace", world=2, args=([3], "ghost", 1)),
+    Mutant("the embedding adds nothing to ghost products", "mads.tensor.layers:VocabParallelEmbedding.weight_derivative",
+           lambda original: lambda self, *arguments: torch.zeros_like(original(self, *arguments)),
+           "unit/train/test_ghost.py:test_each_layer_adds_its_own_part"),
+    Mutant("idle ranks add a reference batch a second time", "mads.eval.losses:FixedBatches.share_of",
+           _idle_ranks_repeat_batch_0, f"{REWARDS}:check_exactness", world=2, args=([1], "ghost", "float32", 0.9999, 1, 100)),
+    Mutant("moments are not loaded", "mads.train.optimizer_state:PartitionedState.load", _weights_only,
+           f"{RESUME}:check_resumed_run", world=2, args=([],)),
+    Mutant("the optimizer's step count is not restored", "mads.train.optimizer_state:OptimizerState.prepare_load",
+           lambda original: lambda self, steps: original(self, min(steps, 1)), f"{RESUME}:check_resumed_run", world=2,
+           args=([],)),
+    Mutant("a resumed run starts its round again", "mads.data.loader:Loader.begin_round", _stale_position,
+           f"{RESUME}:check_resumed_run", world=2, args=([],)),
+    Mutant("the ledger is not restored", "mads.data.ledger:Ledger.load",
+           lambda original: classmethod(lambda cls, path, samples: cls(samples)), f"{RESUME}:check_resumed_run", world=2,
+           args=([],)),
+    Mutant("the agents' memories are not restored", "mads.agents.label:LabelAgent.load_state",
+           lambda original: lambda self, state: None, f"{RESUME}:check_resumed_run", world=2, args=([],)),
 ]
 
 
