@@ -117,7 +117,7 @@ def main() -> None:
             )
     record = {
         "date": datetime.date.today().isoformat(),
-        "environment": environment(1, "cpu"),
+        "environment": environment(1, "cpu", ["benchmarks/label_truth.py"]),
         "arguments": {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out")},
         "rate": run.rate(engine.state.steps),
         "labels": list(labels),

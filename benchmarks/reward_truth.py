@@ -250,7 +250,7 @@ def main() -> None:
     study = Study.draw(run, engine, exact, arguments.probes)
     record = {
         "date": datetime.date.today().isoformat(),
-        "environment": environment(1, "cpu"),
+        "environment": environment(1, "cpu", ["benchmarks/reward_truth.py"]),
         "arguments": {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out")},
         "parameters": exact.parameter_count,
         "checkpoint_steps": exact.adam.steps,
