@@ -19,14 +19,25 @@ def build(node: Mapping[str, Any], where: str, **extra: Any) -> Any:
         extra: further constructor arguments, from code.
 
     Raises:
-        ConfigError: if the node has no `_target_`, the class does not exist, or a key is not in its signature.
+        ConfigError: if the node has no `_target_`, the class does not exist, a key is not in its signature, or the class
+            refuses a value (its ValueError's message is kept).
     """
     if "_target_" not in node:
         raise ConfigError(f"{where} has no _target_: name the class to build, for example mads.agents.LabelAgent")
     try:
         return instantiate(node, _convert_="all", **extra)
     except InstantiationException as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {_reason(error, node['_target_'])}") from error
+
+
+def _reason(error: InstantiationException, target: str) -> str:
+    """What a reader of the configuration needs of Hydra's report."""
+    cause = error.__cause__
+    if isinstance(cause, ValueError):
+        return str(cause)
+    if cause is not None and not isinstance(cause, TypeError):
+        return f"_target_={target} cannot be loaded: {cause}"
+    return f"_target_={target}: {cause or error}"
 
 
 def build_all(nodes: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:

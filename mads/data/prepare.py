@@ -82,7 +82,7 @@ class _Preparation:
 
     def __init__(self, directory: Path, source: Source, labellers: dict[str, Labeller], settings: PrepareSettings, progress):
         self.directory, self.labellers, self.settings, self.progress = directory, labellers, settings, progress
-        self.corpus, self.rejects = Corpus(source), Rejects()
+        self.corpus, self.rejects, self.source = Corpus(source), Rejects(), source
         self.domains_held: set[str] = set()
 
     def run(self, references: ReferenceSource | None, identity: dict[str, Any]) -> Manifest:
@@ -110,7 +110,8 @@ class _Preparation:
         found = survey(self.corpus.read(self.rejects))
         self.rejects.raise_if_too_many(len(found), self.settings.max_rejected_fraction)
         if not len(found):
-            raise DataError("the source holds no document; check the paths and the fields of the data source")
+            described = json.dumps(self.source.describe())[:500]
+            raise DataError(f"the source holds no document; check its paths and fields, or give other data: {described}")
         megabytes, seconds = found.sizes.sum() / 1e6, time.monotonic() - start
         self.progress(
             f"read {len(found):,} documents of {len(found.domains)} domains, {megabytes:.1f} MB "

@@ -9,7 +9,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 
@@ -18,6 +17,7 @@ from mads.config.compose import ConfigError, compose
 from mads.config.validate import validate
 from mads.data.schema import DataError
 from mads.launch.processes import Place, become_single_process, place, prepare_worker, strip_launcher_arguments
+from mads.topology import Grid, Topology, initialize_process_group, shut_down
 
 # What a user can mend: shown as a message, without a traceback.
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
@@ -45,29 +45,26 @@ def train(config, where: Place) -> int:
     # deepspeed and torch versions do not always agree on the newest name of a collective.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # Imported here: they load deepspeed, which takes seconds, and bad input should be reported at once.
-    from mads import topology as topologies
     from mads.collectives import ReplicaMismatchError
     from mads.console.exchange import RankFailedError
     from mads.train.engine import NonFiniteError
     from mads.train.loop import ResumeError, Trainer
 
     device = choose_device(where)
-    topologies.initialize_process_group("nccl" if device.type == "cuda" else "gloo", config.parallel.timeout_s)
+    initialize_process_group("nccl" if device.type == "cuda" else "gloo", config.parallel.timeout_s)
     try:
-        topology = topologies.Topology(
-            topologies.Grid(dp=where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s
-        )
+        topology = Topology(Grid(dp=where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s)
         Trainer(config, topology, device).run()
     except (*USER_ERRORS, ResumeError) as error:
-        _leave(_report(error, where, 2))
+        return _leave(_report(error, where, 2), where)
     except (NonFiniteError, ReplicaMismatchError, RankFailedError) as error:  # raised on every rank, with names and numbers
-        _leave(_report(error, where, 1))
+        return _leave(_report(error, where, 1), where)
     except KeyboardInterrupt:
-        _leave(130)
+        return _leave(130, where)
     except Exception:
         print(f"rank {where.rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        _leave(1)
-    topologies.shut_down()
+        return _leave(1, where)
+    shut_down()
     return 0
 
 
@@ -89,8 +86,11 @@ def choose_device(where: Place) -> torch.device:
     return torch.device("cpu")
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, where: Place) -> int:
     """After a failure other ranks may wait in a collective forever: end at once, so that the launcher ends the job."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    if where.world_size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    shut_down()
+    return code
