@@ -127,7 +127,7 @@ def test_a_training_configuration_that_cannot_work(mads, arguments, words):
         (["agents.members.domain._target_=mads.agents.Nope"], ["agents.members.domain", "mads.agents.Nope"]),
         (
             ["data.attributes.flavour._target_=mads.label.domain.DomainLabeller", "agents.members.domain.attribute=flavour"],
-            ["no attribute 'flavour'", ATTRIBUTES],
+            ["agents.members.domain.attribute='flavour'", ATTRIBUTES, "prepare it again"],
         ),
     ],
     ids=["not prepared", "seq_length", "vocabulary", "batch", "class", "attribute"],
