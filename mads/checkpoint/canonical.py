@@ -125,18 +125,27 @@ def _write_small(folder: Path, state: dict, arrays: dict[str, np.ndarray], files
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """state.json and the arrays of a checkpoint whose files have been verified."""
     state = json.loads((path / "state.json").read_text())
-    arrays = {f.stem: np.load(f, allow_pickle=False) for f in sorted(path.glob("*.npy"))}
+    arrays = {f.stem: np.load(f, allow_pickle=False) for f in _listed(path, ".npy")}
     return state, arrays
 
 
-def load(path: Path, engine, topology) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _listed(path: Path, ending: str, start: str = "") -> list[Path]:
+    """Files that the manifest vouches for; anything else in the folder is not read."""
+    names = json.loads((path / "manifest.json").read_text())["files"]
+    return [path / name for name in sorted(names) if name.startswith(start) and name.endswith(ending)]
+
+
+def load(path: Path, engine, topology, verified: bool = False) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Load weights and moments into the engine; returns (state, arrays). Every rank reads the shared folder.
+
+    Args:
+        verified: the hashes were checked just now (by `find_latest`); reading a large checkpoint twice takes minutes.
 
     Raises:
         CheckpointError: on all ranks, if a file is damaged or a parameter is missing, unknown or of another shape.
     """
     control = topology.group("control")
-    error = _attempt(lambda: verify(path)) if topology.rank == 0 else None
+    error = _attempt(verify, path) if topology.rank == 0 and not verified else None
     _agree(error, control, f"loading {path.name}")
     error, index = None, {}
     try:
@@ -164,7 +173,7 @@ def load(path: Path, engine, topology) -> tuple[dict[str, Any], dict[str, np.nda
 def _index(path: Path, key: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """parameter name -> (file, shape)."""
     result = {}
-    for file in sorted(path.glob(f"{key}-*.safetensors")):
+    for file in _listed(path, ".safetensors", start=f"{key}-"):
         with safe_open(os.fspath(file), framework="pt") as f:
             for name in f.keys():
                 result[name] = (os.fspath(file), tuple(f.get_slice(name).get_shape()))

@@ -170,7 +170,7 @@ class Trainer:
                 + "\n  ".join(changed)
                 + "\nstart with the same settings to continue it, or choose another run_dir"
             )
-        canonical.load(path, parts.engine, self.topology)
+        canonical.load(path, parts.engine, self.topology, verified=True)
         parts.console.load_state(state["console"], arrays["pending_ids"])
         parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool))
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]

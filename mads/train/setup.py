@@ -137,7 +137,7 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
         topology,
         seq_length,
         config.train.eval_samples,
-        config.reward.rows_per_batch,
+        config.train.micro_batch_size,
     )
     loader = Loader(
         pool,
