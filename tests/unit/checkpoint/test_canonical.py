@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mads.checkpoint.canonical import CheckpointError, _check_names, _ChunkWriter, _index
+from mads.checkpoint.manifest import publish
 
 
 def tensors(sizes, seed=0):
@@ -36,7 +37,12 @@ def test_files_are_split_at_max_bytes_and_load_back(tmp_path, sizes, max_bytes, 
     assert [f.name for f in sorted(tmp_path.iterdir())] == [f"weight-{i:05d}.safetensors" for i in range(len(files))]
     merged = {name: value for w in written for name, value in w.items()}
     assert merged.keys() == given.keys() and all(torch.equal(merged[n], given[n]) for n in given)
-    assert {n: shape for n, (_, shape) in _index(tmp_path, "weight").items()} == {n: tuple(t.shape) for n, t in given.items()}
+    root = tmp_path.with_name(tmp_path.name + "-published")
+    root.mkdir()
+    published = publish(root, tmp_path, 1)
+    # A file that the manifest does not name is not read, whatever its name says.
+    save_file({"smuggled": torch.zeros(1)}, published / "weight-99999.safetensors")
+    assert {n: shape for n, (_, shape) in _index(published, "weight").items()} == {n: tuple(t.shape) for n, t in given.items()}
 
 
 def test_k4_a_tensor_is_copied_when_it_is_added(tmp_path):
