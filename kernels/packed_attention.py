@@ -58,7 +58,7 @@ class Segments:
     longest: int = 0
 
     @classmethod
-    def build(cls, ids: torch.Tensor, backend: str, dtype: torch.dtype) -> "Segments":
+    def build(cls, ids: torch.Tensor, backend: str, dtype: torch.dtype) -> Segments:
         """From segment ids, int64 [B, S] (-1 = padding); dtype is that of the queries."""
         if backend == "flash":
             boundaries = _boundaries(ids)

@@ -7,10 +7,9 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: with two busy threads per process OpenMP spins and everything crawls
 sys.path.insert(0, str(Path(__file__).parent))
 
+import harness  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-import harness  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -31,8 +31,9 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from multiprocessing import connection, get_context
-from typing import Any, Callable
+from typing import Any
 
 START_TIMEOUT_S = 180.0  # the first pool imports torch and deepspeed once
 GRACE_S = 2.0  # after the first failure, for the other ranks to report theirs
@@ -56,8 +57,13 @@ class RankFailure(AssertionError):
 
 def _start_worker(rank: int, world: int, folder: str) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), OMP_NUM_THREADS="1",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="0",  # DeepSpeed reads them even when the group exists already
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        OMP_NUM_THREADS="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="0",  # DeepSpeed reads them even when the group exists already
     )
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that does not resolve must not matter

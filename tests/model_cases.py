@@ -11,8 +11,14 @@ from mads.tensor import TENSOR_LAYERS
 def small_config(**changes) -> ModelConfig:
     """131 tokens divide by no parallel size; 8 heads share 4 KV heads, so that 4 ranks can each have one."""
     fields = dict(
-        hidden_size=32, num_layers=2, num_attention_heads=8, num_key_value_heads=4, ffn_hidden_size=24, vocab_size=131,
-        init_std=0.3, attention="sdpa",
+        hidden_size=32,
+        num_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        ffn_hidden_size=24,
+        vocab_size=131,
+        init_std=0.3,
+        attention="sdpa",
     )
     return ModelConfig(**(fields | changes))
 

@@ -12,8 +12,18 @@ from mads.data.schema import AttributeSchema
 
 
 def make_pool(
-    path, documents=40, labels=None, seed=0, *, seq_length=32, vocab_size=300, min_sample_tokens=4, shard_tokens=1500,
-    max_document_tokens=120, heldout=5, continuous=("quality",),
+    path,
+    documents=40,
+    labels=None,
+    seed=0,
+    *,
+    seq_length=32,
+    vocab_size=300,
+    min_sample_tokens=4,
+    shard_tokens=1500,
+    max_document_tokens=120,
+    heldout=5,
+    continuous=("quality",),
 ) -> Pool:
     """Write a prepared directory of random tokens under `path` and open its train part.
 
@@ -41,7 +51,13 @@ def make_pool(
             values = codes + rng.random(len(codes)) if schema.continuous else None
             write_column(attribute_path(path, part, schema.name), schema, codes, values)
     seal(
-        path, seq_length=seq_length, parts=parts, attributes=schemas, references={}, source={"kind": "random", "seed": seed},
-        tokenizer={"kind": "none", "file": "", "vocab_size": vocab_size, "eod": 0}, rejected={},
+        path,
+        seq_length=seq_length,
+        parts=parts,
+        attributes=schemas,
+        references={},
+        source={"kind": "random", "seed": seed},
+        tokenizer={"kind": "none", "file": "", "vocab_size": vocab_size, "eod": 0},
+        rejected={},
     )
     return Pool.open(path)

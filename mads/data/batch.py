@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class PackedBatch:
     segments: torch.Tensor
     samples: int
 
-    def to(self, device: torch.device | str) -> "PackedBatch":
+    def to(self, device: torch.device | str) -> PackedBatch:
         move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
         return PackedBatch(move(self.tokens), move(self.labels), move(self.positions), move(self.segments), self.samples)
 

@@ -108,7 +108,7 @@ class IndexedWriter:
         for path in self._temporary:
             path.unlink(missing_ok=True)
 
-    def __enter__(self) -> "IndexedWriter":
+    def __enter__(self) -> IndexedWriter:
         return self
 
     def __exit__(self, kind, value, traceback) -> None:

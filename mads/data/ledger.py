@@ -58,7 +58,7 @@ class Ledger:
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, size: int) -> "Ledger":
+    def load(cls, path: str | os.PathLike, size: int) -> Ledger:
         """Read a ledger of a pool of `size` samples.
 
         Raises:

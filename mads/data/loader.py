@@ -199,7 +199,7 @@ class Loader:
         if self._executor is not None:
             self._executor.shutdown(wait=True)
 
-    def __enter__(self) -> "Loader":
+    def __enter__(self) -> Loader:
         return self
 
     def __exit__(self, kind, value, traceback) -> None:

@@ -74,7 +74,7 @@ class PartWriter:
         """The part's entry in the manifest."""
         return {"documents": self.documents, "samples": self.samples, "tokens": self.tokens, "shards": list(self.shards)}
 
-    def __enter__(self) -> "PartWriter":
+    def __enter__(self) -> PartWriter:
         return self
 
     def __exit__(self, kind, value, traceback) -> None:

@@ -25,7 +25,7 @@ def attribute_path(directory: str | os.PathLike, part: str, name: str) -> Path:
 class PoolView:
     """Attributes of some samples of a pool, in the order of their positions (mads.agents.base.AttributeView)."""
 
-    def __init__(self, pool: "Pool", positions: np.ndarray | slice):
+    def __init__(self, pool: Pool, positions: np.ndarray | slice):
         self._pool, self._positions = pool, positions
         self.ids = pool.ids[positions]
         self.lengths = pool.lengths[positions]
@@ -64,7 +64,7 @@ class Pool:
         self.lengths = np.concatenate([s.lengths for s in shards])
 
     @classmethod
-    def open(cls, directory: str | os.PathLike, part: str = "train") -> "Pool":
+    def open(cls, directory: str | os.PathLike, part: str = "train") -> Pool:
         """Map the part's shards and columns.
 
         Raises:

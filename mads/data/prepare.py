@@ -99,8 +99,14 @@ class _Preparation:
             self.rejects.add(*entry)
         self.rejects.write(self.directory / "rejected.jsonl")
         manifest = seal(
-            self.directory, seq_length=settings.seq_length, parts=parts, attributes=schemas, references=counts,
-            tokenizer=record, source=identity, rejected=self.rejects.counts,
+            self.directory,
+            seq_length=settings.seq_length,
+            parts=parts,
+            attributes=schemas,
+            references=counts,
+            tokenizer=record,
+            source=identity,
+            rejected=self.rejects.counts,
         )
         self.progress(f"prepared {self.directory}: fingerprint {manifest.fingerprint[:16]}")
         return manifest
@@ -168,8 +174,10 @@ class _Preparation:
         settings, dtype = self.settings, token_dtype(tokenizer.vocab_size)
         columns = {part: {s.name: ([], []) for s in schemas} for part in PARTS}
         longest, start, shown, done = [0, 0], time.monotonic(), time.monotonic(), 0
-        with PartWriter(self.directory, "train", dtype, settings.shard_tokens) as train, \
-                PartWriter(self.directory, "heldout", dtype, settings.shard_tokens) as held:
+        with (
+            PartWriter(self.directory, "train", dtype, settings.shard_tokens) as train,
+            PartWriter(self.directory, "heldout", dtype, settings.shard_tokens) as held,
+        ):
             writers = dict(zip(PARTS, (train, held)))
             for first, documents in self._batches(found):
                 self._write_batch(documents, heldout[first : first + len(documents)], tokenizer, writers, columns, longest)
@@ -185,8 +193,11 @@ class _Preparation:
             for schema in schemas:
                 codes, values = by_name[schema.name]
                 write_column(
-                    attribute_path(self.directory, part, schema.name), schema, np.concatenate([np.zeros(0, np.uint16), *codes]),
-                    np.concatenate([np.zeros(0, np.float32), *values]) if schema.continuous else None, writers[part].samples,
+                    attribute_path(self.directory, part, schema.name),
+                    schema,
+                    np.concatenate([np.zeros(0, np.uint16), *codes]),
+                    np.concatenate([np.zeros(0, np.float32), *values]) if schema.continuous else None,
+                    writers[part].samples,
                 )
         return {part: writer.summary() for part, writer in writers.items()}
 

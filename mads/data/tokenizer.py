@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -84,7 +84,7 @@ class Tokenizer:
     eod: int
 
     @staticmethod
-    def open(path: str | os.PathLike, kind: str = "sentencepiece") -> "Tokenizer":
+    def open(path: str | os.PathLike, kind: str = "sentencepiece") -> Tokenizer:
         """Open a SentencePiece model or a tokenizer.json.
 
         Raises:

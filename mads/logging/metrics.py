@@ -178,7 +178,7 @@ class MetricsWriter:
         for f in self._files.values():
             f.close()
 
-    def __enter__(self) -> "MetricsWriter":
+    def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from mads.report.read import Point
 from mads.report.scale import FONT, Scale, escape, shorten, spread, text_width, tick_texts, ticks

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import math
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 FONT = 12.0  # px in the drawing's own units
 
@@ -94,7 +94,7 @@ class Scale:
     end: float
 
     @classmethod
-    def over(cls, values: list[float], start: float, end: float, pad: float = 0.0, include: tuple[float, ...] = ()) -> "Scale":
+    def over(cls, values: list[float], start: float, end: float, pad: float = 0.0, include: tuple[float, ...] = ()) -> Scale:
         low, high = min([*values, *include]), max([*values, *include])
         room = (high - low) * pad if high > low else max(abs(high) * 0.05, 1e-12 if high else 1.0)
         if high > low:

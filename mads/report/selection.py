@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from mads.console.record import DecisionRecord, LabelRecord
 from mads.report.bars import Bar, bar_chart, interval_chart, share_bars

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-
 from mads.logging.progress import duration
 from mads.report.lines import LineChart, Series, key, thin
 from mads.report.page import figure, paragraph, table
@@ -220,7 +219,7 @@ def eval_section(runs: list[Run], group: str, mean: str, what: str, each: str) -
         )
     if panels:
         note = paragraph(
-            f"From {PANEL_START:.0%} of the tokens on, each panel on a scale of its own; the numbers are the last " "values.",
+            f"From {PANEL_START:.0%} of the tokens on, each panel on a scale of its own; the numbers are the last values.",
             "note",
         )
         parts.append(f'<h3>By {each}</h3>{note}{keys(runs)}<div class="multiples">{"".join(panels)}</div>')

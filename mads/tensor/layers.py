@@ -45,8 +45,19 @@ class ColumnParallelLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, name: str, group=None, parts: tuple[int, ...] = (), bias: bool = False,
-        std: float = 0.02, seed: int = 0, device=None, dtype: torch.dtype = torch.float32, weight: nn.Parameter | None = None,
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        name: str,
+        group=None,
+        parts: tuple[int, ...] = (),
+        bias: bool = False,
+        std: float = 0.02,
+        seed: int = 0,
+        device=None,
+        dtype: torch.dtype = torch.float32,
+        weight: nn.Parameter | None = None,
     ):
         super().__init__()
         if parts and sum(parts) != out_features:
@@ -81,8 +92,17 @@ class VocabParallelHead(ColumnParallelLinear):
     """
 
     def __init__(
-        self, hidden_size: int, vocab_size: int, *, name: str, group=None, std: float = 0.02, seed: int = 0, device=None,
-        dtype: torch.dtype = torch.float32, tied: nn.Parameter | None = None,
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        *,
+        name: str,
+        group=None,
+        std: float = 0.02,
+        seed: int = 0,
+        device=None,
+        dtype: torch.dtype = torch.float32,
+        tied: nn.Parameter | None = None,
     ):
         weight = tied
         if weight is None:
@@ -103,8 +123,17 @@ class RowParallelLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, name: str, group=None, bias: bool = False, std: float = 0.02, seed: int = 0,
-        device=None, dtype: torch.dtype = torch.float32,
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        name: str,
+        group=None,
+        bias: bool = False,
+        std: float = 0.02,
+        seed: int = 0,
+        device=None,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         self.group = group
@@ -134,7 +163,15 @@ class VocabParallelEmbedding(nn.Module):
     """
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, *, name: str, group=None, std: float = 0.02, seed: int = 0, device=None,
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        name: str,
+        group=None,
+        std: float = 0.02,
+        seed: int = 0,
+        device=None,
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()

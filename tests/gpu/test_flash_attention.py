@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from mads.kernels.packed_attention import Segments, packed_attention
 
 

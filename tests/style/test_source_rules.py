@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,9 @@ def test_the_checker_of_docstrings_can_tell():
     methods = f'    """A."""\n    def long(self):\n{body}\n    def short(self): pass\n'
     source = f'"""M."""\ndef f(): pass\ndef _g(): pass\nclass A:\n{methods}'
     assert undocumented({"m.py": source, "n.py": "x = 1"}) == ["n.py", "m.py:f", "m.py:A.long"]
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["lint", "format"])
+def test_ruff_is_content(command):
+    done = subprocess.run([sys.executable, "-m", "ruff", *command, "--quiet", "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -107,7 +107,7 @@ def test_every_kind_of_bad_line_is_counted_with_its_place(tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "garbled", "not gzip", "empty"])
 def test_damaged_gzip_keeps_what_came_before(tmp_path, damage):
     rng = random.Random(0)
-    lines = [json.dumps({"text": "%030x" % rng.getrandbits(120), "domain": "d"}) for _ in range(2000)]
+    lines = [json.dumps({"text": f"{rng.getrandbits(120):030x}", "domain": "d"}) for _ in range(2000)]
     raw = gzip.compress("\n".join(lines).encode())
     raw = {
         "truncated": raw[: len(raw) // 2],
@@ -207,7 +207,7 @@ def test_fuzz_every_line_is_a_document_or_a_reject(tmp_path):
 
 def test_fuzz_damaged_gzip_never_raises(tmp_path):
     rng = random.Random(2)
-    raw = gzip.compress(b"\n".join(json.dumps({"text": "%x" % rng.getrandbits(64), "domain": "d"}).encode() for _ in range(50)))
+    raw = gzip.compress(b"\n".join(json.dumps({"text": f"{rng.getrandbits(64):x}", "domain": "d"}).encode() for _ in range(50)))
     path = tmp_path / "in.jsonl.gz"
     for _ in range(200):
         broken = bytearray(raw)

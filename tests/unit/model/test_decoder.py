@@ -21,10 +21,17 @@ def _as_llama(model: Decoder):
     c = model.config
     theirs = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.ffn_hidden_size,
-            num_hidden_layers=c.num_layers, num_attention_heads=c.num_attention_heads, num_key_value_heads=c.num_key_value_heads,
-            rms_norm_eps=c.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-            tie_word_embeddings=c.tie_embeddings, attention_bias=False, attn_implementation="eager",
+            vocab_size=c.vocab_size,
+            hidden_size=c.hidden_size,
+            intermediate_size=c.ffn_hidden_size,
+            num_hidden_layers=c.num_layers,
+            num_attention_heads=c.num_attention_heads,
+            num_key_value_heads=c.num_key_value_heads,
+            rms_norm_eps=c.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+            tie_word_embeddings=c.tie_embeddings,
+            attention_bias=False,
+            attn_implementation="eager",
         )
     )
     names = {"embedding.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
@@ -67,7 +74,7 @@ def test_logits_and_gradients_equal_transformers_llama(tied):
     for name, parameter in model.named_parameters():
         gradient = torch.cat([theirs[n].grad for n in names[name]])
         tolerance = 2e-5 * float(gradient.abs().max())
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=tolerance, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_loss_is_the_cross_entropy_of_the_logits_at_every_target():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import mads.conf
 import pytest
 import torch
 import yaml
@@ -9,13 +10,16 @@ from model_cases import fields, pack, random_samples, small_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import mads.conf
 from mads.config.schema import ModelConfig
 from mads.model import Decoder, check_model_config, flops_per_token, parameter_count
 
 FOLDER = Path(mads.conf.__path__[0]) / "model"
 COUNTS = {
-    "nano": 41_120, "tiny": 1_311_872, "paper_373m": 373_867_520, "paper_1b3": 1_345_423_360, "paper_3b6": 3_606_752_256,
+    "nano": 41_120,
+    "tiny": 1_311_872,
+    "paper_373m": 373_867_520,
+    "paper_1b3": 1_345_423_360,
+    "paper_3b6": 3_606_752_256,
     "paper_8b": 8_030_261_248,
 }
 
