@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,8 +87,7 @@ RUN_INDEPENDENT = (
     "parallel",
     "checkpoint",
     "logging",
-    "data.dir",
-    "data.cache_dir",
+    "data",  # which data it is says its fingerprint, wherever it lies and whatever it was made from
     "train.log_interval",
     "train.eval_interval",
     "train.eval_samples",
@@ -111,12 +108,8 @@ def trajectory(config: DictConfig) -> dict[str, Any]:
             flat[prefix] = value
 
     walk("", to_dict(config))
-    return {k: v for k, v in sorted(flat.items()) if not any(k == p or k.startswith(p + ".") for p in RUN_INDEPENDENT)}
-
-
-def digest(config: DictConfig) -> str:
-    """SHA-256 of what determines the run (`trajectory`), in hex."""
-    return hashlib.sha256(json.dumps(trajectory(config), sort_keys=True).encode()).hexdigest()
+    independent = [k for k in flat if any(k == p or k.startswith(p + ".") for p in RUN_INDEPENDENT)]
+    return {k: v for k, v in sorted(flat.items()) if k not in independent or k == "data.seq_length"}
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

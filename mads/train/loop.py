@@ -40,8 +40,9 @@ class Trainer:
         self.tokens = 0
         self.round_start = 0
         self.journal = Journal(config, topology)
+        checkpoint = self._find_checkpoint()  # before the model is built: other settings are told at once
         self.parts = build_parts(config, topology, device, self.journal.message)
-        resumed = self._resume()
+        resumed = self._resume(checkpoint) if checkpoint else None
         if self.finished:
             self.journal.message(
                 f"{self.root} is finished: {self.step} of {config.train.steps} steps; choose another run_dir to train again"
@@ -155,21 +156,38 @@ class Trainer:
                 self.config.checkpoint.max_file_bytes,
             )
 
-    def _resume(self) -> int | None:
-        """Load the newest checkpoint; returns its step, or None for a fresh run."""
-        path = self._agree_on_checkpoint()
-        if path is None:
-            return None
-        parts = self.parts
-        state, arrays = canonical.read_state(path)
-        parts.loader.check_state(state["loader"])
-        changed = differences(trajectory(self.config), state["trajectory"])
+    def _find_checkpoint(self) -> Path | None:
+        """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Collective.
+
+        Raises:
+            DataError: on every rank, if it is damaged.
+            ResumeError: on every rank, if it is of a run with other settings.
+        """
+        found, changed, error = None, [], None
+        if self.topology.rank == 0:
+            try:
+                path = find_latest(self.root / "checkpoints")
+                if path is not None:
+                    found = path.name
+                    changed = differences(trajectory(self.config), canonical.read_state(path)[0]["trajectory"])
+            except Exception as caught:  # told to the other ranks, then raised
+                error = f"{caught}"
+        found, changed, error = collectives.broadcast_json([found, changed, error], self.topology.group("control"))
+        if error:
+            raise DataError(error)
         if changed:
             raise ResumeError(
                 f"{self.root} holds a run with other settings:\n  "
                 + "\n  ".join(changed)
                 + "\nstart with the same settings to continue it, or choose another run_dir"
             )
+        return self.root / "checkpoints" / found if found else None
+
+    def _resume(self, path: Path) -> int:
+        """Load a checkpoint; returns its step."""
+        parts = self.parts
+        state, arrays = canonical.read_state(path)
+        parts.loader.check_state(state["loader"])
         canonical.load(path, parts.engine, self.topology, verified=True)
         parts.console.load_state(state["console"], arrays["pending_ids"])
         parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool))
@@ -180,17 +198,3 @@ class Trainer:
             f"{parts.loader.batches_left} batches of the decision left"
         )
         return self.step
-
-    def _agree_on_checkpoint(self) -> Path | None:
-        """Rank 0 looks and verifies; every rank follows, or raises with it."""
-        found, error = None, None
-        if self.topology.rank == 0:
-            try:
-                path = find_latest(self.root / "checkpoints")
-                found = path.name if path else None
-            except Exception as caught:  # told to the other ranks, then raised
-                error = f"{caught}"
-        found, error = collectives.broadcast_json([found, error], self.topology.group("control"))
-        if error:
-            raise DataError(error)
-        return self.root / "checkpoints" / found if found else None
