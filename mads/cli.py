@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(arguments: list[str]) -> int:
     """`mads prepare`: see mads.data.prepare."""
-    from mads.config.compose import compose, to_dict
+    from mads.config.compose import ConfigError, compose, to_dict
     from mads.config.factory import build, build_all
     from mads.config.validate import validate
     from mads.data.prepare import prepare as prepare_data
@@ -56,6 +56,8 @@ def prepare(arguments: list[str]) -> int:
     config = compose(arguments)
     validate(config, overrides=arguments)
     data = config.data
+    if not data.source:
+        raise ConfigError("data=prepared has no source to prepare from; choose data=jsonl data.paths=[...] or data=demo")
     settings = PrepareSettings(
         vocab_size=config.model.vocab_size,
         seq_length=data.seq_length,

@@ -175,11 +175,12 @@ def _modes(config, has_gpu) -> Iterator[str]:
 
 def _agents(config) -> Iterator[str]:
     s, agents, attributes = config.selection, config.agents.members, sorted(config.data.attributes)
-    if s.name == "stratified" and s.attribute not in attributes:
+    known = bool(attributes)  # data=prepared names none here; mads.train.setup asks the pool
+    if known and s.name == "stratified" and s.attribute not in attributes:
         yield f"selection.attribute={s.attribute!r} is not one of the attributes {attributes}"
     for name, agent in agents.items():
         attribute = agent.get("attribute") if hasattr(agent, "get") else None
-        if attribute is not None and attribute not in attributes:
+        if known and attribute is not None and attribute not in attributes:
             yield f"agents.members.{name}.attribute={attribute!r} is not one of the attributes {attributes}"
     if s.name in WITHOUT_AGENTS:
         return

@@ -27,7 +27,8 @@ def overrides_for(choice: str) -> list[str]:
     chosen = [f"{group}={name}"]
     if choice == "reward/finite_difference":
         chosen.append("train.precision=fp32")
-    return chosen + (["data.paths=[corpus.jsonl]"] if choice == "data/jsonl" else [])
+    given = {"data/jsonl": ["data.paths=[corpus.jsonl]"], "data/prepared": ["data.dir=elsewhere"]}
+    return chosen + given.get(choice, [])
 
 
 def test_the_groups_are_all_there():
@@ -140,3 +141,5 @@ def test_open_fields_take_new_names_without_a_mark():
 def test_missing_values_are_named_by_validation():
     with pytest.raises(ConfigError, match=r"no value for: data\.paths.*for example data\.paths="):
         validate(compose(["data=jsonl"]))
+    with pytest.raises(ConfigError, match=r"no value for: data.dir"):
+        validate(compose(["data=prepared"]))
