@@ -4,6 +4,7 @@ VENV ?= .venv
 MADS ?= $(VENV)/bin/mads
 INSTALLED ?= $(VENV)/installed
 DEMO ?=
+HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 
 .PHONY: demo test clean
 
@@ -13,7 +14,7 @@ $(VENV)/installed: pyproject.toml constraints/cpu.txt
 	touch $@
 
 demo: $(INSTALLED)
-	bash launch/demo.sh $(MADS) $(DEMO)
+	bash $(HERE)launch/demo.sh $(MADS) $(DEMO)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
