@@ -59,9 +59,14 @@ class Agent(Protocol):
     """One view of the data. An agent is built by Hydra from its `_target_`; `bind` tells it the pool before the first round.
 
     Agents are replicated: every rank holds one and updates it with the same rewards, so that each can score its own slice.
+
+    attribute: probes are drawn per label of it, and decisions are recorded by its labels; known before `bind`
+    labels: its label names; known after `bind`
     """
 
     name: str
+    attribute: str
+    labels: tuple[str, ...]
 
     def bind(self, view: AttributeView, rule: LearningRule) -> None:
         """See the whole pool's attributes once (start weights from the pool's shares, checks of attribute names), and learn by

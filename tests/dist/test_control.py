@@ -46,3 +46,23 @@ def decide(prepared, run_dir):
 def test_x1_the_number_of_ranks_does_not_change_what_is_trained_on(prepared, tmp_path):
     runs = [run_ranks(world, decide, prepared, str(tmp_path / str(world))) for world in (1, 2, 4)]
     assert runs[0][0] == runs[1][0] == runs[1][1] == runs[2][3]
+
+
+def choose_long(prepared, run_dir, until):
+    import torch.distributed as dist
+    from run_support import run_config, trainer
+
+    alone = ["~agents.members.quality", "~agents.members.domain", "~agents.members.topic"]
+    own = "agents.members.long={_target_: own_agent.LengthAgent, attribute: domain}"
+    overrides = [*alone, own, "selection.warmup_rounds=0", "selection.interval=2", "train.steps=4"]
+    made = trainer(run_config(prepared, run_dir, *overrides, world=dist.get_world_size()))
+    made.run(until)
+    lengths = made.parts.pool.lengths
+    return float(lengths[made.parts.pool.positions_of(made.parts.console.pending)].mean()), float(lengths.mean())
+
+
+def test_an_agent_from_outside_the_package_decides_and_resumes(prepared, tmp_path):
+    run_ranks(2, choose_long, prepared, str(tmp_path), 1, timeout=180)
+    chosen, pool = run_ranks(2, choose_long, prepared, str(tmp_path), 4, timeout=180)[0]
+    assert chosen > pool + 1  # temperature 0.5 against scores up to 100: the longest unused samples
+    assert [d["theta"] for d in curve(tmp_path)[1]] == [{"long": 1.0}] * 2
