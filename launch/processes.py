@@ -109,12 +109,14 @@ def run_workers(workers: int, overrides: Sequence[str]) -> int:
 def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int:
     while True:
         codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
-            if code:
-                ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                if code not in (1, 2):  # with these it has said why
-                    print(f"mads train: worker {rank} {ending}; ending the others", file=sys.stderr, flush=True)
-                return 128 - code if code < 0 else code
+        # A killed worker makes its peers fail within milliseconds: the signal is the cause, their exit codes are not.
+        failed = sorted((rank for rank, code in enumerate(codes) if code), key=lambda rank: codes[rank] > 0)
+        if failed:
+            rank, code = failed[0], codes[failed[0]]
+            ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            if code not in (1, 2):  # with these it has said why
+                print(f"mads train: worker {rank} {ending}; ending the others", file=sys.stderr, flush=True)
+            return 128 - code if code < 0 else code
         if received:
             name = signal.Signals(received[0]).name
             print(f"mads train: {name} received, ending {len(processes)} workers", file=sys.stderr, flush=True)

@@ -63,7 +63,7 @@ def wait_until(condition, what, timeout=90.0):
         time.sleep(0.02)
 
 
-def bad_input(done, *words):
+def expect_bad_input(done, *words):
     """A run ended with exit code 2, said one thing that holds every word, and showed no traceback."""
     assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
     said_by = [line for line in done.stderr.splitlines() if line.startswith("mads ")]

@@ -14,6 +14,15 @@ SUBJECTS = {
     "numbers": "prime sum proof integer lemma theorem divisor product square root even odd limit series bound".split(),
 }
 GLUE = "the a of and to in is that it with as for was on are by this be at from or an which".split()
+PREPARE = [
+    "data=jsonl",
+    "model=nano",
+    "model.vocab_size=400",
+    "data.seq_length=32",
+    "data.min_sample_tokens=8",
+    "data.heldout_fraction=0.1",
+    "data.attributes.topic.topics=4",
+]
 OVERRIDES = [
     "data=jsonl",
     "data.paths=[unused]",
@@ -69,22 +78,8 @@ def prepare_small(folder: Path) -> Path:
 
     write_corpus(folder)
     target = folder / "prepared"
-    code = main(
-        [
-            "prepare",
-            "data=jsonl",
-            f"data.paths=[{folder}/corpus.jsonl]",
-            f"data.reference_paths.galley={folder}/galley.jsonl",
-            f"data.reference_paths.voyage={folder}/voyage.jsonl",
-            "model=nano",
-            "model.vocab_size=400",
-            "data.seq_length=32",
-            "data.min_sample_tokens=8",
-            "data.heldout_fraction=0.1",
-            "data.attributes.topic.topics=4",
-            f"data.dir={target}",
-        ]
-    )
+    tasks = [f"data.reference_paths.{task}={folder}/{task}.jsonl" for task in ("galley", "voyage")]
+    code = main(["prepare", *PREPARE, f"data.paths=[{folder}/corpus.jsonl]", *tasks, f"data.dir={target}"])
     assert code == 0
     return target
 

@@ -5,21 +5,11 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from command_support import LAUNCHER_VARIABLES, MADS, bad_input, run, settings
-from run_support import OVERRIDES, REWARD, prepare_small, write_corpus
+from command_support import LAUNCHER_VARIABLES, MADS, expect_bad_input, run, settings
+from run_support import OVERRIDES, PREPARE, REWARD, prepare_small, write_corpus
 
 from mads.cli import main
 
-PREPARE = [
-    "prepare",
-    "data=jsonl",
-    "model=nano",
-    "model.vocab_size=400",
-    "data.seq_length=32",
-    "data.min_sample_tokens=8",
-    "data.heldout_fraction=0.1",
-    "data.attributes.topic.topics=4",
-]
 ATTRIBUTES = "['domain', 'quality', 'topic']"
 
 
@@ -67,7 +57,7 @@ def test_a_corpus_that_cannot_be_read(mads, tmp_path, content, words):
     path = tmp_path / "input.jsonl"
     if content is not None:
         path.write_text(content)
-    bad_input(mads(*PREPARE, f"data.paths=[{path}]", f"data.dir={tmp_path}/out"), *words)
+    expect_bad_input(mads("prepare", *PREPARE, f"data.paths=[{path}]", f"data.dir={tmp_path}/out"), *words)
 
 
 @pytest.mark.parametrize(
@@ -84,16 +74,20 @@ def test_a_corpus_that_cannot_be_read(mads, tmp_path, content, words):
 )
 def test_preparation_settings_that_cannot_work(mads, corpus, tmp_path, overrides, words):
     overrides = [o.replace("CORPUS", str(corpus)) for o in overrides]
-    bad_input(mads(*PREPARE, f"data.dir={tmp_path}/out", *overrides), *words)
+    expect_bad_input(mads("prepare", *PREPARE, f"data.dir={tmp_path}/out", *overrides), *words)
 
 
 def test_a_folder_that_is_not_ours_is_not_prepared_into(mads, corpus, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
-    done = mads(*PREPARE, f"data.paths=[{corpus}]", f"data.dir={tmp_path}/thesis")
-    bad_input(done, "chapter.tex", "choose another data.dir")
+    done = mads("prepare", *PREPARE, f"data.paths=[{corpus}]", f"data.dir={tmp_path}/thesis")
+    expect_bad_input(done, "chapter.tex", "choose another data.dir")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
-    bad_input(mads(*PREPARE, f"data.paths=[{corpus}]", f"data.dir={tmp_path}/thesis/chapter.tex"), "chapter.tex", "File exists")
+    expect_bad_input(
+        mads("prepare", *PREPARE, f"data.paths=[{corpus}]", f"data.dir={tmp_path}/thesis/chapter.tex"),
+        "chapter.tex",
+        "File exists",
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +108,7 @@ def test_a_folder_that_is_not_ours_is_not_prepared_into(mads, corpus, tmp_path):
     ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] and " " not in value[-1] else "",
 )
 def test_a_training_configuration_that_cannot_work(mads, arguments, words):
-    bad_input(mads("train", *OVERRIDES, *arguments), *words)
+    expect_bad_input(mads("train", *OVERRIDES, *arguments), *words)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +127,7 @@ def test_a_training_configuration_that_cannot_work(mads, arguments, words):
     ids=["not prepared", "seq_length", "vocabulary", "batch", "class", "attribute"],
 )
 def test_training_that_does_not_fit_the_data(mads, prepared, tmp_path, overrides, words):
-    bad_input(mads("train", "--workers", 1, *settings(prepared, tmp_path / "run"), *overrides), *words)
+    expect_bad_input(mads("train", "--workers", 1, *settings(prepared, tmp_path / "run"), *overrides), *words)
 
 
 def test_damaged_data_is_refused(mads, prepared, tmp_path):
@@ -141,18 +135,20 @@ def test_damaged_data_is_refused(mads, prepared, tmp_path):
     shard = next((tmp_path / "data" / "train").glob("*.bin"))
     shard.write_bytes(shard.read_bytes()[:-2])
     done = mads("train", "--workers", 1, *settings(tmp_path / "data", tmp_path / "run"))
-    bad_input(done, shard.name, "bytes", "prepare the data again")
+    expect_bad_input(done, shard.name, "bytes", "prepare the data again")
 
 
 @pytest.fixture(scope="module")
 def without_references(tmp_path_factory, corpus):
     folder = tmp_path_factory.mktemp("plain") / "prepared"
-    assert main([*PREPARE, f"data.paths=[{corpus}]", f"data.dir={folder}"]) == 0
+    assert main(["prepare", *PREPARE, f"data.paths=[{corpus}]", f"data.dir={folder}"]) == 0
     return folder
 
 
 def test_without_references_only_selections_without_rewards_work(mads, without_references, tmp_path):
-    bad_input(mads("train", "--workers", 1, *settings(without_references, tmp_path / "run")), "reference", "selection=random")
+    expect_bad_input(
+        mads("train", "--workers", 1, *settings(without_references, tmp_path / "run")), "reference", "selection=random"
+    )
     done = run([*MADS, "train", *settings(without_references, tmp_path / "run", "selection=random", "train.steps=3")], tmp_path)
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -161,11 +157,11 @@ def test_without_references_only_selections_without_rewards_work(mads, without_r
 
 def test_windows_longer_than_any_document_are_prepared_and_trained(mads, corpus, tmp_path):
     long = ["data.seq_length=2048", f"data.dir={tmp_path}/long"]
-    assert mads(*PREPARE, f"data.paths=[{corpus}]", *long).returncode == 0
+    assert mads("prepare", *PREPARE, f"data.paths=[{corpus}]", *long).returncode == 0
     manifest = json.loads((tmp_path / "long" / "manifest.json").read_text())
     assert manifest["parts"]["train"]["samples"] == manifest["parts"]["train"]["documents"], "one sample a document"
     overrides = [*settings(tmp_path / "long", tmp_path / "run", "selection=random", "data.seq_length=2048")]
-    bad_input(mads("train", "--workers", 1, *overrides), "16384 tokens", "smaller batch")
+    expect_bad_input(mads("train", "--workers", 1, *overrides), "16384 tokens", "smaller batch")
     small = ["train.global_batch_size=2", "train.micro_batch_size=1", "train.steps=3"]
     done = run([*MADS, "train", *overrides, *small], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -175,25 +171,25 @@ def test_a_run_folder_goes_on_only_with_its_own_settings_and_data(prepared, tmp_
     train = [*MADS, "train"]
     assert run([*train, *settings(prepared, "run", "selection=random", "train.steps=3")], tmp_path).returncode == 0
     done = run([*train, *settings(prepared, "run", "selection=random", "train.steps=3", "optim.lr=5e-4")], tmp_path)
-    bad_input(done, "optim.lr: 0.001 then, 0.0005 now", "another run_dir")
+    expect_bad_input(done, "optim.lr: 0.001 then, 0.0005 now", "another run_dir")
     folder = write_corpus(tmp_path / "other", seed=1)
-    other = [*PREPARE, f"data.paths=[{folder}/corpus.jsonl]", f"data.dir={tmp_path}/other/prepared"]
+    other = ["prepare", *PREPARE, f"data.paths=[{folder}/corpus.jsonl]", f"data.dir={tmp_path}/other/prepared"]
     assert main(other) == 0
     done = run([*train, *settings(tmp_path / "other" / "prepared", "run", "selection=random", "train.steps=3")], tmp_path)
-    bad_input(done, "fingerprint")
+    expect_bad_input(done, "fingerprint")
 
 
 def test_wandb_online_without_a_key_stops_before_training(prepared, tmp_path):
     overrides = settings(prepared, "run", "selection=random", "logging.wandb=online")
     done = run([*MADS, "train", *overrides], tmp_path, HOME=str(tmp_path), NETRC=str(tmp_path / "netrc"))
-    bad_input(done, "W&B API key", "logging.wandb=offline")
+    expect_bad_input(done, "W&B API key", "logging.wandb=offline")
     assert '"train"' not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_a_report_needs_a_run(mads, tmp_path):
-    bad_input(mads("report", tmp_path / "nothing"), "nothing is not a folder", "run_dir")
-    bad_input(mads("report", tmp_path), "no metrics.jsonl")
-    bad_input(mads("report"), "required: run")
+    expect_bad_input(mads("report", tmp_path / "nothing"), "nothing is not a folder", "run_dir")
+    expect_bad_input(mads("report", tmp_path), "no metrics.jsonl")
+    expect_bad_input(mads("report"), "required: run")
 
 
 def test_an_unknown_command_shows_the_known_ones(mads):
@@ -204,4 +200,4 @@ def test_an_unknown_command_shows_the_known_ones(mads):
 
 def test_a_launcher_that_says_half_is_named(mads, monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    bad_input(mads("train", *OVERRIDES, *REWARD), "RANK is set", "MASTER_ADDR", "unset RANK")
+    expect_bad_input(mads("train", *OVERRIDES, *REWARD), "RANK is set", "MASTER_ADDR", "unset RANK")

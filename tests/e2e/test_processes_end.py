@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from command_support import MADS, alive, bad_input, children, run, settings, start, wait_until
+from command_support import MADS, alive, children, expect_bad_input, run, settings, start, wait_until
 from run_support import curve, prepare_small
 from safetensors.numpy import load_file
 
@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_its_name(prepared, tmp_pa
 
 def test_what_a_worker_finds_wrong_ends_all_with_exit_code_2_and_one_message(prepared, tmp_path):
     done = run([*MADS, "train", "--workers", 2, *settings(tmp_path / "nothing", tmp_path / "run")], tmp_path)
-    bad_input(done, str(tmp_path / "nothing"), "no manifest.json", "mads prepare")
+    expect_bad_input(done, str(tmp_path / "nothing"), "no manifest.json", "mads prepare")
     (tmp_path / "file").write_text("")
     done = run([*MADS, "train", "--workers", 2, *settings(prepared, tmp_path / "file")], tmp_path)
-    bad_input(done, f"run_dir={tmp_path / 'file'} cannot be written", "choose another run_dir")
+    expect_bad_input(done, f"run_dir={tmp_path / 'file'} cannot be written", "choose another run_dir")

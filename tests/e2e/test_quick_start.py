@@ -6,19 +6,13 @@ from pathlib import Path
 
 import pytest
 from command_support import MADS, REPOSITORY, environment, free_port, run, settings
-from run_support import curve, write_corpus
+from run_support import PREPARE, curve, write_corpus
 
-PREPARE = [
-    "data=jsonl",
+CORPUS = [
+    *PREPARE,
     "data.paths=[corpus.jsonl]",
     "data.reference_paths.galley=galley.jsonl",
     "data.reference_paths.voyage=voyage.jsonl",
-    "model=nano",
-    "model.vocab_size=400",
-    "data.seq_length=32",
-    "data.min_sample_tokens=8",
-    "data.heldout_fraction=0.1",
-    "data.attributes.topic.topics=4",
     "data.dir=prepared",
 ]
 
@@ -26,7 +20,7 @@ PREPARE = [
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = write_corpus(tmp_path_factory.mktemp("quick"))
-    done = run([*MADS, "prepare", *PREPARE], cwd=folder)
+    done = run([*MADS, "prepare", *CORPUS], cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return folder / "prepared"
@@ -36,7 +30,7 @@ def test_make_demo_trains_a_run_and_its_control_and_reports_both(tmp_path):
     """The README's first command as it is written, after the installation, on a small corpus and a small model."""
     write_corpus(tmp_path)
     overrides = [
-        *PREPARE,
+        *CORPUS,
         "train.steps=12",
         "train.global_batch_size=8",
         "train.micro_batch_size=2",

@@ -44,7 +44,7 @@ def rows_of(step):
     return torch.cat([b.tokens for b in step.micro_batches]), torch.cat([b.labels for b in step.micro_batches])
 
 
-def same(a, b):
+def check_same(a, b):
     assert len(a) == len(b) > 0
     for x, y in zip(a, b):
         assert x.sample_ids.tolist() == y.sample_ids.tolist() and (x.valid_tokens, x.tokens) == (y.valid_tokens, y.tokens)
@@ -114,9 +114,9 @@ def test_d3_labels_belong_to_the_inputs_of_the_same_sample(pool, ids):
 
 def check_d4(pool, ids, prefetch):
     whole = steps(pool, ids)
-    same(steps(pool, ids, prefetch=prefetch), whole)
+    check_same(steps(pool, ids, prefetch=prefetch), whole)
     for position in range(1, len(whole)):
-        same(steps(pool, ids, prefetch=prefetch, position=position), whole[position:])
+        check_same(steps(pool, ids, prefetch=prefetch, position=position), whole[position:])
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3, 50])
@@ -153,7 +153,7 @@ def test_d4_resume_on_another_dp_size_and_at_the_end_of_the_round(pool, ids):
         with Loader(pool, SEQ, GLOBAL, 2, rank, 4, prefetch=2) as loader:
             loader.check_state(state)
             loader.begin_round(state["round"], ids, state["position"])
-            same([loader.next() for _ in range(loader.batches_left)], whole[rank][3:])
+            check_same([loader.next() for _ in range(loader.batches_left)], whole[rank][3:])
             loader.begin_round(3, ids, position=len(whole[0]))
             assert loader.batches_left == 0
             with pytest.raises(DataError, match="round 3 has no batch left"):
@@ -196,7 +196,7 @@ def test_rounds_follow_each_other_with_prefetch(pool, ids):
         loader.next()
         loader.begin_round(1, ids[::-1])
         got = [loader.next() for _ in range(loader.batches_left)]
-    same(got, steps(pool, ids[::-1]))
+    check_same(got, steps(pool, ids[::-1]))
 
 
 def test_begin_round_refuses_bad_lists(pool, ids):
@@ -241,7 +241,7 @@ def test_an_error_while_packing_surfaces_in_next_and_can_be_retried(pool, ids, p
                 first = loader.next()
         fail[0] = False
         at = loader.position
-        same([loader.next() for _ in range(loader.batches_left)], expected[at:])
+        check_same([loader.next() for _ in range(loader.batches_left)], expected[at:])
         assert first.sample_ids.tolist() == expected[at - 1].sample_ids.tolist()
 
 

@@ -10,7 +10,7 @@ from mads.tensor import ColumnParallelLinear, RMSNorm, RowParallelLinear, VocabP
 DTYPE = torch.float64
 
 
-def _exact(actual, expected):
+def _check_exact(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -36,7 +36,7 @@ def test_weight_derivative_is_the_change_of_the_output_along_the_direction(kind)
         before = layer(x)
         for n, p in layer.named_parameters():
             p.add_(direction[n])
-        _exact(claimed, layer(x) - before)  # the output is linear in the parameters: the difference is the derivative
+        _check_exact(claimed, layer(x) - before)  # the output is linear in the parameters: the difference is the derivative
     assert claimed.abs().sum() > 1
 
 
@@ -50,9 +50,9 @@ def test_rms_norm_equals_its_formula_with_gradients():
     y = layer(x)
     gradients = torch.autograd.grad(y, [x, layer.weight], upstream)
     z = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 0.01) * weight
-    _exact(y, z)
+    _check_exact(y, z)
     for ours, theirs in zip(gradients, torch.autograd.grad(z, [x, weight], upstream)):
-        _exact(ours, theirs)
+        _check_exact(ours, theirs)
 
 
 @pytest.mark.parametrize("kind", ["column", "row"])
@@ -60,7 +60,7 @@ def test_t3_t4_linear_at_size_1_is_a_plain_linear(kind):
     layer, x = _layers()[kind]
     with torch.no_grad():
         layer.bias.normal_()
-    _exact(layer(x), F.linear(x, layer.weight, layer.bias))
+    _check_exact(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 def test_every_parameter_is_marked_with_its_layout():
