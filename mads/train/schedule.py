@@ -20,6 +20,6 @@ def learning_rate(step: int, steps: int, peak: float, schedule) -> float:
         return peak * (schedule.min_ratio + (1 - schedule.min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
     if schedule.name == "wsd":
         decay_steps = max(1, round(schedule.decay_fraction * steps))
-        progress = max(0.0, (step + 1 - (steps - decay_steps)) / decay_steps)
+        progress = max(0.0, (step - (steps - decay_steps)) / decay_steps)  # the final rate is that after the last step
         return peak * (1 - (1 - schedule.min_ratio) * min(1.0, progress))
     raise ValueError(f"schedule.name={schedule.name!r} is not one of constant, cosine, wsd")

@@ -43,10 +43,10 @@ def test_cosine_falls_from_the_peak_by_half_a_wave(steps, warmup, ratio):
 def test_wsd_is_flat_and_ends_in_a_straight_line(steps, warmup, ratio, fraction):
     decay = max(1, round(fraction * steps))
     flat = steps - decay
-    line = np.interp(np.arange(1, steps + 1), [flat, steps], [PEAK, PEAK * ratio])
+    line = np.interp(np.arange(steps), [flat, steps], [PEAK, PEAK * ratio])
     found = rates(steps, name="wsd", warmup_steps=warmup, min_ratio=ratio, decay_fraction=fraction)
     np.testing.assert_allclose(found, warmed(line, warmup), rtol=1e-12)
-    assert found[-1] == pytest.approx(PEAK * ratio)  # the last step has the final rate
+    assert found[-1] > PEAK * ratio  # the line ends after the last step: none is wasted on a rate of 0
 
 
 def test_the_rate_depends_on_the_step_alone_so_a_resumed_run_has_the_same():
