@@ -204,7 +204,7 @@ MUTANTS = [
     ),
     Mutant(
         "equal scores are ordered by position",
-        "mads.console.decide:_cover",
+        "mads.console.decide:cover",
         lambda original: lambda key, ties, lengths, budget: original(key, np.arange(len(key)), lengths, budget),
         f"{DECIDE}:test_x1_top_k_equals_a_naive_full_sort",
         args=(1,),
