@@ -75,7 +75,7 @@ def select_by_threshold(
     draw: Draw,
     budget: int,
     group=None,
-    piece: int = 1 << 20,
+    piece: int = 1 << 18,
     gather_limit: int = 1 << 20,
 ) -> Decision:
     """Collective: the decision that the selector of `order` takes on the joined slices, equal in every field, on every rank.
