@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.decide --folder FOLDER --sizes 1e6 1e7 1e8 5.9e8 --ranks 2
 
 Each rank is a process with a slice of the pool; columns are files that are read a piece at a time. Three label columns (5, 7, 13
-labels, uint8), one float32 column, lengths int32, use counts uint16, ids int64: 21 bytes a sample. The files are removed afterwards.
+labels, uint8), one float32 column, lengths int32, use counts uint16, ids int64: 21 bytes a sample. The files are removed
+afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import datetime
 import hashlib
 import json
 import multiprocessing
-import resource
 import shutil
 import tempfile
 import time
@@ -62,6 +62,12 @@ def read_slice(folder: Path) -> tuple[PoolSlice, SliceScores]:
     return PoolSlice(columns["ids"], columns["lengths"], columns["uses"]), SliceScores(agents, THETA)
 
 
+def peak_gib() -> float:
+    """Most memory that this process has held. Linux keeps it in /proc; getrusage would count the parent's before the start."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
 def rank_main(rank: int, ranks: int, folder: str, size: int, pipe) -> None:
     """One process: write the slice, decide twice, report."""
     store = dist.FileStore(f"{folder}/store", ranks)
@@ -79,7 +85,7 @@ def rank_main(rank: int, ranks: int, folder: str, size: int, pipe) -> None:
         seconds = time.perf_counter() - start
         report[name] = {"seconds": seconds, "chosen": len(decision.ids), "tokens": decision.tokens, "budget": budget}
         report[name]["ids"] = hashlib.blake2b(decision.ids.tobytes(), digest_size=8).hexdigest()
-    report["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    report["peak_gib"] = peak_gib()
     pipe.send(report)
     dist.destroy_process_group()
 

@@ -189,6 +189,7 @@ def _select(order: Order, candidates: Candidates, total: np.ndarray | None, seed
 
 
 def checked_budget(budget: int) -> int:
+    """Raises ValueError unless there is at least one token to cover."""
     if budget <= 0:
         raise ValueError(f"the token budget is {budget}; a decision must cover at least one token")
     return budget

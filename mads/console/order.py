@@ -33,7 +33,7 @@ class Order(Protocol):
         """float64 [n], smallest first.
 
         Args:
-            total: float64 [n], S of Eq. 6, None if the order is not scored; bounds: its least and greatest value in the whole pool.
+            total: float64 [n], S of Eq. 6, None if the order is not scored; bounds: its least and greatest value in all.
         """
         ...
 

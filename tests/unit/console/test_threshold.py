@@ -86,9 +86,7 @@ def test_use_counts_are_exhausted_in_turn():
     case = make_case(2, 400, "none", max_uses=0)
     case[2][:] = np.random.default_rng(2).choice([0, 3, 700, 65535], 400)
     for budget in range(100, int(case[1].sum()), 2003):
-        assert_same(
-            searched("gumbel", case, 1, 2, budget, piece=33, gather_limit=5), full_sort("gumbel", case, 1, 2, budget)
-        )
+        assert_same(searched("gumbel", case, 1, 2, budget, piece=33, gather_limit=5), full_sort("gumbel", case, 1, 2, budget))
 
 
 def test_ordered_bits_keep_the_order_of_floats():
