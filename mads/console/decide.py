@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mads.noise import gumbel, hash64, uniform
+from mads.console.order import Draw, GumbelOrder, Order, RandomOrder, TopKOrder
+from mads.noise import hash64, uniform
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class Decision:
 
 def select_random(candidates: Candidates, seed: int, round_: int, budget: int) -> Decision:
     """A uniformly random subset; samples with fewer uses come first. The order is that of `select_gumbel` with equal scores."""
-    key = gumbel(seed, "decide/noise", round_, candidates.ids)
-    return _decide(candidates, _best(candidates, -key, candidates.uses, seed, round_, budget), seed, round_, budget)
+    return _select(RandomOrder(), candidates, None, seed, round_, budget)
 
 
 def select_top_k(
@@ -78,11 +78,7 @@ def select_top_k(
         scores: float64 [A, n]; names: the A agents' names.
     """
     check_scores(scores, len(candidates.ids), names)
-    total = combine(scores, theta)
-    low, high = total.min(), total.max()
-    total = (total - low) / (high - low) if high > low else np.ones_like(total)
-    total /= 1 + use_decay * candidates.uses
-    return _decide(candidates, _best(candidates, -total, None, seed, round_, budget), seed, round_, budget)
+    return _select(TopKOrder(use_decay), candidates, combine(scores, theta), seed, round_, budget)
 
 
 def select_gumbel(
@@ -104,10 +100,7 @@ def select_gumbel(
         scores: float64 [A, n]; names: the A agents' names.
     """
     check_scores(scores, len(candidates.ids), names)
-    total = combine(scores, theta)
-    total -= total.max()  # equal scores become exact zeros, and leave the noise its last bit
-    key = total / temperature + gumbel(seed, "decide/noise", round_, candidates.ids)
-    return _decide(candidates, _best(candidates, -key, candidates.uses, seed, round_, budget), seed, round_, budget)
+    return _select(GumbelOrder(temperature), candidates, combine(scores, theta), seed, round_, budget)
 
 
 def select_stratified(
@@ -123,7 +116,7 @@ def select_stratified(
     Args:
         codes: int [n]; shares: float64 [L], not negative, scaled to sum 1 here. Labels with share 0 are not chosen.
     """
-    _checked_budget(budget)
+    checked_budget(budget)
     shares = np.asarray(shares, dtype=np.float64)
     if len(shares) != len(labels) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
         raise ValueError(f"{len(labels)} labels need as many shares that are not negative and not all 0, got {shares.tolist()}")
@@ -152,9 +145,9 @@ def select_stratified(
     eligible = np.flatnonzero(np.isfinite(key))
     if len(eligible) == 0:
         raise ValueError("no candidate has a label with a positive share")
-    ties = hash64(seed, "decide/ties", round_, candidates.ids)
-    chosen = eligible[_cover(key[eligible], ties[eligible], lengths[eligible], budget)]
-    return _decide(candidates, chosen, seed, round_, budget, notes)
+    ties = tie_hash(seed, round_, candidates.ids)
+    chosen = eligible[cover(key[eligible], ties[eligible], lengths[eligible], budget)]
+    return settle(candidates, chosen, seed, round_, budget, notes)
 
 
 def check_scores(scores: np.ndarray, candidates: int, names: Sequence[str]) -> None:
@@ -169,12 +162,16 @@ def check_scores(scores: np.ndarray, candidates: int, names: Sequence[str]) -> N
             raise ValueError(f"agent {name!r} gave {bad} of {len(row)} samples a score that is NaN or infinite")
 
 
-def combine(scores: np.ndarray, theta: np.ndarray) -> np.ndarray:
+def combine(scores: Sequence[np.ndarray], theta: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
     """Eq. 6: sum_A theta_A * scores[A], float64 [n], added in the agents' order element by element. A matrix product might add in
-    another order for another shape, and split ties."""
+    another order for another shape, and split ties.
+
+    Args:
+        total: float64 [n], what the agents before these gave; changed in place. None: nothing.
+    """
     if len(theta) != len(scores):
         raise ValueError(f"theta has {len(theta)} weights for {len(scores)} agents")
-    total = np.zeros(scores.shape[1])
+    total = np.zeros(len(scores[0])) if total is None else total
     for weight, row in zip(theta, scores):
         total += weight * row
     return total
@@ -183,7 +180,16 @@ def combine(scores: np.ndarray, theta: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- shared by all selectors
 
 
-def _checked_budget(budget: int) -> int:
+def _select(order: Order, candidates: Candidates, total: np.ndarray | None, seed: int, round_: int, budget: int) -> Decision:
+    bounds = (0.0, 0.0) if total is None else (total.min(), total.max())
+    key = order.key(Draw(seed, round_), candidates.ids, candidates.uses, total, bounds)
+    level = candidates.uses if order.fewer_uses_first else None
+    chosen = _best(candidates, key, level, seed, round_, budget)
+    return settle(candidates, chosen, seed, round_, budget)
+
+
+def checked_budget(budget: int) -> int:
+    """Raises ValueError unless there is at least one token to cover."""
     if budget <= 0:
         raise ValueError(f"the token budget is {budget}; a decision must cover at least one token")
     return budget
@@ -191,14 +197,14 @@ def _checked_budget(budget: int) -> int:
 
 def _best(candidates: Candidates, key: np.ndarray, level: np.ndarray | None, seed: int, round_: int, budget: int) -> np.ndarray:
     """Positions (in no order) of the first samples by (level, key, hash), all ascending, that cover the budget."""
-    ties = hash64(seed, "decide/ties", round_, candidates.ids)
-    remaining = _checked_budget(budget)
+    ties = tie_hash(seed, round_, candidates.ids)
+    remaining = checked_budget(budget)
     if level is None:
-        return _cover(key, ties, candidates.lengths, remaining)
+        return cover(key, ties, candidates.lengths, remaining)
     taken = []
     for value in np.unique(level):
         of_level = np.flatnonzero(level == value)
-        chosen = of_level[_cover(key[of_level], ties[of_level], candidates.lengths[of_level], remaining)]
+        chosen = of_level[cover(key[of_level], ties[of_level], candidates.lengths[of_level], remaining)]
         taken.append(chosen)
         remaining -= int(candidates.lengths[chosen].sum(dtype=np.int64))
         if remaining <= 0:
@@ -206,7 +212,12 @@ def _best(candidates: Candidates, key: np.ndarray, level: np.ndarray | None, see
     return np.concatenate(taken)
 
 
-def _cover(key: np.ndarray, ties: np.ndarray, lengths: np.ndarray, budget: int) -> np.ndarray:
+def tie_hash(seed: int, round_: int, ids: np.ndarray) -> np.ndarray:
+    """uint64 [n]: the order of samples with equal keys. Different ids never share one, because the hash is a bijection."""
+    return hash64(seed, "decide/ties", round_, ids)
+
+
+def cover(key: np.ndarray, ties: np.ndarray, lengths: np.ndarray, budget: int) -> np.ndarray:
     """Indices of the first samples by (key, ties) whose lengths sum to the budget or just over it; all, if they do not reach it.
 
     One sort by key, and a second one only among the samples that share the key at which the budget is reached.
@@ -225,7 +236,7 @@ def _cover(key: np.ndarray, ties: np.ndarray, lengths: np.ndarray, budget: int) 
     return np.concatenate([sure, tied[:count]])
 
 
-def _decide(
+def settle(
     candidates: Candidates, chosen: np.ndarray, seed: int, round_: int, budget: int, notes: Sequence[str] = ()
 ) -> Decision:
     """Put the chosen positions into training order and take stock."""

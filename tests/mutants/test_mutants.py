@@ -12,6 +12,7 @@ LOADER = "unit/data/test_loader.py"
 LAYERS, DECODER, MODEL = "dist/test_tensor_layers.py", "unit/model/test_decoder.py", "dist/test_tensor_model.py"
 ENGINE, REWARDS, RESUME = "dist/test_engine.py", "dist/test_rewards.py", "dist/test_resume.py"
 DECIDE, CONSOLE, PROTOCOL = "unit/console/test_decide.py", "unit/console/test_console.py", "dist/test_console_ranks.py"
+THRESHOLD, THRESHOLD_RANKS = "unit/console/test_threshold.py", "dist/test_threshold_ranks.py"
 
 
 def _bias_on_every_rank(original):
@@ -204,10 +205,40 @@ MUTANTS = [
     ),
     Mutant(
         "equal scores are ordered by position",
-        "mads.console.decide:_cover",
+        "mads.console.decide:cover",
         lambda original: lambda key, ties, lengths, budget: original(key, np.arange(len(key)), lengths, budget),
         f"{DECIDE}:test_x1_top_k_equals_a_naive_full_sort",
         args=(1,),
+    ),
+    Mutant(
+        "threshold search: ties at the boundary fall by position",
+        "mads.console.threshold:cover",
+        lambda original: lambda key, ties, lengths, budget: original(key, np.arange(len(key)), lengths, budget),
+        f"{THRESHOLD}:check_equal_to_the_full_sort",
+        args=("top_k", "some", 1 << 20),
+    ),
+    Mutant(
+        "threshold search: the boundary bucket is taken whole",
+        "mads.console.threshold:cover",
+        lambda original: lambda key, ties, lengths, budget: np.arange(len(key)),
+        f"{THRESHOLD}:check_equal_to_the_full_sort",
+        args=("gumbel", "none", 40),
+    ),
+    Mutant(
+        "threshold search: negative keys in reverse order",
+        "mads.console.threshold:ordered_bits",
+        lambda original: lambda key: (key + 0.0).view(np.uint64) ^ np.uint64(1 << 63),
+        f"{THRESHOLD}:check_equal_to_the_full_sort",
+        args=("random", "none", 40),
+    ),
+    Mutant(
+        "threshold search: every slice starts at pool position 0",
+        "mads.console.threshold:group_rank",
+        lambda original: lambda group: 0,
+        f"{THRESHOLD_RANKS}:check_the_same_decision",
+        world=2,
+        args=("gumbel", "none", 10),
+        red=("ValueError",),
     ),
     Mutant(
         "used samples compete with unused ones",

@@ -1,0 +1,151 @@
+"""A rank's slice of a pool that is read a piece at a time, and the scores of a piece from label codes and columns of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mads.console.decide import combine
+
+MOST_CELLS = 1 << 16  # of a table of sums over the label columns that it replaces
+
+
+class Column(Protocol):
+    """One value per sample: a NumPy array, a memory map, or a `FileColumn`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice) -> np.ndarray: ...
+
+
+class FileColumn:
+    """A column of raw values in a file, read a piece at a time. Unlike a memory map's, its pages never count as this process's.
+
+    Raises:
+        ValueError: if the file's size is not a whole number of values.
+    """
+
+    def __init__(self, path: Path, dtype):
+        self.path, self.dtype = Path(path), np.dtype(dtype)
+        size = self.path.stat().st_size
+        if size % self.dtype.itemsize:
+            raise ValueError(f"{self.path} has {size} bytes, which is no whole number of {self.dtype} values; it is cut off")
+        self._count = size // self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        start, stop, step = where.indices(self._count)
+        if step != 1:
+            raise ValueError(f"a column is read in contiguous pieces, not with step {step}")
+        offset = start * self.dtype.itemsize
+        return np.fromfile(self.path, dtype=self.dtype, count=max(0, stop - start), offset=offset)
+
+
+@dataclass(frozen=True)
+class PoolSlice:
+    """This rank's samples, in pool order.
+
+    ids: int64, strictly ascending; lengths: tokens, at least 1; uses: 0 to 65535, how often each sample was trained on
+    """
+
+    ids: Column
+    lengths: Column
+    uses: Column
+
+    def __post_init__(self):
+        if not len(self.ids) == len(self.lengths) == len(self.uses):
+            raise ValueError(
+                f"{len(self.ids)} ids, {len(self.lengths)} lengths and {len(self.uses)} use counts must be equally many"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pieces(self, size: int) -> Iterator[slice]:
+        """Consecutive slices of `size` samples; the last may be shorter."""
+        return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """An agent that gives every sample its label's weight. codes: unsigned integers; weights: float64 [L], finite."""
+
+    name: str
+    codes: Column
+    weights: np.ndarray
+
+    def __post_init__(self):
+        if len(self.weights) == 0 or not np.isfinite(self.weights).all():
+            raise ValueError(f"agent {self.name!r} needs a finite weight for every label, got {np.asarray(self.weights)}")
+
+    def score(self, where: slice) -> np.ndarray:
+        """float64 [n]. A code without a weight gets the last one; `wrong` counts those."""
+        return np.asarray(self.weights, dtype=np.float64).take(self.codes[where], mode="clip")
+
+    def wrong(self, where: slice) -> int:
+        """Samples whose code has no weight."""
+        codes = self.codes[where]
+        return 0 if codes.max(initial=0) < len(self.weights) else int((codes >= len(self.weights)).sum())
+
+
+@dataclass(frozen=True)
+class ValueScore:
+    """An agent whose scores are a column of numbers."""
+
+    name: str
+    values: Column
+
+    def score(self, where: slice) -> np.ndarray:
+        """float64 [n]."""
+        return self.values[where].astype(np.float64)
+
+    def wrong(self, where: slice) -> int:
+        """Samples whose score is NaN or infinite."""
+        values = self.values[where]
+        return int(len(values) - np.isfinite(values).sum())
+
+
+class SliceScores:
+    """S of Eq. 6 for any piece of a slice, bit for bit what `combine` gives on the agents' scores.
+
+    The first agents, as long as they are label agents with at most 65536 joint cells, are one look-up in a table of their sums.
+    """
+
+    def __init__(self, agents: Sequence[LabelScore | ValueScore], theta: np.ndarray):
+        if len(agents) == 0 or len(agents) != len(theta):
+            raise ValueError(f"theta has {len(theta)} weights for {len(agents)} agents")
+        self.agents, self.theta = tuple(agents), np.asarray(theta, dtype=np.float64)
+        sizes: list[int] = []
+        for agent in agents:
+            if not isinstance(agent, LabelScore) or np.prod([*sizes, len(agent.weights)], dtype=np.float64) > MOST_CELLS:
+                break
+            sizes.append(len(agent.weights))
+        self._sizes = sizes
+        if sizes:
+            cells = np.unravel_index(np.arange(np.prod(sizes)), sizes)
+            self._table = combine([a.weights[c] for a, c in zip(agents, cells)], self.theta[: len(sizes)])
+
+    def total(self, where: slice) -> np.ndarray:
+        """float64 [n]."""
+        fused = len(self._sizes)
+        total = self._look_up(where) if fused else None
+        if fused == len(self.agents):
+            return total
+        return combine([agent.score(where) for agent in self.agents[fused:]], self.theta[fused:], total)
+
+    def wrong(self, where: slice) -> list[int]:
+        """Per agent, samples that it cannot score."""
+        return [agent.wrong(where) for agent in self.agents]
+
+    def _look_up(self, where: slice) -> np.ndarray:
+        cell = self.agents[0].codes[where].astype(np.uint16)
+        for agent, size in zip(self.agents[1:], self._sizes[1:]):
+            cell *= np.uint16(size)
+            cell += agent.codes[where].astype(np.uint16, copy=False)
+        return self._table.take(cell, mode="clip")
