@@ -46,13 +46,14 @@ def read_parquet(path: str, name: str, columns: Sequence[str], rejects: Rejects)
     """
     try:
         with open(path, "rb") as plain:
-            file = pq.ParquetFile(plain, buffer_size=1 << 20)
+            file = pq.ParquetFile(plain)
             problem = _unusable(file.schema_arrow, columns)
             if problem is not None:
                 _reject_rows(rejects, problem, name, 0, file.metadata.num_rows)
                 return
-            # Kept as codes, so that one long string that stands in many rows is not written out for each of them.
-            file = pq.ParquetFile(plain, buffer_size=1 << 20, read_dictionary=list(columns), metadata=file.metadata)
+            # pre_buffer holds whole row groups. Read as codes, one long string in many rows is not written out for each of them.
+            streamed = {"pre_buffer": False, "buffer_size": 1 << 20, "read_dictionary": list(columns)}
+            file = pq.ParquetFile(plain, metadata=file.metadata, **streamed)
             yield from _row_groups(file, name, columns, rejects)
     except _DAMAGE as error:
         _raise_if_disk(error, name)
