@@ -18,8 +18,17 @@ from mads.data.schema import DataError
 _BATCH_BYTES = 1 << 23
 _BATCH_ROWS = 1024
 _ARROW_FILE_MAGIC = b"ARROW1"
+_ARROW_FILE_START = 8  # the magic number, padded
 _STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow columnar format, "IPC streaming format"
-_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError)  # what pyarrow raises for bad bytes
+_DAMAGE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    OverflowError,
+    LookupError,
+    TypeError,
+    MemoryError,
+)  # what pyarrow raises for bad bytes
 _BINARY = (
     (pa.types.is_string, pa.binary()),
     (pa.types.is_large_string, pa.large_binary()),
@@ -66,11 +75,11 @@ def _row_groups(file: pq.ParquetFile, name: str, columns: Sequence[str], rejects
         record = file.metadata.row_group(group)
         rows, done, trouble = max(0, record.num_rows), 0, "it ended early"
         try:
-            chunks = (record.column(i) for i in range(record.num_columns))
-            size = sum(max(0, c.total_uncompressed_size) for c in chunks if c.path_in_schema in columns)
-            batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows // max(1, size)))
+            # The sizes of single columns would be closer, but pyarrow aborts the process on damaged metadata of a column.
+            batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows // max(1, record.total_byte_size)))
             for batch in file.iter_batches(batch_rows, row_groups=[group], columns=list(columns), use_threads=False):
-                batch = batch.slice(0, rows - done)  # a damaged file can hold more than it says: no row number is given twice
+                if batch.num_rows > rows - done:
+                    raise pa.ArrowInvalid(f"it holds more than the {rows} rows that it should")
                 cells = [_as_bytes(batch.column(column)) for column in columns]
                 yield from _rows(cells, first + done, name, columns, rejects)
                 done += batch.num_rows
@@ -80,6 +89,10 @@ def _row_groups(file: pq.ParquetFile, name: str, columns: Sequence[str], rejects
         if done < rows:
             _reject_rows(rejects, LineError("damaged parquet", f"row group {group}: {trouble}"), name, first + done, rows - done)
         first += rows
+    if first != file.metadata.num_rows:
+        lost = max(1, file.metadata.num_rows - first)
+        detail = f"the row groups have {first} rows, the file should have {file.metadata.num_rows}"
+        rejects.add("damaged parquet", name, first + 1, detail, lost)
 
 
 def read_arrow(path: str, name: str, columns: Sequence[str], rejects: Rejects) -> Iterator[Row]:
@@ -112,15 +125,18 @@ def _record_batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.Sche
         opened = pa.ipc.open_file if is_file else pa.ipc.open_stream
         schema = opened(plain).schema
         fields = [i for i, name in enumerate(schema.names) if name in columns]
-        plain.seek(0)
-        reader = opened(plain, options=pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False))
-        if is_file:
-            for i in range(reader.num_record_batches):
-                yield schema, reader.get_batch(i)
-        else:
-            for batch in reader:
-                yield schema, batch
+        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        expected = pa.ipc.open_file(plain).num_record_batches if is_file else None
+        # A file is a stream between a magic number and a footer; read so, a batch that the footer leaves out is noticed.
+        plain.seek(_ARROW_FILE_START if is_file else 0)
+        count = 0
+        for batch in pa.ipc.open_stream(plain, options=options):
+            yield schema, batch
+            count += 1
+        if not is_file:
             _check_end(plain)
+        elif count != expected:
+            raise pa.ArrowInvalid(f"{count} record batches were found, the footer lists {expected}")
 
 
 def _check_end(stream: BinaryIO) -> None:

@@ -222,13 +222,13 @@ def test_formats_by_ending_by_setting_and_their_errors(tmp_path):
 @pytest.mark.parametrize("ending", WRITERS)
 def test_fuzz_every_row_is_a_document_or_counted(tmp_path, ending):
     """Without checksums a flipped bit in a text is another text; no row may vanish, none appear twice, nothing else be raised."""
-    rng = random.Random(4)
+    rng = random.Random(44)
     texts = [f"text {i} äöü 漢字 " * rng.randrange(1, 5) for i in range(60)]
     path = tmp_path / f"in.{ending}"
     sizes = {"row_group_size": 25} if ending == "parquet" else {"chunk": 25}
     WRITERS[ending](path, table(texts), **sizes)
     whole, damaged, yielded = path.read_bytes(), 0, 0
-    for _ in range(400):
+    for _ in range(1700):
         broken = bytearray(whole)
         for _ in range(rng.randrange(1, 4)):
             at = rng.randrange(len(broken))
@@ -246,7 +246,7 @@ def test_fuzz_every_row_is_a_document_or_counted(tmp_path, ending):
         assert len(found) + rejects.total >= 60 or any("damaged" in r or "missing" in r for r in rejects.counts), rejects.counts
         assert all(d.text.strip() and d.text.encode() and d.domain for d in found)
         damaged, yielded = damaged + rejects.total, yielded + len(found)
-    assert damaged > 200 and yielded > 1000
+    assert damaged > 1000 and yielded > 5000
 
 
 def test_rejects_beyond_the_memory_limit_are_listed_from_disk(tmp_path, monkeypatch):
