@@ -50,10 +50,17 @@ class DemoDataConfig(DataConfig):
 class JsonlDataConfig(DataConfig):
     """data=jsonl: the user's own documents."""
 
-    paths: list[str] = MISSING  # files, folders or globs; plain or .gz
+    paths: list[str] = MISSING  # files, folders or globs; plain, .gz, .zst or .xz
     text_field: str = "text"
     domain_field: Optional[str] = "domain"  # None: the file's name is the domain
     reference_paths: dict[str, str] = field(default_factory=dict)  # task -> JSONL
+
+
+@dataclass
+class FilesDataConfig(JsonlDataConfig):
+    """data=files: JSON lines, Parquet, Arrow or plain text."""
+
+    format: str = "auto"  # jsonl | parquet | arrow | text; auto = by each file's ending
 
 
 @dataclass

@@ -7,7 +7,7 @@ from hydra.core.config_store import ConfigStore
 from mads.config import schema
 
 VARIANTS = {
-    "data": {"demo": schema.DemoDataConfig, "jsonl": schema.JsonlDataConfig},
+    "data": {"demo": schema.DemoDataConfig, "jsonl": schema.JsonlDataConfig, "files": schema.FilesDataConfig},
     "selection": {
         "random": schema.RandomSelectionConfig,
         "stratified": schema.StratifiedSelectionConfig,

@@ -7,22 +7,20 @@ is either a document or an entry in the list of rejects, never neither.
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import json
 import os
-import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
+from mads.data.compression import COMPRESSED, DamagedStream, open_stream
+from mads.data.rejects import Rejects
 from mads.data.schema import DataError, sha256_of
 
-_DETAIL_LIMIT = 200  # characters of an explanation that are kept per reject
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")  # what is taken from a folder
-_GZIP_MAGIC = b"\x1f\x8b"
+MAX_DOCUMENT_BYTES = 1 << 26  # of a JSON line, a cell or a text file, unpacked; what is longer is rejected without being held
+JSONL_ENDINGS = tuple(ending + packed for ending in (".jsonl", ".ndjson") for packed in COMPRESSED)  # what is taken from a folder
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -34,55 +32,6 @@ class Document:
     domain: str
     origin: str
     line: int
-
-
-class Rejects:
-    """Everything that was not taken, by reason, with its place in the input."""
-
-    def __init__(self):
-        self.entries: list[tuple[str, str, int, str]] = []  # (reason, origin, line, detail)
-        self._counts: Counter[str] = Counter()
-
-    def add(self, reason: str, origin: str, line: int, detail: str = "") -> None:
-        """Record one input that was not taken; `reason` is a short kind that can be counted, `detail` is specific."""
-        self._counts[reason] += 1
-        self.entries.append((reason, origin, line, detail[:_DETAIL_LIMIT]))
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {reason: self._counts[reason] for reason in sorted(self._counts)}
-
-    @property
-    def total(self) -> int:
-        return len(self.entries)
-
-    def write(self, path: str | os.PathLike) -> None:
-        """Write all entries as JSON lines {"reason", "origin", "line", "detail"}, atomically; an empty file if there are none."""
-        temporary = Path(f"{os.fspath(path)}.tmp")
-        with open(temporary, "w", encoding="ascii", newline="\n") as file:
-            for reason, origin, line, detail in self.entries:
-                file.write(json.dumps({"reason": reason, "origin": origin, "line": line, "detail": detail}) + "\n")
-        os.replace(temporary, path)
-
-    def raise_if_too_many(self, accepted: int, max_fraction: float, shown: int = 5) -> None:
-        """Stop when more than `max_fraction` of accepted + rejected inputs were rejected.
-
-        Raises:
-            DataError: with the counts by reason and the first `shown` entries.
-        """
-        seen = accepted + self.total
-        if self.total <= max_fraction * seen:
-            return
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self._counts.most_common())
-        first = "\n".join(
-            f"  {origin}:{line}: {reason}" + (f" ({detail})" if detail else "")
-            for reason, origin, line, detail in self.entries[:shown]
-        )
-        raise DataError(
-            f"{self.total} of {seen} inputs were rejected, more than the allowed {max_fraction:.1%}: {reasons}. "
-            f"The first:\n{first}\n"
-            "Mend the input, check data.text_field and data.domain_field, or raise data.max_rejected_fraction"
-        )
 
 
 class Source(Protocol):
@@ -117,16 +66,34 @@ class LineError(Exception):
         self.reason, self.detail = reason, detail
 
 
+def _utf8(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LineError("invalid UTF-8", f"byte {error.start}: {error.reason}") from error
+
+
+def decoded(raw: bytes, what: str) -> str:
+    """A document's bytes as text; it holds something besides white space. `what` names them in an error.
+
+    Raises:
+        LineError: if they are longer than MAX_DOCUMENT_BYTES, no UTF-8, or empty.
+    """
+    if len(raw) > MAX_DOCUMENT_BYTES:
+        raise LineError("document too long", f"{what} has over {MAX_DOCUMENT_BYTES} bytes")
+    text = _utf8(raw)
+    if not text.strip():
+        raise LineError("empty text", what)
+    return text
+
+
 def parse_object(raw: bytes) -> dict[str, Any]:
     """The JSON object of one line of UTF-8.
 
     Raises:
         LineError: whatever else the bytes are; no other exception.
     """
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LineError("invalid UTF-8", f"byte {error.start}: {error.reason}") from error
+    text = _utf8(raw)
     if not text.strip():
         raise LineError("blank line")
     try:
@@ -160,7 +127,7 @@ def text_of(record: dict[str, Any], field: str) -> str:
     return value
 
 
-def find_files(paths: Sequence[str], suffixes: tuple[str, ...] = _SUFFIXES) -> list[tuple[str, str]]:
+def find_files(paths: Sequence[str], suffixes: tuple[str, ...] = JSONL_ENDINGS) -> list[tuple[str, str]]:
     """(name, path) of every file behind files, folders (searched to the bottom for `suffixes`) and globs, each file once,
     sorted by path. Names are relative to the deepest folder that holds all of them, so they do not tell where the data lies.
 
@@ -189,41 +156,64 @@ def describe_files(files: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     return [{"name": name, "bytes": os.path.getsize(path), "sha256": sha256_of(path)} for name, path in files]
 
 
-def read_lines(path: str, name: str, rejects: Rejects, max_line_bytes: int = 1 << 26) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, bytes without the line end) of a plain or gzip file, read as a stream.
+def without_mark(raw: bytes) -> bytes:
+    """The first bytes of a file without a UTF-8 byte order mark."""
+    return raw.removeprefix(_BOM)
 
-    Lines over `max_line_bytes` and the place where a gzip stream breaks off become rejects; what came before stays.
+
+def read_lines(path: str, name: str, rejects: Rejects, max_line_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, bytes without the line end) of a plain or compressed file, read as a stream.
+
+    Lines over `max_line_bytes` and the place where a compressed stream breaks off become rejects; what came before stays.
 
     Raises:
         DataError: if the file cannot be opened or read at all.
     """
     number = 0
     try:
-        with open(path, "rb") as plain:
-            packed = path.endswith(".gz") or plain.peek(2)[:2] == _GZIP_MAGIC
-            stream: BinaryIO = gzip.GzipFile(fileobj=plain) if packed else plain
-            try:
-                while raw := stream.readline(max_line_bytes):
-                    number += 1
-                    if number == 1 and raw.startswith(_BOM):
-                        raw = raw[len(_BOM) :]
-                    if len(raw) == max_line_bytes and not raw.endswith(b"\n"):
-                        rejects.add("line too long", name, number, f"over {max_line_bytes} bytes")
-                        while raw and not raw.endswith(b"\n"):
-                            raw = stream.readline(max_line_bytes)
-                        continue
-                    yield number, raw.rstrip(b"\r\n")
-            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-                rejects.add("damaged gzip", name, number + 1, str(error))
+        with open_stream(path) as stream:
+            while raw := stream.readline(max_line_bytes):
+                number += 1
+                if number == 1:
+                    raw = without_mark(raw)
+                if len(raw) == max_line_bytes and not raw.endswith(b"\n"):
+                    rejects.add("line too long", name, number, f"over {max_line_bytes} bytes")
+                    while raw and not raw.endswith(b"\n"):
+                        raw = stream.readline(max_line_bytes)
+                    continue
+                yield number, raw.rstrip(b"\r\n")
+    except DamagedStream as error:
+        rejects.add(f"damaged {error.codec}", name, number + 1, error.detail)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def read_jsonl(path: str, name: str, fields: Sequence[str], rejects: Rejects) -> Iterator[tuple[int, list[str]]]:
+    """(line number from 1, the strings under `fields`) of every line that has them; all other lines become rejects.
+
+    Raises:
+        DataError: if the file cannot be opened or read at all.
+    """
+    for line, raw in read_lines(path, name, rejects):
+        try:
+            record = parse_object(raw)
+            texts = [text_of(record, field) for field in fields]
+        except LineError as error:
+            rejects.add(error.reason, name, line, error.detail)
+        else:
+            yield line, texts
+
+
+def domain_of_file(name: str) -> str:
+    """The file's name without folder and extensions."""
+    return os.path.basename(name).split(".")[0] or name
 
 
 class JsonlSource:
     """Documents from JSON lines, one object a line.
 
     Args:
-        paths: files, folders or globs; plain or gzip, recognised by name or by content.
+        paths: files, folders or globs; plain, gzip, Zstandard or xz, recognised by name or by content.
         text_field: name of the field that holds the text.
         domain_field: name of the field that holds the domain; None takes the file's name without its extensions.
 
@@ -237,17 +227,10 @@ class JsonlSource:
         self.domain_field = domain_field
 
     def documents(self, rejects: Rejects) -> Iterator[Document]:
+        fields = [self.text_field] + ([] if self.domain_field is None else [self.domain_field])
         for name, path in self.files:
-            file_domain = os.path.basename(name).split(".")[0] or name
-            for line, raw in read_lines(path, name, rejects):
-                try:
-                    record = parse_object(raw)
-                    text = text_of(record, self.text_field)
-                    domain = file_domain if self.domain_field is None else text_of(record, self.domain_field)
-                except LineError as error:
-                    rejects.add(error.reason, name, line, error.detail)
-                else:
-                    yield Document(text, domain, name, line)
+            for line, texts in read_jsonl(path, name, fields, rejects):
+                yield Document(texts[0], texts[1] if len(texts) > 1 else domain_of_file(name), name, line)
 
     def describe(self) -> dict[str, Any]:
         return {

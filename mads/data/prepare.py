@@ -95,8 +95,7 @@ class _Preparation:
         self._fit_labellers(found, ~heldout)
         schemas = [dataclasses.replace(labeller.schema(), name=name) for name, labeller in self.labellers.items()]
         parts = self._write_parts(found, heldout, tokenizer, schemas)
-        for entry in reference_rejects.entries:
-            self.rejects.add(*entry)
+        self.rejects.extend(reference_rejects)
         self.rejects.write(self.directory / "rejected.jsonl")
         manifest = seal(
             self.directory,

@@ -27,7 +27,11 @@ def overrides_for(choice: str) -> list[str]:
     chosen = [f"{group}={name}"]
     if choice == "reward/finite_difference":
         chosen.append("train.precision=fp32")
-    given = {"data/jsonl": ["data.paths=[corpus.jsonl]"], "data/prepared": ["data.dir=elsewhere"]}
+    given = {
+        "data/jsonl": ["data.paths=[corpus.jsonl]"],
+        "data/files": ["data.paths=[corpus]"],
+        "data/prepared": ["data.dir=elsewhere"],
+    }
     return chosen + given.get(choice, [])
 
 
