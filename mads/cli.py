@@ -45,16 +45,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """A command's options, and its Hydra overrides."""
+    parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
+    parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} [key=value ...]"
+    parser.epilog = "Every key=value is a Hydra override of conf/; --cfg job shows all keys and their values."
+    known, overrides = parser.parse_known_args(arguments)
+    unknown = [o for o in overrides if o.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; configuration keys are given as key=value")
+    return known, overrides
+
+
 def prepare(arguments: list[str]) -> int:
     """`mads prepare`: see mads.data.prepare."""
-    from mads.config.compose import ConfigError, compose, to_dict
+    from mads.config.compose import ConfigError, compose, to_dict, to_yaml
     from mads.config.factory import build, build_all
     from mads.config.validate import validate
     from mads.data.prepare import prepare as prepare_data
     from mads.data.settings import PrepareSettings
 
-    config = compose(arguments)
-    validate(config, overrides=arguments)
+    known, overrides = _parse(argparse.ArgumentParser(prog="mads prepare"), arguments)
+    config = compose(overrides)
+    if known.cfg:
+        print(to_yaml(config), end="")
+        return 0
+    validate(config, overrides=overrides)
     data = config.data
     if not data.source:
         raise ConfigError("data=prepared has no source to prepare from; choose data=jsonl data.paths=[...] or data=demo")
@@ -93,13 +109,9 @@ def train(arguments: list[str]) -> int:
     from mads.launch.processes import place, run_workers
     from mads.train import worker
 
-    parser = argparse.ArgumentParser(prog="mads train", add_help=True)
+    parser = argparse.ArgumentParser(prog="mads train")
     parser.add_argument("--workers", type=int, help="processes on this machine; default: one per GPU, or one")
-    parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
-    known, overrides = parser.parse_known_args(arguments)
-    unknown = [o for o in overrides if o.startswith("-")]
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}; configuration keys are given as key=value")
+    known, overrides = _parse(parser, arguments)
     if known.cfg:
         print(to_yaml(compose(overrides)), end="")
         return 0
