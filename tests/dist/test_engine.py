@@ -34,7 +34,7 @@ def test_z2_zero_stages_equal_plain_adamw(world, accumulation):
 
 
 def check_bf16(stages, accumulation):
-    """bf16 goes through other wrappers of DeepSpeed's: a factor lost in one of them shows in the norm, and, clipped, in the weights."""
+    """bf16 goes through other wrappers of DeepSpeed: a factor lost in one shows in the norm and, clipped, in the weights."""
     import model_support as support
     import torch.distributed as dist
 
