@@ -162,7 +162,9 @@ def build_strategy(config: Any) -> Strategy:
     Raises:
         ValueError: for a name that is not known, or settings out of range.
     """
-    limits = Limits(config.exchange, config.unit, config.max_uses, config.bounds) if hasattr(config, "exchange") else Limits()
+    if config.name not in ("random", "stratified", "paper", "mads"):
+        raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads")
+    limits = Limits(config.exchange, config.unit, config.max_uses, config.bounds)
     if config.name == "random":
         return RandomStrategy(limits)
     if config.name == "stratified":
@@ -172,11 +174,9 @@ def build_strategy(config: Any) -> Strategy:
             PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), AdditiveCollaboration(config.theta_rate)
         )
         return PaperStrategy(learning, config.use_decay, limits)
-    if config.name == "mads":
-        learning = Learning(
-            SharedProbes(config.probes),
-            MadsRule(config.agent_rate),
-            MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
-        )
-        return MadsStrategy(learning, config.temperature, config.warmup_rounds, limits)
-    raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads")
+    learning = Learning(
+        SharedProbes(config.probes),
+        MadsRule(config.agent_rate),
+        MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
+    )
+    return MadsStrategy(learning, config.temperature, config.warmup_rounds, limits)
