@@ -217,8 +217,8 @@ def _bounds(config) -> Iterator[str]:
         wrong = {k: list(b) for k, b in labels.items() if len(b) != 2 or not 0 <= b[0] <= b[1] <= 1}
         if wrong:
             yield f"selection.bounds.{attribute}: {wrong} must be pairs [least, most] with 0 <= least <= most <= 1"
-        elif sum(b[0] for b in labels.values()) > 1 + 1e-9:
-            yield f"selection.bounds.{attribute}: the least shares add up to {sum(b[0] for b in labels.values()):.4g}, more than 1"
+        elif (least := sum(b[0] for b in labels.values())) > 1 + 1e-9:
+            yield f"selection.bounds.{attribute}: the least shares add up to {least:.4g}, more than 1"
 
 
 def _ignored(config, overrides) -> Iterator[str]:

@@ -1,10 +1,10 @@
 """Decisions from pools too big to gather or to sort: an exact search for the places where token budgets are reached.
 
-Samples are ordered as in mads.console.decide, by (word, tie hash). A *frontier* asks, for every cell (label) at once, where the first
-samples that cover a number of tokens end. One pass over each rank's slice sums tokens per cell; a few more sum tokens per bucket of
-the next bits of the word, then of the hash (a radix selection), all-reduced, until the buckets that hold the ends have few samples
-together; the last pass collects what is surely chosen and what is still open, and rank 0 settles the open part with the functions
-that the full sort uses. Memory is bounded by the piece, the winners and the open part.
+Samples are ordered as in mads.console.decide, by (word, tie hash). A *frontier* asks, for every cell (label) at once, where the
+first samples that cover a number of tokens end. One pass over each rank's slice sums tokens per cell; a few more sum tokens per
+bucket of the next bits of the word, then of the hash (a radix selection), all-reduced, until the buckets that hold the ends
+have few samples together; the last pass collects what is surely chosen and what is still open, and rank 0 settles the open part
+with the functions that the full sort uses. Memory is bounded by the piece, the winners and the open part.
 
     no split   one frontier at the budget
     Strata     two frontiers around each cell's quota; between them the order of the dues decides
@@ -78,8 +78,8 @@ def select_by_threshold(
 
 @dataclass
 class _Frontier:
-    """Per cell, where the first samples that cover `target` tokens end: in the bucket of samples whose word (and tie) begins with the
-    bits known so far. The last row is of samples that take no part.
+    """Per cell, where the first samples that cover `target` tokens end: in the bucket of samples whose word (and tie) begins
+    with the bits known so far. The last row is of samples that take no part.
 
     before: tokens of the cell's samples ordered before the bucket; count: samples in it; all int64 [cells + 1]
     word: int64, known bits of the word, or a mark; tie: uint64, known bits of the hash
@@ -118,7 +118,8 @@ class _Frontier:
         return before | at
 
     def narrow(self, tokens: np.ndarray, counts: np.ndarray, bits: int) -> None:
-        """Go on to the bucket, of those that the next `bits` bits tell apart, in which the target is reached. int64 [cells + 1, 2**bits]"""
+        """Go on to the bucket, of those that the next `bits` bits tell apart, in which the target is reached. int64 [cells + 1,
+        2**bits]"""
         covered = self.before[:, None] + np.cumsum(tokens, axis=1)
         digit = np.minimum((covered < self.target[:, None]).sum(1), tokens.shape[1] - 1)
         rows = np.flatnonzero(self.count)
@@ -182,7 +183,8 @@ class Search:
         self.bounds = (0.0, 0.0)
 
     def cells_of(self, where: slice, uses: np.ndarray):
-        """Cell of each sample, int64 [n]; the cell after the last one for samples that take no part; 0 if all are in the only one."""
+        """Cell of each sample, int64 [n]; the cell after the last one for samples that take no part; 0 if all are in the only
+        one."""
         cells = 0 if self._cells is None else self._cells[where]
         if self.plan.max_uses is not None:
             cells = np.where(uses < self.plan.max_uses, cells, self._count)
@@ -366,7 +368,8 @@ class Search:
         sure, open_ = rows
         chosen = resolve(open_)
         columns = (
-            np.concatenate([getattr(sure, name), getattr(open_, name)[chosen]]) for name in ("positions", "ids", "lengths", "uses")
+            np.concatenate([getattr(sure, name), getattr(open_, name)[chosen]])
+            for name in ("positions", "ids", "lengths", "uses")
         )
         notes = self.plan.split.notes(self.plan.budget, self._held) if self.plan.split else []
         return settle(self.plan, *columns, notes, self._left_out)

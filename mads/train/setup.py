@@ -101,8 +101,8 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
         most = sum(bounds[label][1] if label in bounds else 1.0 for label in labels)
         if most < 1 - 1e-9:
             raise ConfigError(
-                f"selection.bounds.{attribute}: the greatest shares of its {len(labels)} labels add up to {most:.4g}, so no decision "
-                "can be filled; raise them to 1 in sum"
+                f"selection.bounds.{attribute}: the greatest shares of its {len(labels)} labels add up to {most:.4g}, so no "
+                "decision can be filled; raise them to 1 in sum"
             )
     if plan is None:
         return
