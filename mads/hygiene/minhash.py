@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from mads.data.schema import DataError
-from mads.hygiene.words import Words, batches, hash_words, mixed, windows
+from mads.hygiene.words import batches, hash_words, mixed, windows
 
 NGRAM = 5  # words
 SLOTS = 128
