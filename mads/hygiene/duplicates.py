@@ -96,7 +96,7 @@ def near_duplicates(
     count, rows = bands(threshold)
     stack = _Stack(signatures)
     parent = np.arange(len(stack))
-    if len(stack) == 0:
+    if len(stack) == 0:  # an empty file cannot be mapped
         return parent
     with tempfile.TemporaryFile(dir=scratch) as file:
         keys = np.memmap(file, np.uint64, "w+", shape=(count, len(stack)))
@@ -139,6 +139,8 @@ def _selections(stack: _Stack, alive: np.ndarray | None, key_of):
 
     Equal keys come together; each selection is ordered by key, then by document.
     """
+    if len(stack) == 0:
+        return
     ranges = 1
     while len(stack) > ranges * _SELECTED:
         ranges *= 2

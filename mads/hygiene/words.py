@@ -118,7 +118,7 @@ def _pieces(text: str) -> Iterator[np.ndarray]:
     rest = np.zeros(0, np.uint32)
     for low in range(0, len(text), PIECE):
         rest = np.concatenate([rest, _fold(text[low : low + PIECE])])
-        if len(rest) > PIECE:
+        while len(rest) > PIECE:
             gaps = np.flatnonzero(rest[:PIECE] == 0)
             cut = int(gaps[-1]) + 1 if len(gaps) else PIECE
             yield rest[:cut]
