@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
@@ -211,7 +211,12 @@ def checked_value(value: Any, field: str) -> Any:
     Raises:
         LineError: if it is neither, not finite, or too large.
     """
-    if isinstance(value, int) and -_LARGEST_INTEGER <= value < _LARGEST_INTEGER or isinstance(value, float) and math.isfinite(value):
+    if (
+        isinstance(value, int)
+        and -_LARGEST_INTEGER <= value < _LARGEST_INTEGER
+        or isinstance(value, float)
+        and math.isfinite(value)
+    ):
         return value
     shown = "null" if value is None else f"{value}"[:40] if isinstance(value, (int, float)) else f"a {type(value).__name__}"
     raise LineError("wrong type", f"{field!r} is {shown}, not a string, a finite number or a boolean")
@@ -262,7 +267,8 @@ def read_lines(
 ) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, bytes without the line end) of a plain or compressed file, read as a stream.
 
-    Lines over `max_line_bytes` and the place where a compressed stream breaks off become rejects; what came before stays.
+    Lines without a character, lines over `max_line_bytes` and the place where a compressed stream breaks off become rejects; what
+    came before stays.
 
     Args:
         start: one of `marks`
@@ -285,6 +291,13 @@ def read_lines(
                     mark = offset + _MARK_BYTES
                 number += 1
                 offset += len(raw)
+                if raw == b"\n":
+                    rejects.add("blank line", name, number)
+                    more = _skip_blank_lines(stream)
+                    if more:
+                        rejects.add("blank line", name, number + 1, count=more)
+                        number, offset = number + more, offset + more
+                    continue
                 if number == 1:
                     raw = without_mark(raw)
                 if len(raw) == max_line_bytes and not raw.endswith(b"\n"):
@@ -298,6 +311,14 @@ def read_lines(
         rejects.add(f"damaged {error.codec}", name, number + 1, error.detail)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def _skip_blank_lines(stream: BinaryIO) -> int:
+    """Take the line ends that are next in the buffer, and tell how many; a line at a time, a bomb of them would take hours."""
+    held = stream.peek(1)
+    count = len(held) - len(held.lstrip(b"\n"))
+    stream.read(count)
+    return count
 
 
 def read_jsonl(
