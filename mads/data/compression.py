@@ -1,8 +1,8 @@
 """Compressed files as bounded streams: gzip, Zstandard and xz, several members or frames in a file included.
 
 Nothing is held beyond a buffer and the codec's own window (Zstandard at most 128 MiB, xz at most XZ_MEMORY), however much a file
-unpacks to: who reads lines or documents bounds those. A file that unpacks to over BOMB_BYTES and over BOMB_RATIO times its size is
-damaged from there on, which bounds the time that a small file can take. Text packs to a third or a tenth.
+unpacks to: who reads lines or documents bounds those. A file that unpacks to over BOMB_BYTES and over BOMB_RATIO times its size
+is damaged from there on, which bounds the time that a small file can take. Text packs to a third or a tenth.
 """
 
 from __future__ import annotations

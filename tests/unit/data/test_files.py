@@ -258,9 +258,10 @@ def test_rejects_beyond_the_memory_limit_are_listed_from_disk(tmp_path, monkeypa
     assert len(rejects.entries) == 3 and rejects.total == 28 and rejects.counts == {"wrong type": 28}
     rejects.write(tmp_path / "rejected.jsonl")
     written = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    ranges = ["", *(f"{n} to {2 * n - 1}: " for n in range(2, 8))]
     assert written == [
-        {"reason": "wrong type", "origin": "ä.jsonl", "line": n, "detail": f"{n} to {2 * n - 1}: " * (n > 1) + f"détail {n % 2}"}
-        for n in range(1, 8)
+        {"reason": "wrong type", "origin": "ä.jsonl", "line": n, "detail": f"{span}détail {n % 2}"}
+        for n, span in enumerate(ranges, 1)
     ]
 
 
