@@ -2,8 +2,9 @@
 
     python -m benchmarks.fuzz > table.md
 
-Run from the repository root; `pip install -e '.[test]'` brings what writes the inputs. Each kind of damage and format has a process
-of its own, whose address space is limited and whose peak memory is measured. Exit status 1 if anything is wrong. The table: fuzz.md.
+Run from the repository root; `pip install -e '.[test]'` brings what writes the inputs. Each kind of damage and format has a
+process of its own, whose address space is limited and whose peak memory is measured. Exit status 1 if anything is wrong. The
+table: fuzz.md.
 """
 
 from __future__ import annotations
