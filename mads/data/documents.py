@@ -10,8 +10,8 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,12 +26,14 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `origin` is a file or archive member by its relative name, `line` its 1-based position in there."""
+    """One text. `origin` is a file or archive member by its relative name, `line` its 1-based position in there; `fields` are the
+    record's further fields that were asked for, JSON values."""
 
     text: str
     domain: str
     origin: str
     line: int
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Source(Protocol):
