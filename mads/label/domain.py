@@ -17,6 +17,7 @@ class DomainLabeller(FittedLabeller):
     """The label is the document's own domain; the labels are the domains seen by `fit`, sorted."""
 
     name = "domain"
+    reads = ("domain",)
 
     def __init__(self):
         self._codes: dict[str, int] = {}
@@ -74,6 +75,7 @@ class PathDomain(FittedLabeller):
     """
 
     name = "domain"
+    reads = ("origin",)
 
     def __init__(self, pattern: str, names: Sequence[str] | None = None, other: str | None = None):
         try:

@@ -73,6 +73,7 @@ class GoodAgainstWeb(FittedLabeller):
         regularization: float = 10.0,
     ):
         check_columns(columns)
+        self.reads = ("text", "domain") if good_domains else ("text",)
         if not good_paths and not good_domains:
             raise DataError("GoodAgainstWeb needs good text: good_paths=[...] or good_domains=[...]")
         self.good_paths, self.good_domains, self.text_field = list(good_paths), list(good_domains), text_field
