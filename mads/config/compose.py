@@ -93,6 +93,7 @@ RUN_INDEPENDENT = (
     "train.eval_samples",
     "train.invariant_interval",
     "train.prefetch",
+    "train.loader_workers",
 )
 
 

@@ -23,6 +23,7 @@ import mmap
 import os
 import struct
 from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -161,11 +162,14 @@ class IndexedReader:
     Opening reads the index once, in pieces, and keeps nothing of it. Sequences follow each other without overlap. Where they do
     so without a gap the size of the `.bin` file is exactly theirs, unless the last document is one that was left out.
 
+    Args:
+        check: False for files that were checked before: nothing but the header is read.
+
     Raises:
         DataError: a file is missing, truncated, longer than its index says, or of another format. Names the file and the sizes.
     """
 
-    def __init__(self, prefix: str | os.PathLike):
+    def __init__(self, prefix: str | os.PathLike, check: bool = True):
         self.bin_path, self.idx_path = index_paths(prefix)
         index = _map(self.idx_path)
         self.dtype, sequences, documents = self._read_header(index)
@@ -179,9 +183,18 @@ class IndexedReader:
         self.lengths = np.frombuffer(index, "<i4", sequences, offset)
         self.pointers = np.frombuffer(index, "<i8", sequences, offset + 4 * sequences)
         self.documents = np.frombuffer(index, "<i8", documents, offset + 12 * sequences)
+        self._data = _map(self.bin_path)
+        if check:
+            self._check(sequences, documents)
+        self.tokens = np.frombuffer(self._data, self.dtype.newbyteorder("<"), len(self._data) // self.dtype.itemsize)
+
+    def __reduce__(self):
+        """Another process maps the same files; they were checked here."""
+        return IndexedReader, (os.path.abspath(self.bin_path)[: -len(".bin")], False)
+
+    def _check(self, sequences: int, documents: int) -> None:
         self._check_documents()
         gap, end = self._check_sequences()
-        self._data = _map(self.bin_path)
         left_out = gap or (documents > 1 and self.documents[-2] == sequences)
         size = len(self._data)
         if size < end or size % self.dtype.itemsize or (size > end and not left_out):
@@ -189,7 +202,6 @@ class IndexedReader:
                 f"{self.bin_path} has {size} bytes; {self.idx_path.name} describes {end // self.dtype.itemsize} tokens of "
                 f"{self.dtype}, {end} bytes: it is truncated or damaged; prepare the data again"
             )
-        self.tokens = np.frombuffer(self._data, self.dtype.newbyteorder("<"), size // self.dtype.itemsize)
 
     def _read_header(self, index) -> tuple[np.dtype, int, int]:
         if len(index) < _HEADER.size:
@@ -240,16 +252,35 @@ class IndexedReader:
         start = int(self.pointers[row]) // self.dtype.itemsize
         return self.tokens[start : start + int(self.lengths[row])]
 
-    def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Tokens of the sequences `rows` (integers [k]), read-only views."""
-        starts = self.pointers[rows] // self.dtype.itemsize
-        tokens = self.tokens
-        return [tokens[a:b] for a, b in zip(starts.tolist(), (starts + self.lengths[rows]).tolist())]
+    def will_need(self, row: int) -> None:
+        """Have sequence `row` read from the disk meanwhile, so that a later access does not wait for each of its pages."""
+        start = int(self.pointers[row])
+        end = start + int(self.lengths[row]) * self.dtype.itemsize
+        start -= start % mmap.PAGESIZE
+        if end > start:
+            self._data.madvise(mmap.MADV_WILLNEED, start, end - start)
 
-    def will_need(self, rows: np.ndarray) -> None:
-        """Have the sequences `rows` read from the disk meanwhile, so that a later access does not wait for each page."""
-        starts = self.pointers[rows]
-        ends = starts + self.lengths[rows].astype(np.int64) * self.dtype.itemsize
-        for start, end in zip((starts - starts % mmap.PAGESIZE).tolist(), ends.tolist()):
-            if end > start:
-                self._data.madvise(mmap.MADV_WILLNEED, start, end - start)
+
+class TokenShards:
+    """The token files of a pool as one: samples by position, that is by their place in shard after shard.
+
+    It can be pickled: another process maps the same files.
+    """
+
+    def __init__(self, readers: Sequence[IndexedReader]):
+        self.readers = tuple(readers)
+        self._first = np.cumsum([0] + [len(reader) for reader in readers])
+
+    def _places(self, positions: np.ndarray) -> Iterator[tuple[IndexedReader, int]]:
+        shards = np.searchsorted(self._first, positions, side="right") - 1
+        rows = positions - self._first[shards]
+        return ((self.readers[shard], row) for shard, row in zip(shards.tolist(), rows.tolist()))
+
+    def tokens(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Token ids of the samples at `positions` (int64 [n], each inside the pool): read-only views of the files."""
+        return [reader[row] for reader, row in self._places(positions)]
+
+    def will_need(self, positions: np.ndarray) -> None:
+        """Have these samples read from the disk meanwhile. It changes when data arrives, never which."""
+        for reader, row in self._places(positions):
+            reader.will_need(row)
