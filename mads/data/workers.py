@@ -56,8 +56,8 @@ def _as_it_is(item):
 
 
 def _end_with_parent(worker: int) -> None:
-    """DataLoader's own watchdog looks for another parent process, but the parent is the fork server, and that lives as long as the
-    workers, which hold its pipe: after a kill of the training process all of them would stay for ever."""
+    """DataLoader's own watchdog waits for another parent process. Here the parent is the fork server, which lives as long as the
+    workers hold its pipe: after a kill of the training process all of them would stay for ever."""
 
     def wait():
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])

@@ -4,11 +4,13 @@ import json
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mads.data import indexed
 from mads.data.indexed import IndexedReader, IndexedWriter
 
 PEER = Path(__file__).resolve().parents[2] / "megatron_peer.py"
@@ -114,6 +116,19 @@ def check_sparse(prefix):
     reader.will_need(3)
     assert len(reader[2]) == HUGE[2]
     return reader
+
+
+def check_pointers_beyond_2_to_the_31():
+    """Reader, and writer of an index alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_sparse(f"{folder}/sparse")
+        check_sparse(f"{folder}/sparse")
+        indexed.write_index(Path(f"{folder}/own.idx"), np.dtype(np.uint16), np.array(HUGE, np.int32), None, np.array([0, 4]))
+        assert Path(f"{folder}/own.idx").read_bytes() == Path(f"{folder}/sparse.idx").read_bytes()
+
+
+def test_d6_pointers_are_64_bits_wide():
+    check_pointers_beyond_2_to_the_31()
 
 
 def test_d6_more_than_2_to_the_31_tokens_for_both_readers(peer):

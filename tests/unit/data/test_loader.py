@@ -1,5 +1,6 @@
 import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,9 +178,12 @@ def test_d4_checkpoint_of_other_data_or_shape_is_refused(pool, tmp_path):
     loader.check_state(Loader(pool, SEQ, GLOBAL, 1, 1, 4).state())
 
 
-def test_d4_a_pool_that_grew_continues_and_one_that_shrank_is_refused(pool, tmp_path):
-    own_pool(tmp_path)
-    small = Pool.open(tmp_path, shards=2)
+def test_d4_a_pool_that_grew_continues_and_one_that_shrank_is_refused(pool):
+    check_grown(pool, None)
+
+
+def check_grown(pool, _):
+    small = Pool.open(Path(pool.readers[0].bin_path).parents[1], shards=2)
     ids = np.random.default_rng(1).permutation(small.ids)
     before, after = Loader(small, SEQ, GLOBAL, 2, 0, 1), Loader(pool, SEQ, GLOBAL, 2, 0, 1)
     before.begin_round(4, ids)
@@ -266,6 +270,34 @@ def test_an_error_while_packing_surfaces_in_next_and_can_be_retried(pool, ids, p
         at = loader.position
         check_same(rest_of(loader), expected[at:])
         assert first.sample_ids.tolist() == expected[at - 1].sample_ids.tolist()
+
+
+def check_read_ahead(pool, ids):
+    """Samples whose pages were asked for are the pool's, in their order."""
+    loader = Loader(pool, SEQ, GLOBAL, 4, 1, 2)
+    loader.begin_round(3, ids)
+    got = rest_of(loader)
+    for step in got:
+        assert len(set(step.sample_ids.tolist())) == len(step.sample_ids)
+    decided = pack(pool.lengths[pool.positions_of(ids)], SEQ)
+    taken = np.concatenate([step.sample_ids for step in got])
+    assert taken.tolist() == ids[decided.order[: len(taken)]].tolist()
+
+
+def test_read_ahead_leaves_the_samples_as_they_are(pool, ids):
+    check_read_ahead(pool, ids)
+
+
+def check_other_shards(pool, ids):
+    """The state names the shards by their content."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = make_pool(folder, documents=80, seed=9, seq_length=SEQ)
+        with pytest.raises(DataError, match="was trained on"):
+            Loader(pool, SEQ, GLOBAL, 2, 0, 1).check_state(Loader(other, SEQ, GLOBAL, 2, 0, 1).state())
+
+
+def test_d4_shards_are_known_by_their_content(pool, ids):
+    check_other_shards(pool, ids)
 
 
 def test_rows_are_packed_and_pages_asked_for_a_step_ahead_and_no_further(pool, ids, monkeypatch):

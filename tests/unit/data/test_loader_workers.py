@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def check_workers(pool, ids, workers=2, prefetch=3):
     check_same(first, whole[:2])
     check_same(second, steps(pool, ids[::-1]))
     check_same(third, whole[2:])
+
+
+def check_alone(check):
+    """Run a check on a pool of its own (for tests/mutants)."""
+    with tempfile.TemporaryDirectory() as folder:
+        globals()[check](*own_pool(folder))
 
 
 @pytest.mark.parametrize("workers, prefetch", [(1, 1), (2, 3), (2, 50)])
