@@ -49,7 +49,10 @@ def make_pool(
         for schema in schemas:
             codes = np.repeat(rng.integers(0, len(schema.labels), count), per_document)
             values = codes + rng.random(len(codes)) if schema.continuous else None
-            write_column(attribute_path(path, part, schema.name), schema, codes, values)
+            borders = np.cumsum([0, *parts[part]["shards"]])
+            for shard, own in enumerate(map(slice, borders[:-1], borders[1:])):
+                place = attribute_path(path, part, schema.name, shard)
+                write_column(place, schema, codes[own], values[own] if schema.continuous else None)
     seal(
         path,
         seq_length=seq_length,

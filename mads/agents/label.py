@@ -16,7 +16,7 @@ def label_codes(view: AttributeView, attribute: str) -> np.ndarray:
     Raises:
         ValueError: if a code has no name.
     """
-    codes, labels = view.codes(attribute), view.labels(attribute)
+    codes, labels = np.asarray(view.codes(attribute)), view.labels(attribute)
     if len(codes) and int(codes.max()) >= len(labels):
         raise ValueError(
             f"attribute {attribute!r} has code {int(codes.max())}, but only {len(labels)} labels {list(labels)}; "
@@ -28,7 +28,7 @@ def label_codes(view: AttributeView, attribute: str) -> np.ndarray:
 def token_shares(view: AttributeView, attribute: str) -> np.ndarray:
     """Share of the view's tokens that each label holds, float64 [L], sum 1."""
     codes = label_codes(view, attribute)
-    tokens = np.bincount(codes, weights=view.lengths.astype(np.float64), minlength=len(view.labels(attribute)))
+    tokens = np.bincount(codes, weights=np.asarray(view.lengths, dtype=np.float64), minlength=len(view.labels(attribute)))
     if tokens.sum() <= 0:
         raise ValueError(f"the pool is empty: attribute {attribute!r} covers {len(codes)} samples and no token")
     return tokens / tokens.sum()

@@ -165,7 +165,7 @@ class Console:
                         number=self.round,
                         seed=self.seed,
                         budget=budget,
-                        candidates=Candidates(self.pool.ids, self.pool.lengths, np.asarray(uses)),
+                        candidates=Candidates(np.asarray(self.pool.ids), np.asarray(self.pool.lengths), np.asarray(uses)),
                         scores=scores,
                         theta=self.theta,
                         agents=self.names,

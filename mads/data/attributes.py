@@ -1,4 +1,4 @@
-"""Attribute columns: one uncompressed Arrow IPC file per attribute, memory-mapped at run time.
+"""Attribute columns: one uncompressed Arrow IPC file per attribute and shard, memory-mapped at run time.
 
 Columns: `code` uint16 (index into the schema's labels) and, for continuous attributes, `value` float32. The AttributeSchema
 travels in the file's schema metadata, so a column explains itself to any Arrow reader.
@@ -71,6 +71,7 @@ def write_column(
         arrays["value"] = pa.array(values)
     metadata = {_METADATA_KEY: json.dumps(dataclasses.asdict(schema), sort_keys=True).encode()}
     table = pa.table(arrays).replace_schema_metadata(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -102,4 +103,4 @@ def _numpy(table: pa.Table, name: str, kind: pa.DataType) -> np.ndarray:
         raise DataError(f"column {name!r} is {column.type} with {column.null_count} nulls, not {kind} without nulls")
     if column.num_chunks == 1:
         return column.chunk(0).to_numpy(zero_copy_only=True)
-    return column.to_numpy()
+    return column.to_numpy() if len(column) else np.zeros(0, kind.to_pandas_dtype())

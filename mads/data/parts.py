@@ -51,7 +51,7 @@ class PartWriter:
         self._writer: IndexedWriter | None = None
         self.shards: list[int] = []
         self.documents = self.tokens = self.samples = 0
-        (self._directory / part / "attributes").mkdir(parents=True, exist_ok=True)
+        (self._directory / part).mkdir(parents=True, exist_ok=True)
 
     def add_document(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Append a document cut into samples of `lengths`."""
@@ -87,9 +87,9 @@ class PartWriter:
 def written_files(directory: str | os.PathLike) -> list[Path]:
     """Every file of the layout of mads.data.schema in a directory, finished or not, without the manifest; sorted."""
     directory = Path(directory)
-    patterns = ["tokenizer.model", "tokenizer.json", "rejected.jsonl", "references/*.jsonl"]
+    patterns = ["tokenizer.model", "tokenizer.json", "rejected*.jsonl", "removed*.jsonl", "references/*.jsonl", "labellers/*.npz"]
     for part in PARTS:
-        patterns += [f"{part}/shard-*.bin", f"{part}/shard-*.idx", f"{part}/attributes/*.arrow"]
+        patterns += [f"{part}/shard-*.bin", f"{part}/shard-*.idx", f"{part}/attributes/*/shard-*.arrow"]
     found = (path for pattern in patterns for suffix in ("", ".tmp") for path in directory.glob(pattern + suffix))
     return sorted(path for path in found if path.is_file())
 
@@ -104,14 +104,17 @@ def seal(
     tokenizer: dict[str, Any],
     source: dict[str, Any],
     rejected: dict[str, int],
+    removed: dict[str, int] | None = None,
 ) -> Manifest:
-    """Hash every file and write the manifest, which makes the directory complete."""
+    """Hash every file and write the manifest of a first generation, which makes the directory complete."""
     directory = Path(directory)
     files = {}
     for path in written_files(directory):
         if path.suffix == ".tmp":
             raise DataError(f"{path} was not finished")
         files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = Manifest(seq_length, files, parts, attributes, references, tokenizer, source, rejected)
+    shards = {part: len(entry["shards"]) for part, entry in parts.items()}
+    generation = {"source": source, "shards": shards, "rejected": rejected, "removed": removed or {}}
+    manifest = Manifest(seq_length, files, parts, attributes, references, tokenizer, [generation])
     manifest.write(directory)
     return manifest

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from mads.data.attributes import AttributeColumn, read_column
+from mads.data.columns import IdColumn, ShardedColumn
 from mads.data.indexed import IndexedReader
-from mads.data.schema import DataError, Manifest, sample_ids, split_ids
+from mads.data.schema import AttributeSchema, DataError, Manifest, shard_name, split_ids
 
 
 def shard_prefix(directory: str | os.PathLike, part: str, shard: int) -> Path:
     """Path of a shard's files without their .bin / .idx."""
-    return Path(directory) / part / f"shard-{shard:05d}"
+    return Path(directory) / part / shard_name(shard)
 
 
-def attribute_path(directory: str | os.PathLike, part: str, name: str) -> Path:
-    """Path of an attribute's column."""
-    return Path(directory) / part / "attributes" / f"{name}.arrow"
+def attribute_path(directory: str | os.PathLike, part: str, name: str, shard: int) -> Path:
+    """Path of an attribute's column over a shard."""
+    return Path(directory) / part / "attributes" / name / f"{shard_name(shard)}.arrow"
 
 
 class PoolView:
@@ -50,46 +51,54 @@ class PoolView:
 class Pool:
     """All samples of one part. A *position* is the rank of a sample's id among the pool's ids.
 
-    ids: int64 [n], ascending
-    lengths: int32 [n], tokens
-    manifest, fingerprint: of the prepared directory (mads.data.schema.Manifest)
+    ids: int64 [n], ascending; lengths: int32 [n], tokens; both columns (mads.data.columns)
+    shards: samples of each shard; readers: their token files
+    manifest: of the prepared directory; fingerprint: of the shards that are open (which samples have which ids)
+    total_tokens: the sum of lengths
     """
 
-    def __init__(self, manifest: Manifest, part: str, shards: list[IndexedReader], columns: dict[str, AttributeColumn]):
+    def __init__(self, manifest: Manifest, part: str, shards: list[IndexedReader], columns: dict[str, list[AttributeColumn]]):
         self.manifest, self.part = manifest, part
-        self.fingerprint = manifest.fingerprint
-        self._shards, self._columns = shards, columns
-        self._first = np.cumsum([0] + [len(s) for s in shards])  # position of each shard's first sample; the last is n
-        self.ids = np.concatenate([sample_ids(i, len(s)) for i, s in enumerate(shards)])
-        self.lengths = np.concatenate([s.lengths for s in shards])
+        self.fingerprint = manifest.shards_fingerprint(part, len(shards))
+        self.shards = tuple(len(shard) for shard in shards)
+        self.readers = tuple(shards)
+        self.ids = IdColumn(self.shards)
+        self.lengths = ShardedColumn([shard.lengths for shard in shards], np.dtype("<i4"))
+        self.total_tokens = sum(int(shard.lengths.sum(dtype=np.int64)) for shard in shards)
+        self._schemas: dict[str, AttributeSchema] = {a.name: a for a in manifest.attributes}
+        self._codes = {name: ShardedColumn([c.codes for c in own], np.dtype(np.uint16)) for name, own in columns.items()}
+        self._values = {
+            name: ShardedColumn([c.values for c in own], np.dtype(np.float32))
+            for name, own in columns.items()
+            if self._schemas[name].continuous
+        }
 
     @classmethod
-    def open(cls, directory: str | os.PathLike, part: str = "train") -> Pool:
+    def open(cls, directory: str | os.PathLike, part: str = "train", shards: int | None = None) -> Pool:
         """Map the part's shards and columns.
 
+        Args:
+            shards: open only so many, the first ones: the pool as it was before it grew. None: all.
+
         Raises:
-            DataError: no manifest, no such part, an empty part, or a file that is not what the manifest says.
+            DataError: no manifest, no such part, an empty part, fewer shards than asked for, or a file that is not what the
+                manifest says.
         """
         manifest = Manifest.read(directory)
         if part not in manifest.parts:
             raise DataError(f"{directory} has no part {part!r}, only {sorted(manifest.parts)}")
         expected = manifest.parts[part]["shards"]
-        shards = [IndexedReader(shard_prefix(directory, part, i)) for i in range(len(expected))]
-        if [len(s) for s in shards] != expected:
-            raise DataError(f"{directory}/{part}: shards of {[len(s) for s in shards]} samples, the manifest says {expected}")
-        samples = sum(expected)
-        if samples == 0:
+        if shards is not None and not 0 < shards <= len(expected):
+            raise DataError(f"{directory}/{part} has {len(expected)} shards; {shards} were asked for: it is other data")
+        expected = expected[:shards]
+        readers = [IndexedReader(shard_prefix(directory, part, i)) for i in range(len(expected))]
+        if [len(r) for r in readers] != expected:
+            raise DataError(f"{directory}/{part}: shards of {[len(r) for r in readers]} samples, the manifest says {expected}")
+        if sum(expected) == 0:
             raise DataError(f"{directory}/{part} holds no sample; prepare more data (or a larger heldout_fraction)")
-        columns = {a.name: read_column(attribute_path(directory, part, a.name), samples) for a in manifest.attributes}
-        for attribute in manifest.attributes:
-            if columns[attribute.name].schema.labels != attribute.labels:
-                raise DataError(f"{directory}/{part}: labels of {attribute.name!r} are not the manifest's; prepare it again")
-        pool = cls(manifest, part, shards, columns)
-        if pool.lengths.max() > manifest.seq_length or pool.lengths.min() < 1:
-            raise DataError(
-                f"{directory}/{part}: samples of {pool.lengths.min()} to {pool.lengths.max()} tokens; "
-                f"the manifest says 1 to {manifest.seq_length}; prepare the data again"
-            )
+        columns = {a.name: _read_columns(directory, part, a, expected) for a in manifest.attributes}
+        pool = cls(manifest, part, readers, columns)
+        _check_lengths(f"{directory}/{part}", readers, manifest.seq_length)
         return pool
 
     def __len__(self) -> int:
@@ -97,28 +106,32 @@ class Pool:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        return tuple(self._columns)
+        return tuple(self._schemas)
 
-    def _column(self, attribute: str) -> AttributeColumn:
-        if attribute not in self._columns:
-            raise DataError(f"no attribute {attribute!r} in the pool; it has {sorted(self._columns)}")
-        return self._columns[attribute]
+    def _known(self, attribute: str) -> str:
+        if attribute not in self._schemas:
+            raise DataError(f"no attribute {attribute!r} in the pool; it has {sorted(self._schemas)}")
+        return attribute
 
-    def codes(self, attribute: str) -> np.ndarray:
-        """Label codes, uint16 [n]."""
-        return self._column(attribute).codes
+    def codes(self, attribute: str) -> ShardedColumn:
+        """Label codes, a column of uint16 [n]."""
+        return self._codes[self._known(attribute)]
 
     def labels(self, attribute: str) -> tuple[str, ...]:
         """Names of the codes 0, 1, ..."""
-        return self._column(attribute).schema.labels
+        return self._schemas[self._known(attribute)].labels
 
-    def values(self, attribute: str) -> np.ndarray:
-        """Continuous value, float32 [n]. Raises DataError if the attribute has none."""
-        values = self._column(attribute).values
-        if values is None:
-            continuous = sorted(name for name, column in self._columns.items() if column.values is not None)
-            raise DataError(f"attribute {attribute!r} has labels only, no continuous value; those with one: {continuous}")
-        return values
+    def values(self, attribute: str) -> ShardedColumn:
+        """Continuous value, a column of float32 [n]. Raises DataError if the attribute has none."""
+        if self._known(attribute) not in self._values:
+            raise DataError(
+                f"attribute {attribute!r} has labels only, no continuous value; those with one: {sorted(self._values)}"
+            )
+        return self._values[attribute]
+
+    def attribute_fingerprint(self, attribute: str) -> str:
+        """Hash of an attribute's columns over the shards that are open."""
+        return self.manifest.attribute_fingerprint(self.part, self._known(attribute), len(self.shards))
 
     def view(self, positions: np.ndarray | slice) -> PoolView:
         """Attributes of the samples at `positions`; a slice copies nothing."""
@@ -138,7 +151,7 @@ class Pool:
         """
         ids = np.asarray(ids, dtype=np.int64)
         shards, rows = split_ids(ids)
-        sizes = np.diff(self._first)
+        sizes, first = np.array(self.shards, dtype=np.int64), self.ids.first
         known = (shards >= 0) & (shards < len(sizes))
         known[known] = rows[known] < sizes[shards[known]]
         if not known.all():
@@ -146,17 +159,35 @@ class Pool:
                 f"{int((~known).sum())} of {len(ids)} sample ids are not in the pool of {len(self)} samples, "
                 f"the first is {int(ids[np.argmin(known)])}: they belong to other data"
             )
-        return self._first[shards] + rows
+        return first[shards] + rows
 
     def tokens(self, positions: np.ndarray) -> list[np.ndarray]:
         """Token ids of the samples at `positions`: read-only views of the files, uint16 or int32 [length of the sample]."""
         positions = self._checked(positions)
-        shards = np.searchsorted(self._first, positions, side="right") - 1
-        rows = positions - self._first[shards]
-        return [self._shards[s][r] for s, r in zip(shards.tolist(), rows.tolist())]
+        shards = self.ids.shards_of(positions)
+        rows = positions - self.ids.first[shards]
+        return [self.readers[s][r] for s, r in zip(shards.tolist(), rows.tolist())]
 
     def _checked(self, positions: np.ndarray) -> np.ndarray:
         positions = np.asarray(positions, dtype=np.int64)
         if positions.size and not (0 <= positions.min() and positions.max() < len(self)):
             raise DataError(f"positions from {positions.min()} to {positions.max()} in a pool of {len(self)} samples")
         return positions
+
+
+def _read_columns(directory: str | os.PathLike, part: str, schema: AttributeSchema, sizes: list[int]) -> list[AttributeColumn]:
+    columns = [read_column(attribute_path(directory, part, schema.name, i), size) for i, size in enumerate(sizes)]
+    for i, column in enumerate(columns):
+        # Labels are only ever added at the end, so the codes of older shards keep their meaning.
+        if column.schema.labels != schema.labels[: len(column.schema.labels)] or column.schema.continuous != schema.continuous:
+            raise DataError(f"{directory}/{part}: labels of {schema.name!r} in shard {i} are not the manifest's; label it again")
+    return columns
+
+
+def _check_lengths(where: str, readers: list[IndexedReader], seq_length: int) -> None:
+    shortest = min(int(r.lengths.min()) for r in readers if len(r))
+    longest = max(int(r.lengths.max()) for r in readers if len(r))
+    if longest > seq_length or shortest < 1:
+        raise DataError(
+            f"{where}: samples of {shortest} to {longest} tokens; the manifest says 1 to {seq_length}; prepare the data again"
+        )

@@ -2,13 +2,18 @@
 
 Layout of a prepared directory:
 
-    manifest.json                     everything below with sizes and SHA-256, counts, and the fingerprint
-    tokenizer.model                   SentencePiece model (or tokenizer.json of Hugging Face `tokenizers`)
-    train/shard-00000.bin|.idx        tokens, Megatron MMIDIDX; one sequence per sample, documents in the document index
-    train/attributes/NAME.arrow       one column over all samples of the part, in id order (see mads.data.attributes)
-    heldout/...                       the same for the held-out documents
-    references/TASK.jsonl             reference tasks: {"id", "text", "part"}, part one of direction, audit, report
-    rejected.jsonl                    what was not taken, with file, line and reason
+    manifest.json                               everything below with sizes and SHA-256, counts, and the fingerprint
+    tokenizer.model                             SentencePiece model (or tokenizer.json of Hugging Face `tokenizers`)
+    labellers/NAME.npz                          a fitted labeller: documents that are added later get labels by the same measure
+    train/shard-00000.bin|.idx                  tokens, Megatron MMIDIDX; one sequence per sample, documents in the document index
+    train/attributes/NAME/shard-00000.arrow     one column over the samples of a shard (see mads.data.attributes)
+    heldout/...                                 the same for the held-out documents of the same stretch of input
+    references/TASK.jsonl                       reference tasks: {"id", "text", "part"}, part one of direction, audit, report
+    rejected.jsonl                              what could not be used, with file, line and reason
+    removed.jsonl                               what was left out on purpose (duplicates, contamination), in the same form
+
+A directory grows by whole shards: each addition is a *generation* with lists of its own (rejected-0001.jsonl, ...). Shards that
+are there never change, so the ids of their samples stay.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +31,16 @@ from typing import Any
 import numpy as np
 
 SHARD_SHIFT = 40  # 2**40 rows a shard, 2**23 shards
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class DataError(ValueError):
     """Bad input data. The message names the file, the numbers and the remedy."""
+
+
+def shard_name(shard: int) -> str:
+    """Name of a shard's files without their endings."""
+    return f"shard-{shard:05d}"
 
 
 def sample_ids(shard: int, rows: int) -> np.ndarray:
@@ -80,8 +92,8 @@ class Manifest:
     attributes: list of AttributeSchema, equal for both parts
     references: task -> {"direction": n, "audit": n, "report": n}
     tokenizer: {"kind", "file", "vocab_size", "eod"}
-    source: what was read and with which settings, JSON values only
-    rejected: reason -> count
+    generations: one entry for the preparation and one for each addition to it: {"source": what was read and with which settings,
+        JSON values only; "shards": part -> number of shards after it; "rejected", "removed": reason -> count}
     """
 
     seq_length: int
@@ -90,15 +102,48 @@ class Manifest:
     attributes: list[AttributeSchema]
     references: dict[str, dict[str, int]]
     tokenizer: dict[str, Any]
-    source: dict[str, Any]
-    rejected: dict[str, int]
+    generations: list[dict[str, Any]]
     format_version: int = FORMAT_VERSION
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over every file's hash: two directories with equal fingerprints hold the same data."""
+        return self._hash(sorted(self.files))
+
+    def shards_fingerprint(self, part: str, count: int | None = None) -> str:
+        """SHA-256 over the token files of a part's first `count` shards (None: all): which samples have which ids."""
+        count = len(self.parts[part]["shards"]) if count is None else count
+        return self._hash(f"{part}/{shard_name(i)}{ending}" for i in range(count) for ending in (".bin", ".idx"))
+
+    def attribute_fingerprint(self, part: str, name: str, count: int | None = None) -> str:
+        """SHA-256 over an attribute's columns for a part's first `count` shards (None: all)."""
+        count = len(self.parts[part]["shards"]) if count is None else count
+        return self._hash(f"{part}/attributes/{name}/{shard_name(i)}.arrow" for i in range(count))
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the preparation itself read, and with which settings."""
+        return self.generations[0]["source"]
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """What could not be used, reason -> count over all generations."""
+        return self._summed("rejected")
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """What was left out on purpose, reason -> count over all generations."""
+        return self._summed("removed")
+
+    def _summed(self, key: str) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for generation in self.generations:
+            counts.update(generation[key])
+        return dict(sorted(counts.items()))
+
+    def _hash(self, names: Iterable[str]) -> str:
         h = hashlib.sha256()
-        for name in sorted(self.files):
+        for name in names:
             h.update(f"{name} {self.files[name]['sha256']}\n".encode())
         return h.hexdigest()
 

@@ -50,8 +50,8 @@ def existing_manifest(directory: Path, identity: dict[str, Any], progress: Calla
             )
         return None
     try:
-        recorded = json.loads(path.read_text())["source"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        recorded = json.loads(path.read_text())["generations"][0]["source"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{path} is not a manifest of mads ({error!r}); choose another data.dir or remove {directory}") from error
     if changed := differences(recorded, identity):
         more = f", and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""

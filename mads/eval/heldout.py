@@ -50,7 +50,7 @@ class HeldOut:
         self._model, self._topology = model, topology
         samples: list[np.ndarray] = []
         self._groups: list[tuple[str, str, slice]] = []  # kind, name, samples
-        codes = pool.codes(attribute)
+        codes = np.asarray(pool.codes(attribute))
         for code, label in enumerate(pool.labels(attribute)):
             positions = np.flatnonzero(codes == code)
             order = np.argsort(noise.hash64(0, "heldout", 0, pool.ids[positions]), kind="stable")

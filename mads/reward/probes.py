@@ -94,7 +94,9 @@ def draw_probes(view: AttributeView, plan: ProbePlan, attributes: Mapping[str, s
     missed = np.ones(len(view.ids))  # probability that no agent draws the sample
     for (agent, attribute), count in zip(attributes.items(), plan.quota(len(attributes))):
         noise = hash64(seed, f"probes/{agent}", round_, view.ids)
-        drawn[agent], inclusion = _draw_by_label(view.codes(attribute), len(view.labels(attribute)), count, noise, agent)
+        drawn[agent], inclusion = _draw_by_label(
+            np.asarray(view.codes(attribute)), len(view.labels(attribute)), count, noise, agent
+        )
         missed *= 1 - inclusion
     positions = np.unique(np.concatenate(list(drawn.values())))
     importance = 1 / (1 - missed[positions])

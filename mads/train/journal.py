@@ -74,7 +74,7 @@ class Journal:
         self.message(
             f"{self._topology.grid} on {self._device}, {sum(s.numel() for s in parts.engine.shapes.values()):,} parameters "
             f"({shape.num_layers} layers of {shape.hidden_size}), pool of {len(parts.pool):,} samples with "
-            f"{int(parts.pool.lengths.sum()):,} tokens, selection={self._config.selection.name}"
+            f"{parts.pool.total_tokens:,} tokens, selection={self._config.selection.name}"
         )
         self._started = self._last_line = time.perf_counter()
         self._last_step, self._last_tokens = resume_step or 0, tokens

@@ -63,7 +63,7 @@ def check_data(config: DictConfig, pool: Pool) -> None:
             f"the tokenizer of {config.data.dir} has {manifest.tokenizer['vocab_size']} pieces, more than "
             f"model.vocab_size={config.model.vocab_size}; choose a model with a larger vocabulary or prepare again"
         )
-    batch, held = config.train.global_batch_size * config.data.seq_length, int(pool.lengths.sum())
+    batch, held = config.train.global_batch_size * config.data.seq_length, pool.total_tokens
     if batch > held:
         raise ConfigError(
             f"one global batch takes {batch} tokens (train.global_batch_size x data.seq_length), the whole pool has {held}; "

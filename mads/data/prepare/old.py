@@ -190,14 +190,16 @@ class _Preparation:
         self._check_parts(found, heldout, writers, longest)
         for part, by_name in columns.items():
             for schema in schemas:
-                codes, values = by_name[schema.name]
-                write_column(
-                    attribute_path(self.directory, part, schema.name),
-                    schema,
-                    np.concatenate([np.zeros(0, np.uint16), *codes]),
-                    np.concatenate([np.zeros(0, np.float32), *values]) if schema.continuous else None,
-                    writers[part].samples,
-                )
+                codes, values = (np.concatenate([np.zeros(0, np.uint16), *column]) for column in by_name[schema.name])
+                borders = np.cumsum([0, *writers[part].shards])
+                for shard, (first, last) in enumerate(zip(borders[:-1], borders[1:])):
+                    write_column(
+                        attribute_path(self.directory, part, schema.name, shard),
+                        schema,
+                        codes[first:last],
+                        values[first:last] if schema.continuous else None,
+                        int(last - first),
+                    )
         return {part: writer.summary() for part, writer in writers.items()}
 
     def _batches(self, found: Survey) -> Iterator[tuple[int, list[Document]]]:

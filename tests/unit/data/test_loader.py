@@ -181,7 +181,7 @@ def check_d5(pool, ids):
         ledger.consume(step.sample_positions)
         seen += step.sample_ids.tolist()
     assert len(seen) == len(set(seen)) == ledger.total == int(ledger.counts.sum()) <= len(ids)
-    assert sorted(seen) == pool.ids[ledger.counts > 0].tolist()
+    assert sorted(seen) == pool.ids[np.flatnonzero(ledger.counts)].tolist()
 
 
 def check_alone(check, *args):

@@ -33,7 +33,7 @@ def test_ids_lengths_and_tokens_equal_a_parse_of_the_files(pool, directory):
     shards = pool.manifest.parts["train"]["shards"]
     assert len(shards) > 3 and len(pool) == sum(shards)
     expected = [(s << SHARD_SHIFT) + r for s, n in enumerate(shards) for r in range(n)]
-    assert pool.ids.tolist() == expected and pool.ids.dtype == np.int64 and pool.lengths.dtype == np.int32
+    assert np.asarray(pool.ids).tolist() == expected and pool.ids.dtype == np.int64 and pool.lengths.dtype == np.int32
     positions = np.random.default_rng(0).permutation(len(pool))[:50]
     for position, tokens in zip(positions, pool.tokens(positions)):
         shard, row = int(pool.ids[position]) >> SHARD_SHIFT, int(pool.ids[position]) & ((1 << SHARD_SHIFT) - 1)
@@ -102,3 +102,22 @@ def test_open_refuses_missing_empty_and_changed_parts(directory, tmp_path):
 def test_fingerprint_follows_content(tmp_path):
     one, same, other = (make_pool(tmp_path / n, seed=s).fingerprint for n, s in (("a", 1), ("b", 1), ("c", 2)))
     assert one == same != other
+
+
+def test_the_first_shards_are_the_pool_as_it_was(tmp_path):
+    make_pool(tmp_path, shard_tokens=700)
+    whole, first = Pool.open(tmp_path), Pool.open(tmp_path, shards=2)
+    n = sum(whole.shards[:2])
+    assert 2 < len(whole.shards) and len(first) == n and first.shards == whole.shards[:2]
+    assert np.array_equal(np.asarray(first.ids), whole.ids[:n]) and np.array_equal(
+        first.codes("topic")[:], whole.codes("topic")[:n]
+    )
+    assert first.total_tokens == whole.lengths[:n].sum() and whole.total_tokens == np.sum(whole.lengths)
+    assert first.fingerprint == whole.manifest.shards_fingerprint("train", 2) != whole.fingerprint
+    assert first.attribute_fingerprint("topic") not in (
+        whole.attribute_fingerprint("topic"),
+        first.attribute_fingerprint("domain"),
+    )
+    for bad in (0, len(whole.shards) + 1):
+        with pytest.raises(DataError, match=f"{bad} were asked for"):
+            Pool.open(tmp_path, shards=bad)

@@ -84,7 +84,7 @@ def documents_of(directory, part):
     manifest = Manifest.read(directory, verify=True)
     tokenizer = Tokenizer.open(directory / manifest.tokenizer["file"])
     pool, texts, place = Pool.open(directory, part), [], 0
-    for shard in pool._shards:
+    for shard in pool.readers:
         for first, last in zip(shard.documents[:-1], shard.documents[1:]):
             tokens = np.concatenate([shard[i] for i in range(first, last)])
             assert tokens[-1] == manifest.tokenizer["eod"] and (tokens[:-1] != manifest.tokenizer["eod"]).all()
@@ -104,8 +104,8 @@ def test_every_document_is_in_one_part_or_in_the_rejects(tmp_path, corpus):
     assert manifest.rejected == {"malformed JSON": 1, "too short": 1, "wrong type": 1}
     for part, (pool, documents) in (("train", train), ("heldout", held)):
         counts = manifest.parts[part]
-        assert counts["documents"] == len(documents) and counts["samples"] == len(pool) and counts["tokens"] == pool.lengths.sum()
-        assert pool.lengths.max() <= 32 and pool.lengths.min() >= 8
+        assert counts["documents"] == len(documents) and counts["samples"] == len(pool) and counts["tokens"] == pool.total_tokens
+        assert np.max(pool.lengths) <= 32 and np.min(pool.lengths) >= 8
     assert len(manifest.parts["train"]["shards"]) > 2
     assert any("MB/s" in line for line in lines) and manifest.references["task"] == {
         part: sum(json.loads(r)["part"] == part for r in (tmp_path / "out/references/task.jsonl").read_text().splitlines())

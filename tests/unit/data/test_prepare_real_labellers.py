@@ -62,7 +62,7 @@ def test_every_attribute_covers_every_sample_of_both_parts(prepared):
         pool = Pool.open(directory, part)
         assert set(pool.attributes) == {"quality", "domain", "topic"}
         for name in pool.attributes:
-            assert len(pool.codes(name)) == len(pool) and pool.codes(name).max() < len(pool.labels(name))
+            assert len(pool.codes(name)) == len(pool) and np.max(pool.codes(name)) < len(pool.labels(name))
         assert np.isfinite(pool.values("quality")).all()
         assert pool.labels("domain") == ("code", "prose") and len(pool.labels("topic")) == 4
     train = Pool.open(directory, "train")

@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from fake_pool import OneRank
@@ -31,7 +30,7 @@ class Second(OneRank):
 
 def parts():
     engine = SimpleNamespace(device="cpu", shapes={"w": torch.Size([3, 4])})
-    pool = type("Pool", (), {"lengths": np.array([5, 6]), "__len__": lambda self: 2})()
+    pool = type("Pool", (), {"total_tokens": 11, "__len__": lambda self: 2})()
     return SimpleNamespace(engine=engine, pool=pool)
 
 
