@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
+from mads.label.base import FittedLabeller
 from mads.label.corruption import corrupt
 from mads.label.rules import RULES, rule_score
 from mads.label.sampling import choose
@@ -25,7 +26,7 @@ _FEWEST = 20
 _LONGEST = 20_000  # characters of a document that the classifier learns from
 
 
-class QualityLabeller:
+class QualityLabeller(FittedLabeller):
     """Score in [0, 5] of how much a document reads like intact natural text, in the bins of the FineWeb-Edu score.
 
     Two raw measures: the weighted share of rules passed (mads.label.rules), and the log-odds of a logistic regression over
@@ -61,7 +62,7 @@ class QualityLabeller:
         self._intercept = 0.0
         self._center = self._scale = np.zeros(2)  # of (rule score, log-odds) over the fit sample
         self._knots = np.zeros(len(QUANTILES))  # raw sums at QUANTILES
-        self._fitted: dict[str, Any] = {}
+        self._learned: dict[str, Any] = {}
 
     def fit(self, documents: Sequence[Document]) -> None:
         """Raises:
@@ -83,13 +84,15 @@ class QualityLabeller:
         knots = np.quantile(self._raw(measures), QUANTILES)
         steps = np.maximum(np.diff(knots), 1e-6)  # ties at a quantile would make two knots equal
         self._knots = knots[0] + np.concatenate([[0.0], np.cumsum(steps)])
-        self._fitted = {
+        self._learned = {
+            "scikit_learn": sklearn.__version__,
             "fit_documents": len(chosen),
             "failing": int((~passed).sum()),
             "knots": [float(k) for k in self._knots],
             "rule_score_natural": float(rules.mean()),
             "rule_score_worsened": float(worsened.mean()),
         }
+        self._fitted = True
 
     def _train(self, features, passed: np.ndarray, worsened_features) -> None:
         both = scipy.sparse.vstack([features, worsened_features], format="csr")
@@ -121,8 +124,7 @@ class QualityLabeller:
         Raises:
             RuntimeError: before `fit`.
         """
-        if self._coefficients is None:
-            raise RuntimeError("QualityLabeller.label was called before fit")
+        self._require_fit()
         if not documents:
             return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.float32)
         texts = [d.text for d in documents]
@@ -133,24 +135,38 @@ class QualityLabeller:
         score = np.concatenate(scores).astype(np.float32)
         return bins_of(score), score
 
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "max_fit_documents": self.max_fit_documents,
+            "columns": self.columns,
+            "regularization": self.regularization,
+            "fail_below": self.fail_below,
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        return self._learned
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "coefficients": self._coefficients,
+            "intercept": np.array(self._intercept),
+            "center": self._center,
+            "scale": self._scale,
+            "knots": self._knots,
+        }
+
+    def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self._learned, self._coefficients = facts, arrays["coefficients"]
+        self._intercept = float(arrays["intercept"])
+        self._center, self._scale, self._knots = arrays["center"], arrays["scale"], arrays["knots"]
+
     def schema(self) -> AttributeSchema:
-        return AttributeSchema(
-            self.name,
-            LABELS,
-            continuous=True,
-            provenance={
-                "labeller": "mads.label.quality.QualityLabeller",
-                "scikit_learn": sklearn.__version__,
-                "seed": self.seed,
-                "max_fit_documents": self.max_fit_documents,
-                "columns": self.columns,
-                "regularization": self.regularization,
-                "fail_below": self.fail_below,
-                "rules": {rule.__name__: weight for rule, weight in RULES},
-                "calibration": {"quantiles": list(QUANTILES), "scores": list(SCORES)},
-                **self._fitted,
-            },
-        )
+        self._require_fit()
+        rules = {rule.__name__: weight for rule, weight in RULES}
+        calibration = {"quantiles": list(QUANTILES), "scores": list(SCORES)}
+        provenance = self.provenance(rules=rules, calibration=calibration, **self._learned)
+        return AttributeSchema(self.name, LABELS, continuous=True, provenance=provenance)
 
 
 def bins_of(score: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from sklearn.preprocessing import normalize
 
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
+from mads.label.base import FittedLabeller, pack_json, unpack_json
 from mads.label.sampling import choose
 from mads.label.words import WordBatch, batches, count_matrix, normalize_rows, split_words
 
 
-class TopicLabeller:
+class TopicLabeller(FittedLabeller):
     """k-means over latent semantic analysis: TF-IDF of the words, projected by a truncated SVD, rows of unit length, clustered by
     MiniBatchKMeans; a document belongs to the centre with the largest cosine. A document with no known word belongs to the
     largest cluster. Labels are named by the words that set a cluster apart ("space-nasa-orbit").
@@ -53,7 +54,7 @@ class TopicLabeller:
         self._idf = np.zeros(0)
         self._largest = 0
         self._names: tuple[str, ...] = ()
-        self._fitted: dict[str, Any] = {}
+        self._learned: dict[str, Any] = {}
 
     def fit(self, documents: Sequence[Document]) -> None:
         """Raises:
@@ -77,7 +78,13 @@ class TopicLabeller:
         sizes = np.bincount(member, minlength=self.topics)
         self._largest = int(sizes.argmax())
         self._names = self._name_topics(matrix, member)
-        self._fitted = {"fit_documents": len(texts), "terms_used": len(self._columns), "fit_sizes": sizes.tolist()}
+        self._learned = {
+            "scikit_learn": sklearn.__version__,
+            "fit_documents": len(texts),
+            "terms_used": len(self._columns),
+            "fit_sizes": sizes.tolist(),
+        }
+        self._fitted = True
 
     def _learn_vocabulary(self, parts: Sequence[WordBatch], documents: int) -> None:
         """Choose the words by document count (ties by spelling) and set their columns and inverse document frequencies."""
@@ -134,28 +141,36 @@ class TopicLabeller:
         Raises:
             RuntimeError: before `fit`.
         """
-        if self._weights is None:
-            raise RuntimeError("TopicLabeller.label was called before fit")
+        self._require_fit()
         texts = [d.text for d in documents]
         codes = [self._nearest(self._tfidf(split_words(texts[part]))) for part in batches(texts)]
         return np.concatenate(codes or [np.zeros(0)]).astype(np.uint16), None
 
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "topics": self.topics,
+            "seed": self.seed,
+            "max_fit_documents": self.max_fit_documents,
+            "terms": self.terms,
+            "dimensions": self.dimensions,
+            "max_document_share": self.max_document_share,
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        return {"names": self._names, "learned": self._learned}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"terms": pack_json(list(self._columns)), "idf": self._idf, "weights": self._weights}
+
+    def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self._names, self._learned = tuple(facts["names"]), facts["learned"]
+        self._largest = int(np.argmax(self._learned["fit_sizes"]))
+        self._columns = {term: i for i, term in enumerate(unpack_json(arrays["terms"]))}
+        self._idf, self._weights = arrays["idf"], arrays["weights"]
+
     def schema(self) -> AttributeSchema:
-        return AttributeSchema(
-            self.name,
-            self._names,
-            provenance={
-                "labeller": "mads.label.topic.TopicLabeller",
-                "scikit_learn": sklearn.__version__,
-                "topics": self.topics,
-                "seed": self.seed,
-                "max_fit_documents": self.max_fit_documents,
-                "terms": self.terms,
-                "dimensions": self.dimensions,
-                "max_document_share": self.max_document_share,
-                **self._fitted,
-            },
-        )
+        self._require_fit()
+        return AttributeSchema(self.name, self._names, provenance=self.provenance(**self._learned))
 
 
 def _is_topical(term: str) -> bool:
