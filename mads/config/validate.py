@@ -53,7 +53,7 @@ RANGES = {
     "model.init_std": "(0, inf)",
     "data.seq_length": "[2, inf)",
     "data.heldout_fraction": "(0, 1)",
-    "data.shard_tokens": "[1, inf)",
+    "data.shard_megabytes": "(0, inf)",
     "data.max_rejected_fraction": "[0, 1]",
     "data.max_megabytes": "(0, inf)",
     "data.tokenizer.train_megabytes": "(0, inf)",

@@ -99,7 +99,8 @@ Row = TypeVar("Row", bound=tuple)
 
 
 def at_lines(rows: Iterator[Row], lines: Sequence[int] | None) -> Iterator[Row]:
-    """Those rows whose line, their first item, is one of the ascending `lines`; all of them if that is None. Stops after the last."""
+    """Those rows whose line, their first item, is one of the ascending `lines`; all of them if that is None. Nothing is read
+    behind the last."""
     if lines is None:
         yield from rows
         return
@@ -211,7 +212,12 @@ def checked_value(value: Any, field: str) -> Any:
     Raises:
         LineError: if it is neither, not finite, or too large.
     """
-    if isinstance(value, int) and -_LARGEST_INTEGER <= value < _LARGEST_INTEGER or isinstance(value, float) and math.isfinite(value):
+    if (
+        isinstance(value, int)
+        and -_LARGEST_INTEGER <= value < _LARGEST_INTEGER
+        or isinstance(value, float)
+        and math.isfinite(value)
+    ):
         return value
     shown = "null" if value is None else f"{value}"[:40] if isinstance(value, (int, float)) else f"a {type(value).__name__}"
     raise LineError("wrong type", f"{field!r} is {shown}, not a string, a finite number or a boolean")

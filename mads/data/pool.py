@@ -23,6 +23,11 @@ def attribute_path(directory: str | os.PathLike, part: str, name: str, shard: in
     return Path(directory) / part / "attributes" / name / f"{shard_name(shard)}.arrow"
 
 
+def key_path(directory: str | os.PathLike, part: str, shard: int) -> Path:
+    """Path of the hashes of a shard's documents, by which a document that is added later is known to be there already."""
+    return Path(directory) / part / "keys" / f"{shard_name(shard)}.npy"
+
+
 class PoolView:
     """Attributes of some samples of a pool, in the order of their positions (mads.agents.base.AttributeView)."""
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -79,16 +79,29 @@ class Rejects:
         Raises:
             DataError: with the counts by reason and the first `shown` entries.
         """
-        seen = accepted + self.total
-        if self.total <= max_fraction * seen:
-            return
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self._counts.most_common())
-        first = "\n".join(
-            f"  {origin}:{line}: {reason}" + (f" ({detail})" if detail else "")
-            for reason, origin, line, detail in self.entries[:shown]
-        )
-        raise DataError(
-            f"{self.total} of {seen} inputs were rejected, more than the allowed {max_fraction:.1%}: {reasons}. "
-            f"The first:\n{first}\n"
-            "Mend the input, check data.text_field and data.domain_field, or raise data.max_rejected_fraction"
-        )
+        raise_if_too_many(self._counts, self.entries[:shown], accepted, max_fraction)
+
+
+def raise_if_too_many(counts: Counter[str], first: Sequence[Sequence], accepted: int, max_fraction: float) -> None:
+    """Stop when more than `max_fraction` of accepted + rejected inputs were rejected.
+
+    Args:
+        counts: reason -> number
+        first: some entries (reason, origin, line, detail) to show
+
+    Raises:
+        DataError: with both.
+    """
+    total = counts.total()
+    seen = accepted + total
+    if total <= max_fraction * seen:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    shown = "\n".join(
+        f"  {origin}:{line}: {reason}" + (f" ({detail})" if detail else "") for reason, origin, line, detail in first
+    )
+    raise DataError(
+        f"{total} of {seen} inputs were rejected, more than the allowed {max_fraction:.1%}: {reasons}. "
+        f"The first:\n{shown}\n"
+        "Mend the input, check data.text_field and data.domain_field, or raise data.max_rejected_fraction"
+    )

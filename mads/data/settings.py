@@ -28,18 +28,18 @@ class PrepareSettings:
     seq_length: int
     min_sample_tokens: int = 16
     heldout_fraction: float = 0.02
-    shard_tokens: int = 100_000_000
+    shard_megabytes: float = 400.0
     seed: int = 0
     max_rejected_fraction: float = 0.05
     tokenizer_kind: str = "sentencepiece"
     tokenizer_path: str | None = None
     tokenizer_megabytes: float = 8.0
+    exact_duplicates: bool = True
 
     def __post_init__(self):
         limits = [
             ("vocab_size", 1, 1 << 31),
             ("seq_length", 2, 1 << 31),
-            ("shard_tokens", 1, 1 << 40),
             ("heldout_fraction", 0, 0.5),
             ("max_rejected_fraction", 0, 1),
             ("min_sample_tokens", 2, (self.seq_length + 1) // 2),
@@ -47,6 +47,8 @@ class PrepareSettings:
         for name, low, high in limits:
             if not low <= getattr(self, name) <= high:
                 raise DataError(f"{name} {getattr(self, name)} must be between {low} and {high}; seq_length is {self.seq_length}")
+        if not self.shard_megabytes > 0:
+            raise DataError(f"shard_megabytes {self.shard_megabytes} must be more than 0")
         if not self.tokenizer_megabytes > 0:
             raise DataError(f"tokenizer.train_megabytes {self.tokenizer_megabytes} must be more than 0")
         if self.tokenizer_kind not in KINDS or (self.tokenizer_kind != "sentencepiece" and self.tokenizer_path is None):

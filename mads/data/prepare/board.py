@@ -15,8 +15,11 @@ import json
 import os
 import platform
 import shutil
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,9 +168,46 @@ class Board:
         (self.work / "claims" / task).unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
 
-    def release(self, task: str) -> None:
+    def release(self, task: str, scratch: Path | None = None) -> None:
         """Give a task back that was not done."""
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
         (self.work / "claims" / task).unlink(missing_ok=True)
+
+    def others(self) -> list[str]:
+        """Claims whose owners live, as far as can be told."""
+        return sorted(task for task in self.claims() if not self._is_abandoned(task, self.work / "claims" / task))
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Show that a process is here while it is between two tasks."""
+        name = f"process-{uuid.uuid4().hex}"
+        self.claim(name)
+        try:
+            with self.heartbeat(name, Tally()):
+                yield
+        finally:
+            self.release(name)
+
+    @contextmanager
+    def heartbeat(self, task: str, tally: Tally) -> Iterator[None]:
+        """Renew a claim during the block."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT_S):
+                try:
+                    self.renew(task, tally)
+                except OSError:  # the folder went: the task itself will notice
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def close(self) -> None:
         """Remove the work folder. Its name goes first, so that no process finds half of it."""

@@ -8,15 +8,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import wait
 
 from threadpoolctl import threadpool_limits
 
-from mads.data.prepare.board import HEARTBEAT_S, Board, Tally
+from mads.data.prepare.board import Board, Tally
 from mads.data.prepare.job import Job
-from mads.data.prepare.stages import STAGES, run_task, tasks_of
+from mads.data.prepare.stages import STAGES, run_task, task_bytes, tasks_of
 from mads.data.schema import DataError
 
 _POLL_S = 0.1
@@ -62,36 +61,16 @@ def _do(job: Job, board: Board, stage: str, task: str, say: Callable[[str], None
     tally = Tally()
     scratch = board.start(task)
     try:
-        with _heartbeat(board, task, tally):
+        with board.heartbeat(task, tally):
             notes = run_task(job, stage, task, scratch, tally)
         board.finish(task, scratch, tally)
     except BaseException:
-        board.release(task)
+        board.release(task, scratch)
         raise
     for note in notes:
         say(note)
     if stage == STAGES[-1]:
         board.close()
-
-
-@contextmanager
-def _heartbeat(board: Board, task: str, tally: Tally) -> Iterator[None]:
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_S):
-            try:
-                board.renew(task, tally)
-            except OSError:  # the folder went: the task itself will notice
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 # ---------------------------------------------------------------- processes
@@ -135,7 +114,8 @@ def _listen(end, ends: dict, progress: Callable[[str], None]) -> None:
         if process.exitcode:
             how = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else f"ended with code {process.exitcode}"
             raise DataError(
-                f"a worker of the preparation was {how}; if memory ran out, use fewer --workers. The same command goes on from here"
+                f"a worker of the preparation was {how}; if memory ran out, use fewer --workers. "
+                "The same command goes on from here"
             ) from None
         return
     if kind == "note":
@@ -203,7 +183,7 @@ class _Progress:
         line = f"{stage}: {finished} of {len(names)} tasks"
         if size > 0:
             line += f", {now.documents:,} documents, {documents / seconds:,.0f} documents/s, {size / seconds / 1e6:.1f} MB/s"
-            total = self._job.total_bytes(stage)
-            if total:
-                line += f", about {max(0, total - now.bytes) / size * seconds:,.0f} s left"
+            sizes = task_bytes(self._job, stage)
+            if sizes is not None:
+                line += f", about {max(0, sum(sizes) - now.bytes) / size * seconds:,.0f} s left"
         self._say(line)
