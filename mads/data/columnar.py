@@ -242,7 +242,7 @@ def _value(value: Any, column: str) -> Any:
 def _reject_rows(rejects: Rejects, problem: LineError, name: str, first: int, rows: int) -> None:
     """One entry for `rows` rows after the first `first`."""
     if rows > 0:
-        rejects.add(problem.reason, name, first + 1, f"rows {first + 1} to {first + rows}: {problem.detail}", rows)
+        rejects.add(problem.reason, name, first + 1, problem.detail, rows)
 
 
 def _raise_if_disk(error: Exception, name: str) -> None:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
@@ -268,7 +268,8 @@ def read_lines(
 ) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, bytes without the line end) of a plain or compressed file, read as a stream.
 
-    Lines over `max_line_bytes` and the place where a compressed stream breaks off become rejects; what came before stays.
+    Lines without a character, lines over `max_line_bytes` and the place where a compressed stream breaks off become rejects; what
+    came before stays.
 
     Args:
         start: one of `marks`
@@ -291,6 +292,13 @@ def read_lines(
                     mark = offset + _MARK_BYTES
                 number += 1
                 offset += len(raw)
+                if raw == b"\n":
+                    rejects.add("blank line", name, number)
+                    more = _skip_blank_lines(stream)
+                    if more:
+                        rejects.add("blank line", name, number + 1, count=more)
+                        number, offset = number + more, offset + more
+                    continue
                 if number == 1:
                     raw = without_mark(raw)
                 if len(raw) == max_line_bytes and not raw.endswith(b"\n"):
@@ -304,6 +312,14 @@ def read_lines(
         rejects.add(f"damaged {error.codec}", name, number + 1, error.detail)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def _skip_blank_lines(stream: BinaryIO) -> int:
+    """Take the line ends that are next in the buffer, and tell how many; a line at a time, a bomb of them would take hours."""
+    held = stream.peek(1)
+    count = len(held) - len(held.lstrip(b"\n"))
+    stream.read(count)
+    return count
 
 
 def read_jsonl(

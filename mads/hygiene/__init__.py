@@ -1,0 +1,1 @@
+"""Near-duplicates and contamination: pure functions over texts and arrays."""
