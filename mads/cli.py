@@ -90,6 +90,10 @@ def prepare(arguments: list[str]) -> int:
         tokenizer_kind=data.tokenizer.kind,
         tokenizer_path=data.tokenizer.path,
         tokenizer_megabytes=data.tokenizer.train_megabytes,
+        exact_duplicates=data.hygiene.exact_duplicates,
+        near_duplicates=data.hygiene.near_duplicates,
+        decontaminate=data.hygiene.decontaminate,
+        evaluation_paths=dict(data.hygiene.evaluation_paths),
     )
     # A corpus without reference tasks can be prepared; selections that need rewards refuse it with a remedy.
     has_references = "reference_paths" not in data or data.reference_paths

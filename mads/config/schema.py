@@ -22,6 +22,16 @@ class TokenizerConfig:
 
 
 @dataclass
+class HygieneConfig:
+    """What is left out on purpose; listed in removed.jsonl and counted in the manifest."""
+
+    exact_duplicates: bool = True  # of several documents with the same text the first stays
+    near_duplicates: Optional[float] = None  # Jaccard similarity of word 5-grams from which documents are the same; 0.8 is usual
+    decontaminate: bool = True  # documents that share 13 words in a row with a reference or evaluation example
+    evaluation_paths: dict[str, str] = field(default_factory=dict)  # task -> JSONL, beside the references; in the same layouts
+
+
+@dataclass
 class DataConfig:
     """How documents become samples; the fields of every source."""
 
@@ -33,6 +43,7 @@ class DataConfig:
     seed: int = 0
     max_rejected_fraction: float = 0.05  # more bad input than this stops the preparation
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    hygiene: HygieneConfig = field(default_factory=HygieneConfig)
     source: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)  # name -> labeller
     references: dict[str, Any] = field(default_factory=dict)

@@ -16,7 +16,7 @@ ROOMS = {
     "mads.config": (),
     "mads.tensor": ("mads.collectives", "mads.layout"),
     "mads.model": ("mads.collectives", "mads.kernels", "mads.tensor"),
-    "mads.data": ("mads.noise", "mads.label.base"),
+    "mads.data": ("mads.noise", "mads.label.base", "mads.hygiene"),
     "mads.hygiene": ("mads.data.schema",),
     "mads.label": ("mads.noise", "mads.data"),
     "mads.agents": (),

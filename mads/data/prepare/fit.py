@@ -17,7 +17,7 @@ from mads.data.documents import Document, Rejects
 from mads.data.prepare.board import Tally
 from mads.data.prepare.job import Job
 from mads.data.prepare.plan import Plan
-from mads.data.references import split_parts
+from mads.data.references import JsonlReferences, split_parts
 from mads.data.schema import AttributeSchema, DataError
 from mads.data.tokenizer import Tokenizer, train_sentencepiece
 from mads.label.base import Labeller, attribute_schema, load_labeller, save_labeller
@@ -27,25 +27,39 @@ TOKENIZER_FILES = {"sentencepiece": "tokenizer.model", "huggingface": "tokenizer
 
 
 def write_references(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
-    """Store the reference tasks; they come first because what cannot be had fails before the long work."""
+    """Store the reference tasks; they come first because what cannot be had fails before the long work. Evaluation sets are kept
+    in the work folder for decontamination. An addition to a directory leaves its references alone."""
     rejects, counts, notes = Rejects(), {}, []
-    folder = scratch / "references"
-    if job.references is None:
+    if job.before is not None:
+        counts = job.before.references
+    elif job.references is None:
         notes.append("note: no reference tasks; only selections without rewards can train on this data")
     else:
-        folder.mkdir()
-        for task, examples in job.references.examples(rejects).items():
-            if not FILE_NAME.fullmatch(task):
-                raise DataError(f"reference task name {task!r} is used as a file name; use letters, digits, '_', '-' and '.'")
-            rows = split_parts(examples, job.settings.seed)
-            (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
-            counts[task] = {part: sum(row["part"] == part for row in rows) for part in ("direction", "audit", "report")}
-            notes.append(f"reference task {task}: " + ", ".join(f"{n} {part}" for part, n in counts[task].items()))
+        counts = _store(job, scratch / "references", rejects)
+        notes += [f"reference task {task}: " + ", ".join(f"{n} {part}" for part, n in c.items()) for task, c in counts.items()]
     base = scratch / job.result("references", 0, "")
     base.parent.mkdir(parents=True)
+    with open(base.parent / "evaluation.jsonl", "w", encoding="ascii") as file:
+        if job.settings.evaluation_paths:
+            source = JsonlReferences(job.settings.evaluation_paths, max_examples=None)
+            for task, examples in source.examples(rejects).items():
+                file.writelines(json.dumps({"task": task, "id": e["id"], "text": e["text"]}) + "\n" for e in examples)
     rejects.write(base.with_name(base.name + ".rejected.jsonl"))
     base.with_name(base.name + ".json").write_text(json.dumps({"counts": counts, "rejected": rejects.counts}))
     return notes
+
+
+def _store(job: Job, folder: Path, rejects: Rejects) -> dict[str, dict[str, int]]:
+    """Write references/TASK.jsonl; examples of each part by task."""
+    counts = {}
+    folder.mkdir()
+    for task, examples in job.references.examples(rejects).items():
+        if not FILE_NAME.fullmatch(task):
+            raise DataError(f"reference task name {task!r} is used as a file name; use letters, digits, '_', '-' and '.'")
+        rows = split_parts(examples, job.settings.seed)
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
+        counts[task] = {part: sum(row["part"] == part for row in rows) for part in ("direction", "audit", "report")}
+    return counts
 
 
 def sampled_groups(job: Job, plan: Plan) -> list[int]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mads.data.documents import Rejects, Wanted
+from mads.data.documents import Wanted
 from mads.data.prepare.board import Tally
-from mads.data.prepare.duplicates import exact_duplicates, known_keys
 from mads.data.prepare.job import Job
+from mads.data.prepare.removals import find_removals, known_keys
 from mads.data.prepare.survey import Surveyed, read_surveys
 from mads.data.rejects import raise_if_too_many
 from mads.data.schema import DataError
@@ -33,10 +33,9 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
         raise DataError(f"the source holds no document; check its paths and fields, or give other data: {described}")
     folder = scratch / "work" / "plan"
     folder.mkdir(parents=True)
-    removals, removed = Rejects(), np.zeros(documents, dtype=bool)
-    if settings.exact_duplicates:
-        removed |= exact_duplicates(job, found, removals)
-    removals.write(scratch / "work" / "plan" / "removed.jsonl")
+    removals = find_removals(job, found, scratch)
+    removals.write(folder / "removed.jsonl", found)
+    removed = removals.removed
     state = np.full(documents, REMOVED, dtype=np.uint8)
     kept = np.flatnonzero(~removed)
     state[kept] = _heldout(job, found, kept)
@@ -61,6 +60,7 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
         "rejected": found.rejected,
         "first_rejected": found.first_rejected,
         "removed": removals.counts,
+        "contamination": removals.contamination,
         "shards": shards,
         "bytes": [int(found.sizes[first:last][state[first:last] != REMOVED].sum()) for first, last in shards],
         "fit_megabytes": round(float(found.sizes[tokenizer].sum()) / 1e6, 1),
@@ -71,7 +71,11 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
         f"read {documents:,} documents of {len(found.domains)} domains, {found.sizes.sum(dtype=np.int64) / 1e6:.1f} MB, "
         f"{found.rejected.total()} inputs rejected"
     )
-    return [note] + ([f"removed {_listed(removals.counts)}; listed in {job.list_name('removed')}"] if removals.total else [])
+    return (
+        [note]
+        + ([f"removed {_listed(removals.counts)}; listed in {job.list_name('removed')}"] if removals.counts else [])
+        + removals.notes()
+    )
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -24,7 +24,7 @@ def seal(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     """Write the lists and the manifest."""
     plan = Plan.load(job)
     shards = [_read(job, "shards", i) for i in range(len(plan.about["shards"]))]
-    references = _read(job, "references", 0) if job.before is None else {"counts": job.before.references, "rejected": {}}
+    references = _read(job, "references", 0)
     rejected = sum((Counter(shard["rejected"]) for shard in shards), plan.rejected)
     notes = _check(job, plan, shards, rejected)
     lists = {"rejected": _rejected_files(job, plan), "removed": [job.work / "plan" / "removed.jsonl"]}
@@ -49,6 +49,7 @@ def seal(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
         "shards": {part: len(entry["shards"]) for part, entry in parts.items()},
         "rejected": dict(sorted((rejected + Counter(references["rejected"])).items())),
         "removed": plan.about["removed"],
+        "contamination": plan.about["contamination"],
     }
     generations = [*(job.before.generations if job.before is not None else []), generation]
     manifest = Manifest(
@@ -67,8 +68,7 @@ def _rejected_files(job: Job, plan: Plan) -> Iterator[Path]:
     """Lists of what was rejected: unreadable, too short, in the references; each in input order."""
     yield from (job.directory / job.result("survey", i, ".rejected.jsonl") for i in range(len(job.groups())))
     yield from (job.directory / job.result("shards", i, ".rejected.jsonl") for i in range(len(plan.about["shards"])))
-    if job.before is None:
-        yield job.directory / job.result("references", 0, ".rejected.jsonl")
+    yield job.directory / job.result("references", 0, ".rejected.jsonl")
 
 
 def _parts(job: Job, shards: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

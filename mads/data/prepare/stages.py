@@ -22,7 +22,7 @@ _RUN = {
     "seal": seal,
 }
 STAGES = tuple(_RUN)
-_OF_A_FIRST = ("references", "sample", "fit")  # an addition takes these from the directory
+_OF_A_FIRST = ("sample", "fit")  # an addition takes these from the directory
 
 
 def tasks_of(job: Job, stage: str) -> list[str]:

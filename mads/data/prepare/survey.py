@@ -13,6 +13,7 @@ import numpy as np
 
 from mads.data.documents import Document, Marks, Rejects
 from mads.data.prepare.board import Tally
+from mads.data.prepare.hygiene import Observer
 from mads.data.prepare.job import Job
 from mads.data.schema import DataError, sha256_of
 from mads.data.split import text_keys
@@ -42,19 +43,19 @@ class Codes:
 
 @dataclass
 class _Columns:
-    keys: array = field(default_factory=lambda: array("Q"))
-    checks: array = field(default_factory=lambda: array("Q"))
+    keys: array = field(default_factory=lambda: array("Q"))  # key, check, key, check, ...
     sizes: array = field(default_factory=lambda: array("I"))
     lines: array = field(default_factory=lambda: array("q"))
 
 
 def survey_group(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
-    """Survey the units of one group; writes survey/INDEX.npz, .json and .rejected.jsonl."""
+    """Survey the units of one group; writes survey/INDEX.npz, .json, .rejected.jsonl and, if asked for, .signatures.npy."""
     columns, rejects, units = _Columns(), Rejects(), []
+    observer = Observer(job)
     domains, origins, categories = Codes(), Codes(), {name: Codes() for name in job.categories}
     for unit in job.groups()[index]:
         marks: Marks = []
-        before = len(columns.keys)
+        before = len(columns.sizes)
         for document in job.source.read(unit, rejects, marks=marks):
             size = _add(columns, document)
             domains.add(document.domain)
@@ -65,9 +66,12 @@ def survey_group(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]
                     raise DataError(
                         f"field {name!r} has more than {_MOST_VALUES} values and cannot be a label; see {document.origin}"
                     )
+            observer.add(document.text)
             tally.add(1, size)
-        units.append({"documents": len(columns.keys) - before, "marks": marks, **_described(job, unit)})
+        units.append({"documents": len(columns.sizes) - before, "marks": marks, **_described(job, unit)})
+    observer.finish()
     arrays = {name: np.asarray(values) for name, values in vars(columns).items()}
+    arrays["keys"] = arrays["keys"].reshape(-1, 2)
     arrays |= {"domains": np.asarray(domains.codes), "origins": np.asarray(origins.codes)}
     arrays |= {f"category-{i}": np.asarray(codes.codes) for i, codes in enumerate(categories.values())}
     base = scratch / job.result("survey", index, "")
@@ -81,7 +85,10 @@ def survey_group(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]
         "categories": {name: codes.values for name, codes in categories.items()},
         "rejected": rejects.counts,
         "first_rejected": rejects.entries[:5],
+        "contaminated": observer.contaminated,
     }
+    if observer.signatures is not None:
+        np.save(base.with_name(base.name + ".signatures.npy"), observer.signatures)
     base.with_name(base.name + ".json").write_text(json.dumps(found))
     return []
 
@@ -89,8 +96,7 @@ def survey_group(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]
 def _add(columns: _Columns, document: Document) -> int:
     raw = document.text.encode("utf-8")
     key, check = text_keys(raw)
-    columns.keys.append(key)
-    columns.checks.append(check)
+    columns.keys.extend((key, check))
     columns.sizes.append(len(raw))
     columns.lines.append(document.line)
     return len(raw)
@@ -111,14 +117,14 @@ def _described(job: Job, unit: int) -> dict[str, Any]:
 class Surveyed:
     """All surveys of a source joined, in input order: one entry a document.
 
-    keys, checks: uint64 [n], together 128 bits of the text's hash; sizes: uint32 [n], bytes; lines: int64 [n]
+    pairs: uint64 [n, 2], key and check of each text (mads.data.split.text_keys); sizes: uint32 [n], bytes; lines: int64 [n]
     codes, origin_codes: int32 [n], index into `domains` and `origins`
     categories: field -> codes int32 [n]
+    contaminated: (index, detail, examples) of each document that shares a gram with examples (mads.hygiene.contamination.Hit)
     units: per unit of the source {"documents", "marks"} and, of a file, {"bytes", "sha256"}
     """
 
-    keys: np.ndarray
-    checks: np.ndarray
+    pairs: np.ndarray
     sizes: np.ndarray
     lines: np.ndarray
     codes: np.ndarray
@@ -129,17 +135,26 @@ class Surveyed:
     units: list[dict[str, Any]]
     rejected: Counter
     first_rejected: list[list]
+    contaminated: list[tuple[int, str, list]]
+
+    @property
+    def keys(self) -> np.ndarray:
+        """uint64 [n], the first 64 bits."""
+        return self.pairs[:, 0]
+
+    def origin(self, index: int) -> str:
+        return self.origins[self.origin_codes[index]]
 
     def place(self, index: int) -> str:
         """Where a document is, for people."""
-        return f"{self.origins[self.origin_codes[index]]}:{self.lines[index]}"
+        return f"{self.origin(index)}:{self.lines[index]}"
 
 
 def read_surveys(job: Job) -> Surveyed:
     """Join what all groups' surveys found."""
     domains, origins, categories = Codes(), Codes(), {name: Codes() for name in job.categories}
     columns: dict[str, list[np.ndarray]] = {}
-    units, rejected, first = [], Counter(), []
+    units, rejected, first, contaminated, before = [], Counter(), [], [], 0
     for index in range(len(job.groups())):
         base = job.directory / job.result("survey", index, "")
         found = json.loads(base.with_name(base.name + ".json").read_text())
@@ -155,9 +170,11 @@ def read_surveys(job: Job) -> Surveyed:
         units += found["units"]
         rejected.update(found["rejected"])
         first += found["first_rejected"][: 5 - len(first)]
+        contaminated += [(before + i, detail, examples) for i, detail, examples in found["contaminated"]]
+        before += len(columns["sizes"][-1])
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return Surveyed(
-        *(joined[name] for name in ("keys", "checks", "sizes", "lines", "domains")),
+        *(joined[name] for name in ("keys", "sizes", "lines", "domains")),
         tuple(domains.values),
         joined["origins"],
         tuple(origins.values),
@@ -165,4 +182,5 @@ def read_surveys(job: Job) -> Surveyed:
         units,
         rejected,
         first,
+        contaminated,
     )
