@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from mads.label.domain import DomainLabeller
 from mads.label.given import GivenLabel, GivenScore
 
 WORDS = "rain fell softly over the old harbour while boats turned and import numpy return self value budget vote law 7 42".split()
-FIELDS = {"score": [0.0, 5.0], "topic": [3, 1]}
 
 
 def write_part(path, seed, count=40, domain="news", texts=None):
@@ -82,11 +80,6 @@ def hashes(directory):
     return {p.relative_to(directory).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def texts_of(directory, part):
-    manifest = Manifest.read(directory)
-    return manifest.parts[part]["documents"]
-
-
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr("mads.data.prepare.job._GROUP_BYTES", 1)  # spawned workers have their own: the order must not matter
     run(tmp_path, "one")
@@ -108,7 +101,9 @@ def test_the_attribute_fields_of_a_record_become_its_labels(tmp_path, corpus):
     expected = [
         json.loads(line) for name in "abc" for line in (corpus / f"{name}.jsonl").read_text().splitlines() if line[0] == "{"
     ]
-    expected = [row for row in expected if row["score"] is not None]
+    expected = list(
+        {row["text"]: row for row in reversed(expected) if row["score"] is not None}.values()
+    )  # the first of equal ones
     scores = sorted({np.float32(row["score"]) for row in expected})
     pools = [Pool.open(tmp_path / "out", part) for part in ("train", "heldout")]
     assert sorted({v for pool in pools for v in np.asarray(pool.values("quality"))}) == scores
@@ -124,7 +119,7 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 from test_prepare_processes import run
 if __name__ == "__main__":
-    run(Path({folder!r}), "out", workers=2, lines=type("Out", (list,), {{"append": lambda self, line: print(line, flush=True)}})())
+    run(Path({folder!r}), "out", workers=2)
 """
 
 
@@ -226,7 +221,8 @@ def test_d7_an_addition_leaves_every_file_as_it_was(tmp_path, corpus):
     assert second.generations[1]["removed"] == {"duplicate": 6}
     details = [json.loads(line)["detail"] for line in (tmp_path / "out/removed-0001.jsonl").read_text().splitlines()]
     assert (
-        details.count("same text as a document that the directory has already") == 5 and "more.jsonl:4" in details[5] + details[0]
+        details.count("same text as a document that the directory has already") == 5
+        and details[5] == "same text as again.jsonl:6"
     )
     new = Pool.open(tmp_path / "out", "train")
     assert np.array_equal(np.asarray(new.ids)[: len(old_ids)], old_ids) and len(new) > len(old_ids)
@@ -304,13 +300,13 @@ def test_near_duplicates_and_contaminated_documents_are_removed_and_listed(tmp_p
     (tmp_path / "evaluation.jsonl").write_text(json.dumps(held) + "\n")
     more = dict(near_duplicates=0.8, evaluation_paths={"secret": str(tmp_path / "evaluation.jsonl")})
     lines = []
-    manifest = run(tmp_path, "out", lines=lines, **more)
+    manifest = run(tmp_path, "out", lines=lines, vocab_size=280, **more)
     assert manifest.removed == {"contaminated": 2, "near duplicate": 1} and manifest.rejected == {}
     found = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
     assert [(r["line"], r["reason"]) for r in found] == [(8, "near duplicate"), (12, "contaminated"), (14, "contaminated")]
     assert found[0]["detail"].endswith("to a.jsonl:3") and "task task-5" in found[1]["detail"] and "secret" in found[2]["detail"]
     assert manifest.generations[0]["contamination"]["secret"]["documents"] == 1
     assert any("contamination by secret: 1 documents hold 1 of 1 examples" in line for line in lines)
-    plain = run(tmp_path, "plain", decontaminate=False)
+    plain = run(tmp_path, "plain", vocab_size=280, decontaminate=False)
     assert plain.removed == {} and sum(plain.parts[p]["documents"] for p in plain.parts) == 40
-    assert time.monotonic() and texts_of(tmp_path / "out", "train") + texts_of(tmp_path / "out", "heldout") == 37
+    assert sum(manifest.parts[p]["documents"] for p in manifest.parts) == 37
