@@ -82,6 +82,7 @@ class FittedLabeller:
     version = 1  # of the measure: it rises when the same parameters and documents give other labels
     fields: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("text",)  # what of a document, beside `fields`, the labels depend on: text, domain, origin
     _fitted = False
 
     def parameters(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ROOMS = {
     "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.train.interface"),
     "mads.checkpoint": ("mads.collectives", "mads.data.schema"),
     "mads.logging": ("mads.console.record",),
-    "mads.report": ("mads.console.record", "mads.data.schema", "mads.logging"),
+    "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
     "mads.train.interface": ("mads.data.batch",),
     "mads.train": (
         "mads.agents",
@@ -43,7 +43,7 @@ ROOMS = {
         "mads.reward",
         "mads.topology",
     ),
-    "mads.cli": ("mads.config", "mads.data", "mads.launch", "mads.report", "mads.train.worker"),
+    "mads.cli": ("mads.config", "mads.data", "mads.label", "mads.launch", "mads.report", "mads.train.worker"),
 }
 # Library -> the only modules that may import it.
 LIBRARIES = {

@@ -177,6 +177,6 @@ def load_fitted(job: Job) -> Fitted:
     """Open what `fit`, or an earlier generation, left in the directory."""
     record, schemas = fitted_records(job)
     for schema in schemas:
-        load_labeller(job.directory / "labellers" / f"{schema.name}.npz", job.labellers[schema.name])
+        load_labeller(job.directory / "labellers" / f"{schema.folder}.npz", job.labellers[schema.name])
     tokenizer = Tokenizer.open(job.directory / record["file"], record["kind"])
     return Fitted(record, tokenizer, {schema.name: job.labellers[schema.name] for schema in schemas}, schemas)

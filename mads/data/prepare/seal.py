@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -58,6 +59,17 @@ def seal(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     notes += _remove_strangers(job, manifest)
     manifest.write(scratch)
     return notes
+
+
+def left_over(job: Job) -> list[Path]:
+    """What an unfinished preparation, perhaps with other settings, has left under the names of this generation's files. Files of
+    the generations before are none of our business, even if the manifest no longer has them: a run may hold them open."""
+    files = written_files(job.directory)
+    if job.before is None:
+        return files
+    shard = re.compile(r"shard-(\d+)\.")
+    ours = [p for p in files if (found := shard.match(p.name)) and int(found[1]) >= job.first_shard]
+    return ours + [p for kind in ("rejected", "removed") if (p := job.directory / job.list_name(kind)).exists()]
 
 
 def _read(job: Job, stage: str, index: int) -> dict[str, Any]:
@@ -120,8 +132,7 @@ def _check(job: Job, plan: Plan, shards: list[dict[str, Any]], rejected: Counter
 
 
 def _remove_strangers(job: Job, manifest: Manifest) -> list[str]:
-    """What an earlier, unfinished preparation with other results may have left under our names."""
-    left = [p for p in written_files(job.directory) if p.relative_to(job.directory).as_posix() not in manifest.files]
+    left = [p for p in left_over(job) if p.relative_to(job.directory).as_posix() not in manifest.files]
     for path in left:
         path.unlink(missing_ok=True)
     return [f"removed {len(left)} files of an unfinished preparation"] if left else []

@@ -132,7 +132,7 @@ class _Shard:
             for schema in self._fitted.schemas:
                 codes, values = self._columns[part][schema.name]
                 write_column(
-                    attribute_path(self._scratch, part, schema.name, self._number),
+                    attribute_path(self._scratch, part, schema.folder, self._number),
                     schema,
                     np.concatenate([np.zeros(0, np.uint16), *codes]),
                     np.concatenate([np.zeros(0, np.float32), *values]) if schema.continuous else None,

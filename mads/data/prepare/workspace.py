@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mads.data.documents import Source
-from mads.data.parts import written_files
 from mads.data.prepare.board import Board, open_board, read_json
 from mads.data.prepare.job import Job
+from mads.data.prepare.seal import left_over
 from mads.data.schema import DataError, Manifest
 
 _SHOWN = 5
@@ -180,8 +180,7 @@ def begin(job: Job, progress: Progress) -> Iterator[None]:
 
 def _clear(job: Job, progress: Progress) -> None:
     """Remove what a preparation with other settings left unfinished, and nothing else."""
-    known = set(job.before.files) if job.before is not None else set()
-    left = [p for p in written_files(job.directory) if p.relative_to(job.directory).as_posix() not in known]
+    left = left_over(job)
     for path in left:
         path.unlink()
     shutil.rmtree(job.work)

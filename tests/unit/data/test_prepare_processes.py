@@ -300,13 +300,13 @@ def test_near_duplicates_and_contaminated_documents_are_removed_and_listed(tmp_p
     (tmp_path / "evaluation.jsonl").write_text(json.dumps(held) + "\n")
     more = dict(near_duplicates=0.8, evaluation_paths={"secret": str(tmp_path / "evaluation.jsonl")})
     lines = []
-    manifest = run(tmp_path, "out", lines=lines, vocab_size=280, **more)
+    manifest = run(tmp_path, "out", lines=lines, vocab_size=282, **more)
     assert manifest.removed == {"contaminated": 2, "near duplicate": 1} and manifest.rejected == {}
     found = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
     assert [(r["line"], r["reason"]) for r in found] == [(8, "near duplicate"), (12, "contaminated"), (14, "contaminated")]
     assert found[0]["detail"].endswith("to a.jsonl:3") and "task task-5" in found[1]["detail"] and "secret" in found[2]["detail"]
     assert manifest.generations[0]["contamination"]["secret"]["documents"] == 1
     assert any("contamination by secret: 1 documents hold 1 of 1 examples" in line for line in lines)
-    plain = run(tmp_path, "plain", vocab_size=280, decontaminate=False)
+    plain = run(tmp_path, "plain", vocab_size=282, decontaminate=False)
     assert plain.removed == {} and sum(plain.parts[p]["documents"] for p in plain.parts) == 40
     assert sum(manifest.parts[p]["documents"] for p in manifest.parts) == 37
