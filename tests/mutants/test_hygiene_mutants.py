@@ -1,4 +1,4 @@
-"""Mutants of duplicate and contamination search; tests/mutants/mutants.py explains the fields."""
+"""Mutants of duplicate and contamination search, and of the list of rejects; tests/mutants/mutants.py explains the fields."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from mutants import Mutant
 from test_mutants import outcome
 
 DUPLICATES, MINHASH = "unit/hygiene/test_duplicates.py", "unit/hygiene/test_minhash.py"
-CONTAMINATION = "unit/hygiene/test_contamination.py"
+CONTAMINATION, REJECTS = "unit/hygiene/test_contamination.py", "unit/data/test_rejects.py"
 
 
 def _the_later_one_stays(original):
@@ -74,6 +74,26 @@ MUTANTS = [
         "mads.hygiene.contamination:words_of",
         lambda original: lambda text: ["word"] * 1000,
         f"{CONTAMINATION}:check_a_collision_of_hashes_removes_nothing",
+    ),
+    Mutant(
+        "every reject is an entry of its own",
+        "mads.data.rejects:_Run.takes",
+        lambda original: lambda self, *place: False,
+        f"{REJECTS}:check_neighbours_with_one_reason_are_one_entry",
+    ),
+    Mutant(
+        "an entry swallows lines that were accepted",
+        "mads.data.rejects:_Run.takes",
+        lambda original: (
+            lambda self, reason, origin, line, detail: original(self, reason, origin, self.line + self.count, detail)
+        ),
+        f"{REJECTS}:check_neighbours_with_one_reason_are_one_entry",
+    ),
+    Mutant(
+        "what is not listed is forgotten",
+        "mads.data.rejects:Rejects._end_run",
+        lambda original: lambda self: None if self._file[1] >= 4 and self._run and self._run.origin == "a" else original(self),
+        f"{REJECTS}:check_no_file_lists_more_than_its_share",
     ),
 ]
 
