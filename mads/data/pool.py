@@ -18,9 +18,14 @@ def shard_prefix(directory: str | os.PathLike, part: str, shard: int) -> Path:
     return Path(directory) / part / shard_name(shard)
 
 
-def attribute_path(directory: str | os.PathLike, part: str, name: str, shard: int) -> Path:
-    """Path of an attribute's column over a shard."""
-    return Path(directory) / part / "attributes" / name / f"{shard_name(shard)}.arrow"
+def attribute_path(directory: str | os.PathLike, part: str, folder: str, shard: int) -> Path:
+    """Path of an attribute's column over a shard; `folder` is AttributeSchema.folder."""
+    return Path(directory) / part / "attributes" / folder / f"{shard_name(shard)}.arrow"
+
+
+def key_path(directory: str | os.PathLike, part: str, shard: int) -> Path:
+    """Path of the hashes of a shard's documents, by which a document that is added later is known to be there already."""
+    return Path(directory) / part / "keys" / f"{shard_name(shard)}.npy"
 
 
 class PoolView:
@@ -173,7 +178,7 @@ class Pool:
 
 
 def _read_columns(directory: str | os.PathLike, part: str, schema: AttributeSchema, sizes: list[int]) -> list[AttributeColumn]:
-    columns = [read_column(attribute_path(directory, part, schema.name, i), size) for i, size in enumerate(sizes)]
+    columns = [read_column(attribute_path(directory, part, schema.folder, i), size) for i, size in enumerate(sizes)]
     for i, column in enumerate(columns):
         # Labels are only ever added at the end, so the codes of older shards keep their meaning.
         if column.schema.labels != schema.labels[: len(column.schema.labels)] or column.schema.continuous != schema.continuous:
