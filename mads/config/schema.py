@@ -106,6 +106,10 @@ class SelectionConfig:
     name: str = MISSING
     interval: int = 50  # optimizer steps between two decisions
     margin: float = 0.05  # decided tokens beyond what an interval consumes, because packing wastes a little
+    exchange: str = "auto"  # gather | threshold: the same ids; auto = gather pools of up to 2 million samples
+    unit: str = "sample"  # or "shard": whole shards by the mean of their samples
+    max_uses: Optional[int] = None  # samples that were trained on so often are not chosen again
+    bounds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # attribute -> label -> [least, most] share of the tokens
 
 
 @dataclass

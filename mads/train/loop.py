@@ -11,11 +11,13 @@ from mads import collectives
 from mads.checkpoint import canonical
 from mads.checkpoint.manifest import find_latest
 from mads.config.compose import differences, trajectory
+from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
 from mads.data.schema import DataError
 from mads.topology import Topology
 from mads.train.invariants import check_replicas
 from mads.train.journal import Journal
+from mads.train.ledgers import save_ledger
 from mads.train.schedule import learning_rate
 from mads.train.setup import build_parts
 
@@ -118,7 +120,7 @@ class Trainer:
         ids, record = parts.console.decide(rewards, parts.ledger.counts, budget, self.step, self.tokens)
         parts.loader.begin_round(parts.console.round - 1, ids)
         self.round_start = self.step
-        self.journal.decision(record)
+        self.journal.decision(record, ids)
 
     def _evaluate(self) -> None:
         with self.journal.phase("evaluation"):
@@ -147,7 +149,7 @@ class Trainer:
                 self.topology,
                 state,
                 {"pending_ids": parts.console.pending},
-                {"ledger.bin": parts.ledger.save},
+                {"ledger.bin": lambda path: save_ledger(parts.ledger, path, self.topology)},
                 self.config.checkpoint.keep_last,
                 self.config.checkpoint.max_file_bytes,
             )
@@ -186,7 +188,8 @@ class Trainer:
         parts.loader.check_state(state["loader"])
         canonical.load(path, parts.engine, self.topology, verified=True)
         parts.console.load_state(state["console"], arrays["pending_ids"])
-        parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool))
+        own = own_slice(parts.pool, self.topology)
+        parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
         self.journal.message(
