@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 USAGE = """usage: mads COMMAND [ARGUMENTS]
 
-  prepare [key=value ...]              documents -> tokens, attributes, references, manifest
+  prepare [--workers N] [--append] [key=value ...]
+                                       documents -> tokens, attributes, references, manifest; goes on with what was interrupted
   label [--remove NAME] [key=value ...]
                                        show, add, replace or remove attributes of a prepared directory
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
@@ -72,7 +74,10 @@ def prepare(arguments: list[str]) -> int:
     from mads.data.prepare import prepare as prepare_data
     from mads.data.settings import PrepareSettings
 
-    known, overrides = _parse(argparse.ArgumentParser(prog="mads prepare"), arguments)
+    parser = argparse.ArgumentParser(prog="mads prepare")
+    parser.add_argument("--workers", type=int, help="processes on this machine; default: one per core")
+    parser.add_argument("--append", action="store_true", help="add these documents to the complete directory data.dir")
+    known, overrides = _parse(parser, arguments)
     config = compose(overrides)
     if known.cfg:
         print(to_yaml(config), end="")
@@ -86,12 +91,16 @@ def prepare(arguments: list[str]) -> int:
         seq_length=data.seq_length,
         min_sample_tokens=data.min_sample_tokens,
         heldout_fraction=data.heldout_fraction,
-        shard_tokens=data.shard_tokens,
+        shard_megabytes=data.shard_megabytes,
         seed=data.seed,
         max_rejected_fraction=data.max_rejected_fraction,
         tokenizer_kind=data.tokenizer.kind,
         tokenizer_path=data.tokenizer.path,
         tokenizer_megabytes=data.tokenizer.train_megabytes,
+        exact_duplicates=data.hygiene.exact_duplicates,
+        near_duplicates=data.hygiene.near_duplicates,
+        decontaminate=data.hygiene.decontaminate,
+        evaluation_paths=dict(data.hygiene.evaluation_paths),
     )
     # A corpus without reference tasks can be prepared; selections that need rewards refuse it with a remedy.
     has_references = "reference_paths" not in data or data.reference_paths
@@ -103,6 +112,8 @@ def prepare(arguments: list[str]) -> int:
         settings=settings,
         attribute_settings=to_dict(config)["data"]["attributes"],
         progress=lambda line: print(line, flush=True),
+        workers=known.workers if known.workers is not None else len(os.sched_getaffinity(0)),
+        append=known.append,
     )
     return 0
 

@@ -8,6 +8,7 @@ Layout of a prepared directory:
     train/shard-00000.bin|.idx                  tokens, Megatron MMIDIDX; one sequence per sample, documents in the document index
     train/attributes/NAME/shard-00000.arrow     one column over the samples of a shard (see mads.data.attributes); once an
                                                 attribute has been replaced, NAME is NAME@1, NAME@2, ... here and above
+    train/keys/shard-00000.npy                  uint64 [documents, 2], hashes by which a document is known if it comes again
     heldout/...                                 the same for the held-out documents of the same stretch of input
     references/TASK.jsonl                       reference tasks: {"id", "text", "part"}, part one of direction, audit, report
     rejected.jsonl                              what could not be used, with file, line and reason

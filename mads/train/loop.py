@@ -11,11 +11,13 @@ from mads import collectives
 from mads.checkpoint import canonical
 from mads.checkpoint.manifest import find_latest
 from mads.config.compose import differences, trajectory
+from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
 from mads.data.schema import DataError
 from mads.topology import Topology
 from mads.train.invariants import check_replicas
 from mads.train.journal import Journal
+from mads.train.ledgers import save_ledger
 from mads.train.schedule import learning_rate
 from mads.train.setup import build_parts
 
@@ -105,11 +107,7 @@ class Trainer:
     def _selection_due(self) -> bool:
         """Every `interval` steps of a round; sooner if the decided samples ran out (a pool smaller than an interval)."""
         steps_in_round = self.step - self.round_start
-        return (
-            self.parts.console.round == 0
-            or steps_in_round >= self.config.selection.interval
-            or self.parts.loader.batches_left == 0
-        )
+        return self.parts.console.round == 0 or steps_in_round >= self.config.selection.interval or self.parts.loader.exhausted
 
     def _select(self) -> None:
         config, parts = self.config, self.parts
@@ -122,7 +120,7 @@ class Trainer:
         ids, record = parts.console.decide(rewards, parts.ledger.counts, budget, self.step, self.tokens)
         parts.loader.begin_round(parts.console.round - 1, ids)
         self.round_start = self.step
-        self.journal.decision(record)
+        self.journal.decision(record, ids)
 
     def _evaluate(self) -> None:
         with self.journal.phase("evaluation"):
@@ -151,7 +149,7 @@ class Trainer:
                 self.topology,
                 state,
                 {"pending_ids": parts.console.pending},
-                {"ledger.bin": parts.ledger.save},
+                {"ledger.bin": lambda path: save_ledger(parts.ledger, path, self.topology)},
                 self.config.checkpoint.keep_last,
                 self.config.checkpoint.max_file_bytes,
             )
@@ -190,11 +188,12 @@ class Trainer:
         parts.loader.check_state(state["loader"])
         canonical.load(path, parts.engine, self.topology, verified=True)
         parts.console.load_state(state["console"], arrays["pending_ids"])
-        parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool))
+        own = own_slice(parts.pool, self.topology)
+        parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
         self.journal.message(
             f"resuming {path.name}: step {self.step}, round {parts.console.round - 1}, "
-            f"{parts.loader.batches_left} batches of the decision left"
+            f"{parts.loader.tokens_left:,} tokens of the decision left"
         )
         return self.step

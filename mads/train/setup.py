@@ -11,9 +11,11 @@ import torch
 from omegaconf import DictConfig
 
 from mads.agents.base import Agent
+from mads.agents.label import token_shares
 from mads.config.compose import ConfigError
 from mads.config.factory import build
 from mads.config.validate import precision_of
+from mads.console.choose import own_slice
 from mads.console.console import Console
 from mads.console.exchange import raise_together
 from mads.console.strategy import build_strategy
@@ -85,16 +87,27 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
         wanted = {
             f"agents.members.{name}.attribute": a["attribute"] for name, a in config.agents.members.items() if "attribute" in a
         }
-    for key, attribute in wanted.items():
+    bounded = {f"selection.bounds.{attribute}": attribute for attribute in selection.bounds}
+    for key, attribute in (wanted | bounded).items():
         if attribute not in pool.attributes:
             raise ConfigError(
                 f"{key}={attribute!r}, but {config.data.dir} has only the attributes {sorted(pool.attributes)}; "
                 "prepare it again with that attribute, or choose one of these"
             )
+    for attribute, bounds in selection.bounds.items():
+        labels = pool.labels(attribute)
+        if unknown := sorted(set(bounds) - set(labels)):
+            raise ConfigError(f"selection.bounds.{attribute} names {unknown}, but the labels are {list(labels)}")
+        most = sum(bounds[label][1] if label in bounds else 1.0 for label in labels)
+        if most < 1 - 1e-9:
+            raise ConfigError(
+                f"selection.bounds.{attribute}: the greatest shares of its {len(labels)} labels add up to {most:.4g}, so no decision "
+                "can be filled; raise them to 1 in sum"
+            )
     if plan is None:
         return
     key = "selection.probes" if plan.shared else "selection.probes_per_agent"
-    held = [len(np.unique(pool.codes(attribute))) for attribute in wanted.values()]
+    held = [np.count_nonzero(token_shares(pool, attribute)) for attribute in wanted.values()]
     for (where, attribute), labels, quota in zip(wanted.items(), held, plan.quota(len(config.agents.members))):
         if quota < labels:
             least = max(held) * (len(config.agents.members) if plan.shared else 1)
@@ -149,8 +162,9 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
         topology.coordinate("dp"),
         topology.size("dp"),
         config.train.prefetch,
+        config.train.loader_workers,
     )
-    return Parts(pool, Ledger(len(pool)), loader, console, engine, model, heldout, rewarder)
+    return Parts(pool, Ledger(len(pool), *own_slice(pool, topology)), loader, console, engine, model, heldout, rewarder)
 
 
 def _open_inputs(config: DictConfig, needs_rewards: bool) -> tuple[Pool, Pool, list[ReferenceTask], list[Agent]]:

@@ -15,6 +15,7 @@ WHERE = {
     "selection.probes_per_agent": ["selection=paper"],
     "selection.use_decay": ["selection=paper"],
     "selection.shares": ["selection=stratified"],
+    "selection.max_uses": ["selection.max_uses=2"],
     "reward.relative_step": ["reward=finite_difference"],
     "schedule.min_ratio": ["schedule=wsd"],
     "schedule.decay_fraction": ["schedule=wsd"],

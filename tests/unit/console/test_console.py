@@ -1,17 +1,19 @@
 """The console over several rounds in one process: against a NumPy transcription of the paper's loop, and through a checkpoint."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from decide_support import select_random
 from fake_pool import FakePool, OneRank, random_pool
 from support import make_pool
 
 from mads.agents import LabelAgent
 from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, RandomSelectionConfig, StratifiedSelectionConfig
 from mads.console.console import Console
-from mads.console.decide import Candidates, select_random
+from mads.console.decide import Candidates
 from mads.console.record import DecisionHeader, DecisionRecord
 from mads.console.strategy import build_strategy
 from mads.reward.probes import RoundRewards
@@ -155,12 +157,14 @@ def test_state_of_another_run_is_refused():
         two.load_state(state, pending)
 
 
-def test_x1_chunks_of_scoring_do_not_matter_and_progress_is_reported():
+def test_x1_pieces_and_exchanges_do_not_matter_and_progress_is_reported():
     pool, lines = random_pool(n=1500), []
     whole = _run(_console(MADS, pool), pool, 3, np.zeros(1500, np.uint16))
-    pieces = _run(_console(MADS, pool, score_chunk=97, progress=lines.append), pool, 3, np.zeros(1500, np.uint16))
-    assert [r.hash for r in whole] == [r.hash for r in pieces]
-    assert sum("scored" in line for line in lines) == 2 * -(-1500 // 97)
+    for exchange in ("gather", "threshold"):
+        config, lines = dataclasses.replace(MADS, exchange=exchange), []
+        pieces = _run(_console(config, pool, piece=97, progress=lines.append), pool, 3, np.zeros(1500, np.uint16))
+        assert [r.hash for r in whole] == [r.hash for r in pieces]
+        assert sum("samples of this slice" in line for line in lines) >= 2
 
 
 def test_first_rounds_follow_their_rule():
@@ -200,7 +204,7 @@ def test_record_is_complete_json():
     record = _run(console, pool, 2, uses)[1]
     again = DecisionRecord.from_json(record.to_json())
     assert again == record
-    assert set(record.seconds) == {"probes", "update", "scoring", "exchange", "decision"} and record.seconds["probes"] == 1.5
+    assert set(record.seconds) == {"probes", "update", "exchange", "decision"} and record.seconds["probes"] == 1.5
     assert record.direction == {"mode": "test"} and record.step == 50 and record.consumed_tokens == 123
     chosen = console.pending
     assert record.hash == DecisionHeader.of(1, chosen).hash and record.chosen == len(chosen)

@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 import zstandard
+from reject_support import rejected_lines
 
 from mads.data.compression import XZ_MEMORY, DamagedStream, open_stream
 from mads.data.documents import read_lines
@@ -77,10 +78,12 @@ def test_fuzz_lines_before_the_damage_are_exact_and_the_damage_is_counted(tmp_pa
         path.write_bytes(bytes(broken))
         rejects = Rejects()
         found = list(read_lines(str(path), "in", rejects))
-        assert [number for number, _ in found] == list(range(1, len(found) + 1))
+        *blank, last = [("", 0), *rejected_lines(rejects)]  # a flipped bit may make a line end
+        numbers = sorted([number for number, _ in found] + [line for reason, line in blank[1:] if reason == "blank line"])
+        assert numbers == list(range(1, len(found) + len(blank[1:]) + 1))
         if rejects.total:
             damaged += 1
-            assert rejects.counts == {f"damaged {CODEC[ending]}": 1} and rejects.entries[0][2] == len(found) + 1
+            assert last == (f"damaged {CODEC[ending]}", len(numbers) + 1)
         else:
             assert [line for _, line in found] == lines  # checksums: what does not fail is whole
     assert 100 < damaged < 300
