@@ -76,6 +76,11 @@ class FilesDataConfig(JsonlDataConfig):
 
 
 @dataclass
+class SlimpajamaLabeledDataConfig(FilesDataConfig):
+    """data=slimpajama_labeled: a corpus whose records carry their labels."""
+
+
+@dataclass
 class ModelConfig:
     """A LLaMA-family decoder."""
 

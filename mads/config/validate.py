@@ -57,7 +57,6 @@ RANGES = {
     "data.max_rejected_fraction": "[0, 1]",
     "data.max_megabytes": "(0, inf)",
     "data.tokenizer.train_megabytes": "(0, inf)",
-    "data.hygiene.near_duplicates": "(0, 1]",
     "train.steps": "[1, inf)",
     "train.global_batch_size": "[1, inf)",
     "train.micro_batch_size": "[1, inf)",
