@@ -94,6 +94,7 @@ RUN_INDEPENDENT = (
     "train.eval_samples",
     "train.invariant_interval",
     "train.prefetch",
+    "train.loader_workers",
 )
 
 

@@ -107,11 +107,7 @@ class Trainer:
     def _selection_due(self) -> bool:
         """Every `interval` steps of a round; sooner if the decided samples ran out (a pool smaller than an interval)."""
         steps_in_round = self.step - self.round_start
-        return (
-            self.parts.console.round == 0
-            or steps_in_round >= self.config.selection.interval
-            or self.parts.loader.batches_left == 0
-        )
+        return self.parts.console.round == 0 or steps_in_round >= self.config.selection.interval or self.parts.loader.exhausted
 
     def _select(self) -> None:
         config, parts = self.config, self.parts
@@ -198,6 +194,6 @@ class Trainer:
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
         self.journal.message(
             f"resuming {path.name}: step {self.step}, round {parts.console.round - 1}, "
-            f"{parts.loader.batches_left} batches of the decision left"
+            f"{parts.loader.tokens_left:,} tokens of the decision left"
         )
         return self.step

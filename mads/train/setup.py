@@ -162,6 +162,7 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
         topology.coordinate("dp"),
         topology.size("dp"),
         config.train.prefetch,
+        config.train.loader_workers,
     )
     return Parts(pool, Ledger(len(pool), *own_slice(pool, topology)), loader, console, engine, model, heldout, rewarder)
 
