@@ -54,8 +54,9 @@ def read_parquet(
     values: Sequence[str] = (),
     lines: Sequence[int] | None = None,
 ) -> Iterator[Row]:
-    """(row number from 1, its strings in the order of `columns`, then strings, numbers and booleans in the order of `values`); all
-    other rows become rejects. With `lines`, ascending row numbers, only those rows; row groups outside of them are not read.
+    """(row number from 1, its strings in the order of `columns`, then strings, numbers and booleans in the order of `values`).
+
+    All other rows become rejects. With `lines`, ascending row numbers, only those rows; row groups outside are not read.
 
     A row group that does not decode loses its remaining rows, which are counted; the next row group is read.
 

@@ -99,7 +99,8 @@ Row = TypeVar("Row", bound=tuple)
 
 
 def at_lines(rows: Iterator[Row], lines: Sequence[int] | None) -> Iterator[Row]:
-    """Those rows whose line, their first item, is one of the ascending `lines`; all of them if that is None. Stops after the last."""
+    """Those rows whose line, their first item, is one of the ascending `lines`; all of them if that is None. Nothing is read
+    behind the last."""
     if lines is None:
         yield from rows
         return
