@@ -81,6 +81,16 @@ class SlimpajamaLabeledDataConfig(FilesDataConfig):
 
 
 @dataclass
+class MegatronDataConfig(DataConfig):
+    """data=megatron: token files, taken as they are; data.tokenizer.path is what they were made with."""
+
+    paths: list[str] = MISSING  # prefixes, .bin or .idx files, folders or globs
+    domain_field: Optional[str] = None  # of PREFIX.attributes.parquet (.arrow, .jsonl); None: the file's name is the domain
+    attribute_fields: list[str] = field(default_factory=list)  # further fields of it that labellers read
+    reference_paths: dict[str, str] = field(default_factory=dict)  # task -> JSONL
+
+
+@dataclass
 class ModelConfig:
     """A LLaMA-family decoder."""
 
