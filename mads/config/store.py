@@ -12,6 +12,7 @@ VARIANTS = {
         "jsonl": schema.JsonlDataConfig,
         "files": schema.FilesDataConfig,
         "slimpajama_labeled": schema.SlimpajamaLabeledDataConfig,
+        "megatron": schema.MegatronDataConfig,
     },
     "selection": {
         "random": schema.RandomSelectionConfig,

@@ -32,6 +32,7 @@ def validate(config: DictConfig, world_size: int = 1, has_gpu: bool = False, ove
         *_numbers(config),
         *_modes(config, has_gpu),
         *_agents(config),
+        *_bounds(config),
         *_ignored(config, overrides),
     ]
     if errors:
@@ -65,8 +66,10 @@ RANGES = {
     "train.eval_samples": "[1, inf)",
     "train.invariant_interval": "[1, inf)",
     "train.prefetch": "[0, inf)",
+    "train.loader_workers": "[0, inf)",
     "selection.interval": "[1, inf)",
     "selection.margin": "[0, inf)",
+    "selection.max_uses": "[1, inf)",
     "selection.probes": "[1, inf)",
     "selection.probes_per_agent": "[1, inf)",
     "selection.agent_rate": "(0, 1]",
@@ -102,6 +105,8 @@ CHOICES = {
     "logging.wandb": ("disabled", "offline", "online"),
     "data.tokenizer.kind": ("sentencepiece", "huggingface"),
     "selection.shares": ("uniform", "natural"),
+    "selection.exchange": ("auto", "gather", "threshold"),
+    "selection.unit": ("sample", "shard"),
 }
 
 
@@ -157,6 +162,8 @@ def _numbers(config) -> Iterator[str]:
     if not 2 <= config.data.min_sample_tokens <= config.data.seq_length:
         shortest, longest = config.data.min_sample_tokens, config.data.seq_length
         yield f"data.min_sample_tokens={shortest} must lie between 2 and data.seq_length={longest}"
+    if config.train.loader_workers and not config.train.prefetch:
+        yield f"train.loader_workers={config.train.loader_workers} work ahead of training: set train.prefetch to 1 or more"
     if config.schedule.warmup_steps >= config.train.steps:
         yield f"schedule.warmup_steps={config.schedule.warmup_steps} leaves nothing of train.steps={config.train.steps}"
 
@@ -191,6 +198,30 @@ def _agents(config) -> Iterator[str]:
     most = 1 / max(1, len(agents))
     if s.get("theta_floor") is not None and s.theta_floor > most:
         yield f"selection.theta_floor={s.theta_floor} for each of {len(agents)} agents is more than 1 in sum; at most {most:.3g}"
+
+
+def _bounds(config) -> Iterator[str]:
+    s, attributes = config.selection, sorted(config.data.attributes)
+    if s.name == "stratified" and s.unit == "shard":
+        yield "selection=stratified fixes the shares of single samples' labels; use selection.unit=sample, or another selection"
+    if s.unit == "shard" and s.exchange == "gather":
+        yield "selection.unit=shard exchanges sums of shards only; leave selection.exchange at auto"
+    if not s.bounds:
+        return
+    if s.unit == "shard":
+        yield "selection.bounds hold for single samples' labels; use selection.unit=sample, or leave the bounds out"
+    if s.name == "stratified":
+        yield "selection=stratified has fixed shares already; leave selection.bounds out, or choose another selection"
+    if len(s.bounds) > 1:
+        yield f"selection.bounds names {len(s.bounds)} attributes, {list(s.bounds)}; one can be bounded"
+    for attribute, labels in s.bounds.items():
+        if attributes and attribute not in attributes:
+            yield f"selection.bounds.{attribute} is not one of the attributes {attributes}"
+        wrong = {k: list(b) for k, b in labels.items() if len(b) != 2 or not 0 <= b[0] <= b[1] <= 1}
+        if wrong:
+            yield f"selection.bounds.{attribute}: {wrong} must be pairs [least, most] with 0 <= least <= most <= 1"
+        elif (least := sum(b[0] for b in labels.values())) > 1 + 1e-9:
+            yield f"selection.bounds.{attribute}: the least shares add up to {least:.4g}, more than 1"
 
 
 def _ignored(config, overrides) -> Iterator[str]:

@@ -98,6 +98,9 @@ def _judge_lines(case: Case, found: dict, rejects: Rejects, require) -> None:
     require(len(numbers) + len(damage) == len(found) + rejects.total, "the list and the counts differ")
     if case.lines is not None:
         require(len(numbers) == len(case.lines) and not damage, f"{len(numbers)} of {len(case.lines)} lines")
+        read = [(case.whole[raw], found.get((case.path.name, n))) for n, raw in enumerate(case.lines, 1) if raw in case.whole]
+        require(all(text == expected for expected, text in read), "a line that was left whole is not read")
+        require(len(read) > 0 or len(case.whole) < 8 or case.damage == "truncated", "no line was left whole")
         return
     require(damage in ([], [len(numbers) + 1]), f"damage at {damage} after {len(numbers)} lines")
     if case.damage == "truncated":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mads.data.documents import Source, unit_count
+from mads.data.megatron import TokenFilesSource
 from mads.data.references import ReferenceSource
 from mads.data.schema import Manifest
 from mads.data.settings import PrepareSettings
@@ -44,6 +45,11 @@ class Job:
     def first_shard(self) -> int:
         """Number of the first shard that this generation writes."""
         return 0 if self.before is None else len(self.before.parts["train"]["shards"])
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the source's files are taken as they are: a shard is a file of the source, with indices of ours."""
+        return isinstance(self.source, TokenFilesSource)
 
     @property
     def record(self) -> dict[str, Any]:

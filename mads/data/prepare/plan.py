@@ -41,7 +41,7 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     state[kept] = _heldout(job, found, kept)
     if not len(kept):
         raise DataError(f"nothing is left of {documents} documents: {_listed(removals.counts)}; see data.hygiene")
-    shards = _cut(found.sizes, kept, settings.shard_megabytes * 1e6)
+    shards = _units(found) if job.takes_tokens else _cut(found.sizes, kept, settings.shard_megabytes * 1e6)
     tokenizer = labellers = np.zeros(0, np.int64)
     if job.before is None:
         train, classes = state == TRAIN, [found.codes, *found.categories.values()]
@@ -101,6 +101,12 @@ def _cut(sizes: np.ndarray, kept: np.ndarray, shard_bytes: float) -> list[tuple[
         shards.append((int(kept[first]), int(kept[last - 1]) + 1))
         first, done = last, int(ends[last - 1])
     return shards
+
+
+def _units(found: Surveyed) -> list[tuple[int, int]]:
+    """A token file is a shard."""
+    borders = np.cumsum([0] + [unit["documents"] for unit in found.units]).tolist()
+    return list(zip(borders[:-1], borders[1:]))
 
 
 @dataclass(frozen=True)
