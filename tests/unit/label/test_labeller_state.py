@@ -46,6 +46,11 @@ def check_round_trip(name, folder):
     assert state_bytes(fitted.state()) == state_bytes(fresh.state())
 
 
+def check_that_every_part_of_the_state_counts(folder):
+    for name in MAKERS:
+        check_round_trip(name, folder)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_labeller_comes_back_bit_for_bit(name, tmp_path):
     check_round_trip(name, tmp_path)
