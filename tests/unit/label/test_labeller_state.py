@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_labellers import natural
+from label_support import natural
 
 from mads.data.schema import DataError
 from mads.label.base import attribute_schema, load_labeller, save_labeller, state_bytes, state_hash
