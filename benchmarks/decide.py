@@ -4,8 +4,8 @@
 
 Each rank is a process with a slice of the pool; columns are files that are read a piece at a time. Three label columns (5, 7, 13
 labels, uint8), one float32 column, lengths int32, use counts uint16, ids int64: 21 bytes a sample. The files are removed
-afterwards. Decisions: top-k; Gumbel top-k; Gumbel top-k with least and greatest shares of the domains; stratified by the 455 joint
-cells of all labels.
+afterwards. Decisions: top-k; Gumbel top-k; Gumbel top-k with least and greatest shares of the domains; stratified by the 455
+joint cells of all labels.
 """
 
 from __future__ import annotations

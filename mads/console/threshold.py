@@ -321,7 +321,7 @@ class Search:
             _Frontier.start(tokens, self._held, self._counts, self._free) for tokens in self.plan.split.tokens(self.plan.budget)
         )
         self._narrow([least, most])
-        least, most = self._exact(least), self._exact(most)
+        least, most = self._exact([least, most])
         must = int(least.before.sum())
         rest = np.array([self.plan.budget - must])
         eligible = np.array([int(self._counts.sum())])
@@ -342,20 +342,30 @@ class Search:
 
         return self._settled(self._gather(classify), lambda open_: self._cover(open_, int(rest[0] - end.before.sum())))
 
-    def _exact(self, frontier: _Frontier) -> _Frontier:
-        """The frontier with buckets of one sample, the last that is needed to cover the target; its tokens count as before."""
-        rows = self._gather(lambda piece: (_none(piece), frontier.split(piece.words, piece.cells, piece.ties)[1]))
-        word, tie, before = frontier.word.copy(), frontier.tie.copy(), frontier.before.copy()
-        if rows is not None:
-            open_ = rows[1]
-            ties, weights = tie_hash(self.plan.draw, open_.ids), self.plan.weights(open_.lengths)
-            order, so_far = tokens_before(open_.cells, open_.words, ties, weights, before)
-            needed = order[so_far < frontier.target[open_.cells[order]]]
-            cells = open_.cells[needed]  # ascending, so a cell's last needed row is written last
-            word[cells], tie[cells] = open_.words[needed], ties[needed]
-            np.add.at(before, cells, weights[needed])
-        word, tie, before = (broadcast_array(a, self.group, a.dtype) for a in (word, tie, before))
-        return _Frontier(frontier.target, before, np.zeros_like(before), word, tie, 0, 0)
+    def _exact(self, frontiers: list[_Frontier]) -> list[_Frontier]:
+        """The frontiers with buckets of one sample, the last that is needed to cover the target; its tokens count as before."""
+
+        def open_for_any(piece: _Piece) -> tuple[np.ndarray, np.ndarray]:
+            any_ = np.zeros(len(piece.ids), dtype=bool)
+            for frontier in frontiers:
+                any_ |= frontier.split(piece.words, piece.cells, piece.ties)[1]
+            return np.zeros_like(any_), any_
+
+        rows, result = self._gather(open_for_any), []
+        for frontier in frontiers:
+            word, tie, before = frontier.word.copy(), frontier.tie.copy(), frontier.before.copy()
+            if rows is not None:
+                ties, weights = tie_hash(self.plan.draw, rows[1].ids), self.plan.weights(rows[1].lengths)
+                own = np.flatnonzero(frontier.split(rows[1].words, rows[1].cells, lambda at, ties=ties: ties[at])[1])
+                cells, words, ties, weights = rows[1].cells[own], rows[1].words[own], ties[own], weights[own]
+                order, so_far = tokens_before(cells, words, ties, weights, before)
+                needed = order[so_far < frontier.target[cells[order]]]
+                np.add.at(before, cells[needed], weights[needed])
+                word[cells[needed]] = words[needed]  # in order, so a cell's last needed row is written last
+                tie[cells[needed]] = ties[needed]
+            word, tie, before = (broadcast_array(a, self.group, a.dtype) for a in (word, tie, before))
+            result.append(_Frontier(frontier.target, before, np.zeros_like(before), word, tie, 0, 0))
+        return result
 
     # ------------------------------------------------------------ rank 0
 
@@ -390,10 +400,6 @@ class Search:
 
     def _sum(self, array: np.ndarray) -> np.ndarray:
         return all_reduce_(torch.from_numpy(array.copy()), self.group).numpy()
-
-
-def _none(piece: _Piece) -> np.ndarray:
-    return np.zeros(len(piece.ids), dtype=bool)
 
 
 def water_level(held: np.ndarray, shares: np.ndarray, amount: float) -> float:

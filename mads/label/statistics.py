@@ -145,12 +145,13 @@ def _repeating(n: int, keys: np.ndarray, places: np.ndarray, words: int) -> tupl
     return _Grams(n, everywhere, first[again], count[again]), first
 
 
-def _pair(left: _Grams, right: _Grams, n: int, document: np.ndarray) -> _Grams:
-    """n-grams as pairs of a shorter one and the shorter one that ends where they end (they may overlap)."""
-    length, later = max(len(document) - n + 1, 0), n - right.n
+def _pair(left: _Grams, right: _Grams, n: int, words: int) -> _Grams:
+    """n-grams as pairs of a shorter one and the shorter one that ends where they end (they may overlap). A pair across the border
+    of two documents occurs once, since the shorter ones are of one document, so it drops out."""
+    length, later = max(words - n + 1, 0), n - right.n
     one, two = left.number[:length], right.number[later:][:length]
-    places = np.flatnonzero((one >= 0) & (two >= 0) & (document[:length] == document[n - 1 :][:length]))
-    return _repeating(n, one[places] * np.int64(len(right.first) + 1) + two[places], places, len(document))[0]
+    places = np.flatnonzero((one >= 0) & (two >= 0))
+    return _repeating(n, one[places] * np.int64(len(right.first) + 1) + two[places], places, words)[0]
 
 
 def _ngram_shares(batch: WordBatch, lengths: np.ndarray, characters: np.ndarray):
@@ -163,11 +164,11 @@ def _ngram_shares(batch: WordBatch, lengths: np.ndarray, characters: np.ndarray)
     keys = document * np.int64(len(batch.vocabulary)) + batch.word
     one, first = _repeating(1, keys, every, len(document))
     distinct = np.bincount(document[first], minlength=batch.texts).astype(np.float64)
-    two = _pair(one, one, 2, document)
-    three = _pair(two, one, 3, document)
-    four = _pair(two, two, 4, document)
-    five = _pair(four, one, 5, document)
-    ten = _pair(five, five, 10, document)
+    two = _pair(one, one, 2, len(document))
+    three = _pair(two, one, 3, len(document))
+    four = _pair(two, two, 4, len(document))
+    five = _pair(four, one, 5, len(document))
+    ten = _pair(five, five, 10, len(document))
     before = np.concatenate([[0.0], np.cumsum(lengths)])
     top = {grams.n: _top_share(grams, document, before, characters) for grams in (two, three, four)}
     repeated = {grams.n: _repeated_share(grams, document, lengths, characters) for grams in (five, ten)}

@@ -320,6 +320,27 @@ def test_k5_an_interrupted_preparation_ends_with_the_same_bytes():
     check_an_interrupted_preparation_ends_with_the_same_bytes()
 
 
+def test_an_addition_may_bring_labels_behind_those_that_there_are(tmp_path, corpus):
+    first = run(tmp_path, "out")
+    labels = {a.name: a.labels for a in first.attributes}
+    rows = write_part(tmp_path / "more.jsonl", 9, 60, "aardvarks")  # first by the alphabet, last by its code
+    rows[7]["topic"] = 41
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_part(tmp_path / "third.jsonl", 12, 40, "zebras")
+    lines: list[str] = []
+    run(tmp_path, "out", [tmp_path / "more.jsonl"], append=True, workers=2, lines=lines)
+    third = run(tmp_path, "out", [tmp_path / "third.jsonl"], append=True)  # knows what the second generation brought
+    assert any("attribute domain has 1 further labels: aardvarks" in line for line in lines)
+    new = {a.name: a.labels for a in third.attributes}
+    assert new["domain"] == (*labels["domain"], "aardvarks", "zebras") and new["topic"] == (*labels["topic"], "41")
+    assert new["quality"] == labels["quality"]
+    pool, old = Pool.open(tmp_path / "out"), Pool.open(tmp_path / "out", shards=len(first.parts["train"]["shards"]))
+    assert old.labels("domain") == labels["domain"] and pool.labels("domain") == new["domain"]
+    codes = np.asarray(pool.codes("domain"))
+    assert np.array_equal(codes[: len(old)], old.codes("domain")[:]) and set(codes[len(old) :]) == {2, 3}
+    assert (np.asarray(pool.codes("topic")) == 3).sum() >= 1
+
+
 def test_an_addition_needs_a_directory_and_its_settings(tmp_path, corpus):
     with pytest.raises(DataError, match="no manifest.json"):
         run(tmp_path, "out", append=True)

@@ -1,3 +1,6 @@
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_metrics_writer import decision
@@ -26,7 +29,16 @@ def test_a_file_is_a_plain_array_with_its_header(tmp_path):
         read_decision(tmp_path, 3)
 
 
-def test_k6_files_are_cut_back_with_the_lines(tmp_path):
+def test_k6_files_are_cut_back_with_the_lines():
+    check_cut_back()
+
+
+def check_cut_back():
+    with tempfile.TemporaryDirectory() as folder:
+        _check_cut_back(Path(folder))
+
+
+def _check_cut_back(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for round_ in range(4):
             writer.decision(decision(round_, 4 * round_), np.arange(round_ + 2))
