@@ -118,12 +118,18 @@ def probe(fit, held, fit_truth, truth) -> None:
 
 
 def against_destroyed(name: str, value: np.ndarray, held: list[Document], sources: np.ndarray) -> None:
-    """Area under the curve of telling intact text (larger value) from destroyed text."""
+    """Area under the curve of telling intact text (larger value) from destroyed text of the same domain: the mean over domains,
+    weighted by their destroyed documents. Over all domains at once it would be about the domains, which destroyed text has in
+    other shares."""
+    domains = np.array([d.domain for d in held])
     destroyed = np.array([d.origin.startswith("destroyed") for d in held])
     print(f"destroyed {name}: ", end="")
     for kind, chosen in (("all", destroyed), ("shuffled", sources == "shuffled"), ("repeated", sources == "repeated")):
-        both = ~destroyed | chosen
-        print(f"{kind} {roc_auc_score(~chosen[both], value[both]):.4f} ({int(chosen.sum())})  ", end="")
+        total = 0.0
+        for domain in np.unique(domains[chosen]):
+            both = (~destroyed | chosen) & (domains == domain)
+            total += roc_auc_score(~chosen[both], value[both]) * (chosen & both).sum()
+        print(f"{kind} {total / chosen.sum():.4f} ({int(chosen.sum())})  ", end="")
     print(f"against {int((~destroyed).sum())} intact", flush=True)
 
 
