@@ -158,7 +158,8 @@ def broadcast_array(array: np.ndarray | None, group, dtype, src: int = 0) -> np.
 
 
 def stream_to_first(array: np.ndarray, group, write: Callable[[np.ndarray], None], chunk_bytes: int = 1 << 24) -> None:
-    """Send every rank's one-dimensional array to group rank 0, in rank order and in chunks, so that nobody holds more than its own.
+    """Send every rank's one-dimensional array to group rank 0, in rank order and in chunks, so that nobody holds more than its
+    own.
 
     Args:
         write: called on group rank 0 with each chunk; it must not raise, for the others would wait for it.

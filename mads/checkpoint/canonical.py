@@ -68,8 +68,8 @@ def save(
     Args:
         engine: has `parameters` (name, parameter) and `state` (mads.train.optimizer_state).
         state: JSON values; arrays: NumPy arrays; both from rank 0.
-        files: name -> a function that writes that file, called on all ranks together: rank 0 writes what the others send it. It must
-            not raise before they have sent everything.
+        files: name -> a function that writes that file, called on all ranks together: rank 0 writes what the others send it. It
+            must not raise before they have sent everything.
 
     Raises:
         CheckpointError: on all ranks if any failed (disk full, ...); earlier checkpoints are untouched.

@@ -76,6 +76,21 @@ class FilesDataConfig(JsonlDataConfig):
 
 
 @dataclass
+class SlimpajamaLabeledDataConfig(FilesDataConfig):
+    """data=slimpajama_labeled: a corpus whose records carry their labels."""
+
+
+@dataclass
+class MegatronDataConfig(DataConfig):
+    """data=megatron: token files, taken as they are; data.tokenizer.path is what they were made with."""
+
+    paths: list[str] = MISSING  # prefixes, .bin or .idx files, folders or globs
+    domain_field: Optional[str] = None  # of PREFIX.attributes.parquet (.arrow, .jsonl); None: the file's name is the domain
+    attribute_fields: list[str] = field(default_factory=list)  # further fields of it that labellers read
+    reference_paths: dict[str, str] = field(default_factory=dict)  # task -> JSONL
+
+
+@dataclass
 class ModelConfig:
     """A LLaMA-family decoder."""
 
@@ -109,7 +124,9 @@ class SelectionConfig:
     exchange: str = "auto"  # gather | threshold: the same ids; auto = gather pools of up to 2 million samples
     unit: str = "sample"  # or "shard": whole shards by the mean of their samples
     max_uses: Optional[int] = None  # samples that were trained on so often are not chosen again
-    bounds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # attribute -> label -> [least, most] share of the tokens
+    bounds: dict[str, dict[str, list[float]]] = field(
+        default_factory=dict
+    )  # attribute -> label -> [least, most] share of the tokens
 
 
 @dataclass
@@ -238,6 +255,7 @@ class TrainConfig:
     invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
     prefetch: int = 2  # micro-batches read and packed ahead by a thread
     loader_workers: int = 0  # processes that read and pack for that thread; 0 = it does so itself
+    grow_pool: bool = False  # at each decision, take up the shards that `mads prepare --append` has added to data.dir since
 
 
 @dataclass

@@ -56,9 +56,9 @@ RANGES = {
     "data.heldout_fraction": "(0, 1)",
     "data.shard_megabytes": "(0, inf)",
     "data.max_rejected_fraction": "[0, 1]",
+    "data.hygiene.near_duplicates": "(0, 1]",
     "data.max_megabytes": "(0, inf)",
     "data.tokenizer.train_megabytes": "(0, inf)",
-    "data.hygiene.near_duplicates": "(0, 1]",
     "train.steps": "[1, inf)",
     "train.global_batch_size": "[1, inf)",
     "train.micro_batch_size": "[1, inf)",
@@ -221,8 +221,8 @@ def _bounds(config) -> Iterator[str]:
         wrong = {k: list(b) for k, b in labels.items() if len(b) != 2 or not 0 <= b[0] <= b[1] <= 1}
         if wrong:
             yield f"selection.bounds.{attribute}: {wrong} must be pairs [least, most] with 0 <= least <= most <= 1"
-        elif sum(b[0] for b in labels.values()) > 1 + 1e-9:
-            yield f"selection.bounds.{attribute}: the least shares add up to {sum(b[0] for b in labels.values()):.4g}, more than 1"
+        elif (least := sum(b[0] for b in labels.values())) > 1 + 1e-9:
+            yield f"selection.bounds.{attribute}: the least shares add up to {least:.4g}, more than 1"
 
 
 def _ignored(config, overrides) -> Iterator[str]:

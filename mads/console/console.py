@@ -76,8 +76,8 @@ class Console:
         self.pool, self._shares = pool, {}
 
     def rebind(self, pool: Any) -> None:
-        """Collective, between two rounds: go on with a longer pool, whose first samples are those of the one before. Agents keep what
-        they learned, the shares of their labels are those of the new pool.
+        """Collective, between two rounds: go on with a longer pool, whose first samples are those of the one before. Agents
+        keep what they learned, the shares of their labels are those of the new pool.
 
         Raises:
             ValueError: if the pool is shorter, or an attribute is absent or has other labels (more of them may have been added).

@@ -17,6 +17,7 @@ from mads.noise import hash64, uniform
 
 UNBOUNDED = np.iinfo(np.int64).max
 
+
 @dataclass(frozen=True)
 class Candidates:
     """The pool as the console sees it.
@@ -62,7 +63,9 @@ class Strata:
         shares = {"natural": held, "uniform": held > 0}[self.shares] if isinstance(self.shares, str) else self.shares
         shares = np.asarray(shares, dtype=np.float64)
         if shares.shape != (self.cells,) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
-            raise ValueError(f"{self.cells} labels need as many shares that are not negative and not all 0, got {shares.tolist()}")
+            raise ValueError(
+                f"{self.cells} labels need as many shares that are not negative and not all 0, got {shares.tolist()}"
+            )
         if not held[shares > 0].any():
             raise ValueError("no candidate has a label with a positive share")
         return shares / shares.sum()
@@ -225,7 +228,8 @@ def check_eligible(eligible: int, candidates: int, max_uses: int | None) -> None
 
 
 def cover(words: np.ndarray, ties: np.ndarray, weights: np.ndarray, budget: int) -> np.ndarray:
-    """Indices of the first samples by (words, ties) whose weights sum to the budget or just over it; all, if they do not reach it.
+    """Indices of the first samples by (words, ties) whose weights sum to the budget or just over it; all, if they do not reach
+    it.
 
     One sort by word, and a second one only among the samples that share the word at which the budget is reached.
     """
@@ -271,10 +275,10 @@ def systematic(
 ) -> np.ndarray:
     """Indices that cover what `taken` (int64 [cells], of each cell's first samples) leaves of the budget.
 
-    A sample is due at the budget at which its cell's quota reaches it: (the cell's tokens before it + u * length) / share, with one
-    uniform u per cell and round, so that a cell whose quota is less than one sample gets its due on average (systematic sampling).
-    What is due first is taken: cells advance together in proportion to their shares, and when one has no sample left the others
-    go on in proportion: its quota is theirs.
+    A sample is due at the budget at which its cell's quota reaches it: (the cell's tokens before it + u * length) / share, with
+    one uniform u per cell and round, so that a cell whose quota is less than one sample gets its due on average (systematic
+    sampling). What is due first is taken: cells advance together in proportion to their shares, and when one has no sample left
+    the others go on in proportion: its quota is theirs.
     """
     order, before = tokens_before(cells, words, ties, weights, taken)
     u = uniform(plan.draw.seed, "decide/start", plan.draw.round, np.arange(len(shares)))

@@ -1,8 +1,8 @@
 """The order in which selectors take samples. One place, because every way to find the first samples must use the same bits.
 
-A sample's place is its word, a non-negative int64, and among equal words a hash of (seed, round, id). The upper 16 bits of the word
-are the use count where fewer uses come first; the lower 47 are the key: sign, exponent and the first 35 bits of the mantissa of a
-float64. Keys that agree in 36 significant bits are equal, and the hash decides.
+A sample's place is its word, a non-negative int64, and among equal words a hash of (seed, round, id). The upper 16 bits of the
+word are the use count where fewer uses come first; the lower 47 are the key: sign, exponent and the first 35 bits of the
+mantissa of a float64. Keys that agree in 36 significant bits are equal, and the hash decides.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ FINE = 2.0**32  # steps between the least and the greatest S; sums of integers d
 def select_shards(plan: Plan, pool: PoolSlice, scores: SliceScores | None, group, piece: int, alive) -> Decision | None:
     """Collective: the plan with shards in the place of samples; on rank 0, None elsewhere.
 
-    A shard's S is the mean of its samples' (in 2**32 steps over the pool's range), its use count their mean, rounded down. Chosen shards
-    come in hash order, their samples in reading order. Arguments and errors are those of `select_by_threshold`; the plan has no split.
+    A shard's S is the mean of its samples' (in 2**32 steps over the pool's range), its use count their mean, rounded down.
+    Chosen shards come in hash order, their samples in reading order. Arguments and errors are those of `select_by_threshold`;
+    the plan has no split.
     """
     search = Search(replace(plan, max_uses=None), pool, None, scores, group, piece, 1, alive)
     search.survey()

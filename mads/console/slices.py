@@ -177,9 +177,7 @@ class SliceScores:
         wrong, total = [0] * fused, None
         if fused:
             codes = [agent.codes[where] for agent in self.agents[:fused]]
-            wrong = [
-                0 if c.max(initial=0) < size else int((c >= size).sum()) for c, size in zip(codes, self._sizes)
-            ]
+            wrong = [0 if c.max(initial=0) < size else int((c >= size).sum()) for c, size in zip(codes, self._sizes)]
             total = self._look_up(codes)
         for agent, weight in zip(self.agents[fused:], self.theta[fused:]):
             scores = agent.score(where)

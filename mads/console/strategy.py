@@ -42,7 +42,8 @@ class Limits:
     def __post_init__(self):
         if self.exchange not in ("auto", "gather", "threshold") or self.unit not in ("sample", "shard"):
             raise ValueError(
-                f"selection.exchange={self.exchange!r} is auto, gather or threshold; selection.unit={self.unit!r} is sample or shard"
+                f"selection.exchange={self.exchange!r} must be auto, gather or threshold, selection.unit={self.unit!r} sample or "
+                "shard"
             )
         if len(self.bounds) > 1 or (self.bounds and self.unit == "shard"):
             raise ValueError(
@@ -105,7 +106,9 @@ class StratifiedStrategy:
         if self.shares not in ("uniform", "natural"):
             raise ValueError(f"selection.shares={self.shares!r} is neither 'uniform' nor 'natural'")
         if self.limits.bounds or self.limits.unit == "shard":
-            raise ValueError("selection=stratified fixes the shares of single samples' labels: it has no bounds and no unit=shard")
+            raise ValueError(
+                "selection=stratified fixes the shares of single samples' labels: it has no bounds and no unit=shard"
+            )
 
     def needs_rewards(self, round_: int) -> bool:
         return False

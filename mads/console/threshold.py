@@ -1,10 +1,10 @@
 """Decisions from pools too big to gather or to sort: an exact search for the places where token budgets are reached.
 
-Samples are ordered as in mads.console.decide, by (word, tie hash). A *frontier* asks, for every cell (label) at once, where the first
-samples that cover a number of tokens end. One pass over each rank's slice sums tokens per cell; a few more sum tokens per bucket of
-the next bits of the word, then of the hash (a radix selection), all-reduced, until the buckets that hold the ends have few samples
-together; the last pass collects what is surely chosen and what is still open, and rank 0 settles the open part with the functions
-that the full sort uses. Memory is bounded by the piece, the winners and the open part.
+Samples are ordered as in mads.console.decide, by (word, tie hash). A *frontier* asks, for every cell (label) at once, where the
+first samples that cover a number of tokens end. One pass over each rank's slice sums tokens per cell; a few more sum tokens per
+bucket of the next bits of the word, then of the hash (a radix selection), all-reduced, until the buckets that hold the ends
+have few samples together; the last pass collects what is surely chosen and what is still open, and rank 0 settles the open part
+with the functions that the full sort uses. Memory is bounded by the piece, the winners and the open part.
 
     no split   one frontier at the budget
     Strata     two frontiers around each cell's quota; between them the order of the dues decides
@@ -78,8 +78,8 @@ def select_by_threshold(
 
 @dataclass
 class _Frontier:
-    """Per cell, where the first samples that cover `target` tokens end: in the bucket of samples whose word (and tie) begins with the
-    bits known so far. The last row is of samples that take no part.
+    """Per cell, where the first samples that cover `target` tokens end: in the bucket of samples whose word (and tie) begins
+    with the bits known so far. The last row is of samples that take no part.
 
     before: tokens of the cell's samples ordered before the bucket; count: samples in it; all int64 [cells + 1]
     word: int64, known bits of the word, or a mark; tie: uint64, known bits of the hash
@@ -118,7 +118,8 @@ class _Frontier:
         return before | at
 
     def narrow(self, tokens: np.ndarray, counts: np.ndarray, bits: int) -> None:
-        """Go on to the bucket, of those that the next `bits` bits tell apart, in which the target is reached. int64 [cells + 1, 2**bits]"""
+        """Go on to the bucket, of those that the next `bits` bits tell apart, in which the target is reached. int64 [cells + 1,
+        2**bits]"""
         covered = self.before[:, None] + np.cumsum(tokens, axis=1)
         digit = np.minimum((covered < self.target[:, None]).sum(1), tokens.shape[1] - 1)
         rows = np.flatnonzero(self.count)
@@ -182,7 +183,8 @@ class Search:
         self.bounds = (0.0, 0.0)
 
     def cells_of(self, where: slice, uses: np.ndarray):
-        """Cell of each sample, int64 [n]; the cell after the last one for samples that take no part; 0 if all are in the only one."""
+        """Cell of each sample, int64 [n]; the cell after the last one for samples that take no part; 0 if all are in the only
+        one."""
         cells = 0 if self._cells is None else self._cells[where]
         if self.plan.max_uses is not None:
             cells = np.where(uses < self.plan.max_uses, cells, self._count)
@@ -319,7 +321,7 @@ class Search:
             _Frontier.start(tokens, self._held, self._counts, self._free) for tokens in self.plan.split.tokens(self.plan.budget)
         )
         self._narrow([least, most])
-        least, most = self._exact(least), self._exact(most)
+        least, most = self._exact([least, most])
         must = int(least.before.sum())
         rest = np.array([self.plan.budget - must])
         eligible = np.array([int(self._counts.sum())])
@@ -340,20 +342,30 @@ class Search:
 
         return self._settled(self._gather(classify), lambda open_: self._cover(open_, int(rest[0] - end.before.sum())))
 
-    def _exact(self, frontier: _Frontier) -> _Frontier:
-        """The frontier with buckets of one sample, the last that is needed to cover the target; its tokens count as before."""
-        rows = self._gather(lambda piece: (_none(piece), frontier.split(piece.words, piece.cells, piece.ties)[1]))
-        word, tie, before = frontier.word.copy(), frontier.tie.copy(), frontier.before.copy()
-        if rows is not None:
-            open_ = rows[1]
-            ties, weights = tie_hash(self.plan.draw, open_.ids), self.plan.weights(open_.lengths)
-            order, so_far = tokens_before(open_.cells, open_.words, ties, weights, before)
-            needed = order[so_far < frontier.target[open_.cells[order]]]
-            cells = open_.cells[needed]  # ascending, so a cell's last needed row is written last
-            word[cells], tie[cells] = open_.words[needed], ties[needed]
-            np.add.at(before, cells, weights[needed])
-        word, tie, before = (broadcast_array(a, self.group, a.dtype) for a in (word, tie, before))
-        return _Frontier(frontier.target, before, np.zeros_like(before), word, tie, 0, 0)
+    def _exact(self, frontiers: list[_Frontier]) -> list[_Frontier]:
+        """The frontiers with buckets of one sample, the last that is needed to cover the target; its tokens count as before."""
+
+        def open_for_any(piece: _Piece) -> tuple[np.ndarray, np.ndarray]:
+            any_ = np.zeros(len(piece.ids), dtype=bool)
+            for frontier in frontiers:
+                any_ |= frontier.split(piece.words, piece.cells, piece.ties)[1]
+            return np.zeros_like(any_), any_
+
+        rows, result = self._gather(open_for_any), []
+        for frontier in frontiers:
+            word, tie, before = frontier.word.copy(), frontier.tie.copy(), frontier.before.copy()
+            if rows is not None:
+                ties, weights = tie_hash(self.plan.draw, rows[1].ids), self.plan.weights(rows[1].lengths)
+                own = np.flatnonzero(frontier.split(rows[1].words, rows[1].cells, lambda at, ties=ties: ties[at])[1])
+                cells, words, ties, weights = rows[1].cells[own], rows[1].words[own], ties[own], weights[own]
+                order, so_far = tokens_before(cells, words, ties, weights, before)
+                needed = order[so_far < frontier.target[cells[order]]]
+                np.add.at(before, cells[needed], weights[needed])
+                word[cells[needed]] = words[needed]  # in order, so a cell's last needed row is written last
+                tie[cells[needed]] = ties[needed]
+            word, tie, before = (broadcast_array(a, self.group, a.dtype) for a in (word, tie, before))
+            result.append(_Frontier(frontier.target, before, np.zeros_like(before), word, tie, 0, 0))
+        return result
 
     # ------------------------------------------------------------ rank 0
 
@@ -366,7 +378,8 @@ class Search:
         sure, open_ = rows
         chosen = resolve(open_)
         columns = (
-            np.concatenate([getattr(sure, name), getattr(open_, name)[chosen]]) for name in ("positions", "ids", "lengths", "uses")
+            np.concatenate([getattr(sure, name), getattr(open_, name)[chosen]])
+            for name in ("positions", "ids", "lengths", "uses")
         )
         notes = self.plan.split.notes(self.plan.budget, self._held) if self.plan.split else []
         return settle(self.plan, *columns, notes, self._left_out)
@@ -387,10 +400,6 @@ class Search:
 
     def _sum(self, array: np.ndarray) -> np.ndarray:
         return all_reduce_(torch.from_numpy(array.copy()), self.group).numpy()
-
-
-def _none(piece: _Piece) -> np.ndarray:
-    return np.zeros(len(piece.ids), dtype=bool)
 
 
 def water_level(held: np.ndarray, shares: np.ndarray, amount: float) -> float:

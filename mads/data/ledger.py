@@ -22,8 +22,8 @@ def _alone(counts: np.ndarray, write: Callable[[np.ndarray], None]) -> None:
 
 
 class Ledger:
-    """Use counts of a slice of the pool. Every rank's ledger is advanced with the samples of the *global* batch and counts those that
-    lie in its slice; together the slices are the pool.
+    """Use counts of a slice of the pool. Every rank's ledger is advanced with the samples of the *global* batch and counts
+    those that lie in its slice; together the slices are the pool.
 
     counts: uint16 [stop - start], saturating at 65535
     total: samples consumed so far on all ranks; equals the sum of all slices' counts as long as no count is saturated
@@ -60,8 +60,8 @@ class Ledger:
         """Write all slices atomically: a .npy array that any NumPy reads, followed by a trailer with the total and a SHA-256.
 
         Args:
-            stream: gets this slice's counts, and a function to be called with all slices' counts in pool order, a piece at a time, on
-                the rank that writes. Ranks take part together.
+            stream: gets this slice's counts, and a function to be called with all slices' counts in pool order, a piece at a
+                time, on the rank that writes. Ranks take part together.
             writes: whether this is that rank.
 
         Raises:
@@ -101,7 +101,8 @@ class Ledger:
                 file.seek(0)
                 if damaged:
                     raise DataError(
-                        f"the ledger {path} ({length} bytes) is damaged: its SHA-256 does not fit; resume from an older checkpoint"
+                        f"the ledger {path} ({length} bytes) is damaged: its SHA-256 does not fit; resume from an older "
+                        "checkpoint"
                     )
                 if held != saved or file.read(len(header)) != header:
                     raise DataError(f"the ledger {path} counts {held} samples, the pool has {saved}: it belongs to other data")
@@ -140,7 +141,9 @@ class _Writer:
 
     def close(self) -> None:
         if self._written != self._size:
-            raise DataError(f"counts of {self._written} samples came for a ledger of {self._size}: slices are missing or twice there")
+            raise DataError(
+                f"counts of {self._written} samples came for a ledger of {self._size}: slices are missing or twice there"
+            )
         self._put(self._total.to_bytes(8, "little"))
         self._put(self._hash.digest())
         if self._error is not None:

@@ -108,7 +108,7 @@ class Tokenizer:
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of some ids."""
-        return self._decode([int(t) for t in tokens])
+        return self._decode(np.asarray(tokens).tolist())
 
     def lossy_texts(self, texts: Sequence[str]) -> list[int]:
         """Indices of the texts that do not come back from encode and decode as they were."""

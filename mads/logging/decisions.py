@@ -1,7 +1,7 @@
 """decisions/round-00003.npy: the ids that a round decided on, in training order, one file a round.
 
-A file is one int64 array that any NumPy reads: round, count, hash (mads.console.record.DecisionHeader), then the ids. It is written
-before the round's line in decisions.jsonl and replaced in one rename; files without a line go when a run is resumed.
+A file is one int64 array that any NumPy reads: round, count, hash (mads.console.record.DecisionHeader), then the ids. It is
+written before the round's line in decisions.jsonl and replaced in one rename; files without a line go when a run is resumed.
 """
 
 from __future__ import annotations

@@ -133,8 +133,8 @@ def draw_probes(
 
 
 def _quota(sizes: np.ndarray, count: int, agent: str) -> np.ndarray:
-    """Probes of each label, int64 [L]: count / L of each of the L labels that the pool holds; what does not divide goes one each to the
-    labels with the most samples."""
+    """Probes of each label, int64 [L]: count / L of each of the L labels that the pool holds; what does not divide goes one
+    each to the labels with the most samples."""
     present = np.flatnonzero(sizes)
     if count < len(present):
         raise ValueError(

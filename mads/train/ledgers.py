@@ -19,8 +19,8 @@ def save_ledger(ledger: Ledger, path: Path, topology: Topology) -> None:
 
 
 def grow_ledger(ledger: Ledger, pool: Any, topology: Topology, scratch: Path) -> Ledger:
-    """The ledger for a longer pool whose first samples are those of the one before: old counts stay, new ones are 0, and slices are
-    cut anew. It goes through a file at `scratch`, which all ranks see and which is removed again.
+    """The ledger for a longer pool whose first samples are those of the one before: old counts stay, new ones are 0, and slices
+    are cut anew. It goes through a file at `scratch`, which all ranks see and which is removed again.
 
     Raises:
         OSError, DataError: if the file cannot be written or read; RankFailedError on the other ranks.

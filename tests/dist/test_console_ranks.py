@@ -81,7 +81,8 @@ def test_x1_x3_the_same_ids_on_any_number_of_ranks_and_by_either_exchange(exchan
         assert len({tuple(ids) for ids, _, _ in result}) == (1 if "unit" in settings else 4)
     assert alone[0][-1][2]["agent_rewards"]
     for grid in GRIDS:
-        for rank, everything in enumerate(run_ranks(int(np.prod([1, *grid.values()])), _all_settings, grid, exchange, timeout=240)):
+        world = int(np.prod([1, *grid.values()]))
+        for rank, everything in enumerate(run_ranks(world, _all_settings, grid, exchange, timeout=240)):
             for result, result_1 in zip(everything, alone):
                 for (ids, theta, record), (ids_1, theta_1, record_1) in zip(result, result_1):
                     assert ids == ids_1 and theta == theta_1

@@ -6,6 +6,7 @@ from mutants import Mutant
 from test_mutants import outcome
 
 LOADER, WORKERS, PACKING = "unit/data/test_loader.py", "unit/data/test_loader_workers.py", "unit/data/test_packing.py"
+MEGATRON = "unit/data/test_megatron.py"
 INDEXED = "unit/data/test_indexed_megatron.py"
 
 
@@ -44,7 +45,20 @@ def _handed_out_while_it_may_grow(original):
 
 
 def _the_step_read_ahead_is_trained_on(original):
-    return lambda self, step: original(self, step) and original(self, step + 1)
+    def next_batch(self):
+        self._plan(self.position + 1)
+        self._plans[self.position] = self._plans[self.position + 1] or self._plans[self.position]
+        return original(self)
+
+    return next_batch
+
+
+def _windows_a_token_late(original):
+    def add(self, document, lengths):
+        original(self, document, lengths)
+        self._starts[-1][1:] += 1
+
+    return add
 
 
 MUTANTS = [
@@ -77,10 +91,18 @@ MUTANTS = [
     ),
     Mutant(
         "the step that is read ahead is trained on",
-        "mads.data.loader:Loader._plan",
+        "mads.data.loader:Loader.next",
         _the_step_read_ahead_is_trained_on,
         f"{LOADER}:check_alone",
         args=("check_read_ahead",),
+    ),
+    Mutant(
+        "windows of a token file begin a token late",
+        "mads.data.megatron:WindowWriter.add",
+        _windows_a_token_late,
+        f"{MEGATRON}:check_alone",
+        args=("check_equal_to_the_texts",),
+        red=("AssertionError", "DataError"),
     ),
     Mutant(
         "a pool of other shards resumes",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mads.data.documents import Source, unit_count
+from mads.data.megatron import TokenFilesSource
 from mads.data.references import ReferenceSource
 from mads.data.schema import Manifest
 from mads.data.settings import PrepareSettings
@@ -46,9 +47,15 @@ class Job:
         return 0 if self.before is None else len(self.before.parts["train"]["shards"])
 
     @property
+    def takes_tokens(self) -> bool:
+        """Whether the source's files are taken as they are: a shard is a file of the source, with indices of ours."""
+        return isinstance(self.source, TokenFilesSource)
+
+    @property
     def record(self) -> dict[str, Any]:
         """What job.json holds."""
-        return {"generation": self.generation, **self.identity}
+        before = self.before.fingerprint if self.before is not None else None
+        return {"generation": self.generation, "before": before, **self.identity}
 
     def list_name(self, kind: str) -> str:
         """File name of this generation's list of what was `rejected` or `removed`."""

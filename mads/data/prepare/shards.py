@@ -13,6 +13,7 @@ import numpy as np
 from mads.data.attributes import write_column
 from mads.data.documents import Document, Rejects
 from mads.data.indexed import IndexedWriter, token_dtype
+from mads.data.megatron import WindowWriter, document_tokens
 from mads.data.parts import PARTS, window_lengths
 from mads.data.pool import attribute_path, key_path, shard_prefix
 from mads.data.prepare.board import Tally
@@ -28,7 +29,7 @@ _BATCH_BYTES = 4_000_000  # text that is tokenised and labelled at a time
 def write_shard(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     """Write both parts' files of shard `index` of this generation, and shards/INDEX.json and .rejected.jsonl."""
     plan, fitted, start = Plan.load(job), load_fitted(job), time.monotonic()
-    shard = _Shard(job, job.first_shard + index, fitted, scratch)
+    shard = (_TokenShard if job.takes_tokens else _Shard)(job, index, fitted, scratch)
     first, last = plan.about["shards"][index]
     with shard:
         for documents, held, keys in _batches(job, plan, first, last):
@@ -39,7 +40,7 @@ def write_shard(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     shard.rejects.write(base.with_name(base.name + ".rejected.jsonl"))
     base.with_name(base.name + ".json").write_text(json.dumps(shard.summary()))
     megabytes, seconds = tally.bytes / 1e6, max(1e-3, time.monotonic() - start)
-    what = f"tokenised and labelled shard {index + 1} of {len(plan.about['shards'])}"
+    what = f"{shard.done} shard {index + 1} of {len(plan.about['shards'])}"
     return [f"{what}: {tally.documents:,} documents, {megabytes:.1f} MB, {megabytes / seconds:.1f} MB/s"]
 
 
@@ -66,11 +67,13 @@ def _batches(job: Job, plan: Plan, first: int, last: int) -> Iterator[tuple[list
 
 
 class _Shard:
-    """The writers of one shard's files, below a scratch folder."""
+    """The writers of one shard's files, below a scratch folder. `index` counts from this generation's first shard."""
 
-    def __init__(self, job: Job, number: int, fitted: Fitted, scratch: Path):
-        self._job, self._number, self._fitted, self._scratch = job, number, fitted, scratch
-        self._writers: dict[str, IndexedWriter] = {}
+    done = "tokenised and labelled"
+
+    def __init__(self, job: Job, index: int, fitted: Fitted, scratch: Path):
+        self._job, self._index, self._number, self._fitted, self._scratch = job, index, job.first_shard + index, fitted, scratch
+        self._writers: dict[str, IndexedWriter | WindowWriter] = {}
         self._stack = ExitStack()
         self._columns = {part: {s.name: ([], []) for s in fitted.schemas} for part in PARTS}
         self._keys: dict[str, list[np.ndarray]] = {part: [np.zeros((0, 2), np.uint64)] for part in PARTS}
@@ -81,11 +84,20 @@ class _Shard:
     def __enter__(self) -> _Shard:
         for part in PARTS:
             (self._scratch / part / "keys").mkdir(parents=True)
-            writer = IndexedWriter(
-                shard_prefix(self._scratch, part, self._number), token_dtype(self._fitted.tokenizer.vocab_size)
-            )
+            writer = self._writer(shard_prefix(self._scratch, part, self._number))
             self._writers[part] = self._stack.enter_context(writer)
         return self
+
+    def _writer(self, prefix: Path) -> IndexedWriter | WindowWriter:
+        return IndexedWriter(prefix, token_dtype(self._fitted.tokenizer.vocab_size))
+
+    def _tokens(self, documents: list[Document]) -> list[np.ndarray]:
+        """Tokens of each document with its end."""
+        tokenizer = self._fitted.tokenizer
+        return [np.append(tokens, np.int32(tokenizer.eod)) for tokens in tokenizer.encode([d.text for d in documents])]
+
+    def _write(self, part: str, document: Document, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        self._writers[part].add_document(tokens, lengths)
 
     def __exit__(self, *error) -> None:
         self._stack.__exit__(*error)
@@ -94,10 +106,9 @@ class _Shard:
 
     def add(self, documents: list[Document], held: np.ndarray, keys: np.ndarray) -> None:
         """Tokenise, label and write some documents; those that are too short are rejected."""
-        settings, tokenizer = self._job.settings, self._fitted.tokenizer
+        settings = self._job.settings
         windows = np.zeros(len(documents), dtype=np.int64)
-        for i, (document, tokens) in enumerate(zip(documents, tokenizer.encode([d.text for d in documents]))):
-            tokens = np.append(tokens, np.int32(tokenizer.eod))
+        for i, (document, tokens) in enumerate(zip(documents, self._tokens(documents))):
             lengths = window_lengths(len(tokens), settings.seq_length, settings.min_sample_tokens)
             self.longest_document = max(self.longest_document, len(tokens))
             windows[i] = len(lengths)
@@ -106,7 +117,7 @@ class _Shard:
                 self.rejects.add("too short", document.origin, document.line, detail)
                 continue
             self.longest_sample = max(self.longest_sample, int(lengths.max()))
-            self._writers[PARTS[int(held[i])]].add_document(tokens, lengths)
+            self._write(PARTS[int(held[i])], document, tokens, lengths)
         taken = windows > 0
         for part, mine in zip(PARTS, (taken & ~held, taken & held)):
             self._keys[part].append(keys[mine])
@@ -153,6 +164,26 @@ class _Shard:
             "longest_sample": self.longest_sample,
             "files": {p.relative_to(self._scratch).as_posix(): file_entry(p) for p in files},
         }
+
+
+class _TokenShard(_Shard):
+    """A shard whose tokens are there already: the source's file itself, with indices of ours."""
+
+    @property
+    def done(self) -> str:
+        how = sorted({writer.how for writer in self._writers.values()} - {""})
+        return f"labelled {self._job.source.files[self._index][0]}, {' and '.join(how) or 'not needed'}:"
+
+    def _writer(self, prefix: Path) -> WindowWriter:
+        others = [shard_prefix(self._scratch, part, self._number).with_suffix(".bin") for part in PARTS]
+        return WindowWriter(prefix, self._job.source.reader(self._index), [p for p in others if p != prefix.with_suffix(".bin")])
+
+    def _tokens(self, documents: list[Document]) -> list[np.ndarray]:
+        reader = self._job.source.reader(self._index)
+        return [document_tokens(reader, document.line - 1) for document in documents]
+
+    def _write(self, part: str, document: Document, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        self._writers[part].add(document.line - 1, lengths)
 
 
 def file_entry(path: Path) -> dict:

@@ -32,6 +32,8 @@ def overrides_for(choice: str) -> list[str]:
     given = {
         "data/jsonl": ["data.paths=[corpus.jsonl]"],
         "data/files": ["data.paths=[corpus]"],
+        "data/slimpajama_labeled": ["data.paths=[corpus]"],
+        "data/megatron": ["data.paths=[tokens]", "data.tokenizer.path=tokenizer.model"],
         "data/prepared": ["data.dir=elsewhere"],
     }
     return chosen + given.get(choice, [])

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from decide_support import select_gumbel, select_random, select_stratified, select_top_k
 
 from mads.console.decide import Candidates, combine

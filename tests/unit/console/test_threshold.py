@@ -19,8 +19,8 @@ KINDS = (*ORDERS, *SPLITS, "bounded top_k")
 
 
 def make_case(seed, n, ties="some", max_uses=2):
-    """ids, lengths, uses, label codes, weights and values; ties: "all" equal scores, "some" label weights alone, "none" a continuous
-    column too."""
+    """ids, lengths, uses, label codes, weights and values; ties: "all" equal scores, "some" label weights alone, "none" a
+    continuous column too."""
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(10 * n, n, replace=False)).astype(np.int64) + (seed << 40)
     lengths, uses = rng.integers(1, 129, n).astype(np.int32), rng.integers(0, max_uses + 1, n).astype(np.uint16)
@@ -67,7 +67,9 @@ def total_of(case):
 
 def full_sort(plan, attributes, case):
     candidates = Candidates(case["ids"], case["lengths"], case["uses"])
-    return decide(plan, candidates, total_of(case) if plan.order.scored else None, joint(case, attributes) if attributes else None)
+    return decide(
+        plan, candidates, total_of(case) if plan.order.scored else None, joint(case, attributes) if attributes else None
+    )
 
 
 def parts_of(case, attributes, cut, scored):
@@ -136,7 +138,9 @@ def test_ordered_bits_keep_the_order_of_floats():
     bits = ordered_bits(values)
     assert bits.dtype == np.int64 and bits.min() >= 0 and bits.max() < 1 << 47
     assert values[np.argsort(bits, kind="stable")].tolist() == np.sort(values, kind="stable").tolist()
-    assert ordered_bits(np.array([0.0]))[0] == ordered_bits(np.array([-0.0]))[0] and len(np.unique(bits)) == len(np.unique(values))
+    assert ordered_bits(np.array([0.0]))[0] == ordered_bits(np.array([-0.0]))[0] and len(np.unique(bits)) == len(
+        np.unique(values)
+    )
     near = np.array([1.0, 1 + 2.0**-36, 1 + 2.0**-35])
     assert np.diff(ordered_bits(near)).tolist() == [0, 1]  # keys that agree in 36 bits are equal
     assert np.diff(ordered_bits(-near)).tolist()[1] == -1

@@ -54,16 +54,24 @@ def test_damaged_foreign_and_missing_ledgers_are_refused(tmp_path):
         Ledger(0)
 
 
-def test_slices_count_their_part_of_the_global_batch_and_share_one_file(tmp_path):
+def check_slices():
+    """A whole ledger and its slices after the same global batches."""
     rng, whole = np.random.default_rng(1), Ledger(50)
     cuts = [0, 0, 17, 50]
     slices = [Ledger(50, a, b) for a, b in zip(cuts, cuts[1:])]
+    counts = np.zeros(50, int)
     for n in (30, 0, 90):
         positions = rng.integers(0, 50, n)
+        np.add.at(counts, positions, 1)
         for ledger in (whole, *slices):
             ledger.consume(positions)
-    assert np.concatenate([s.counts for s in slices]).tolist() == whole.counts.tolist()
+    assert np.concatenate([s.counts for s in slices]).tolist() == whole.counts.tolist() == counts.tolist()
     assert {s.total for s in slices} == {120} and sum(int(s.counts.sum()) for s in slices) == 120
+    return whole, slices
+
+
+def test_d5_slices_count_their_part_of_the_global_batch_and_share_one_file(tmp_path):
+    whole, slices = check_slices()
     whole.save(tmp_path / "whole")
 
     def send_all(counts, write):
