@@ -4,7 +4,8 @@
 
 Each rank is a process with a slice of the pool; columns are files that are read a piece at a time. Three label columns (5, 7, 13
 labels, uint8), one float32 column, lengths int32, use counts uint16, ids int64: 21 bytes a sample. The files are removed
-afterwards.
+afterwards. Decisions: top-k; Gumbel top-k; Gumbel top-k with least and greatest shares of the domains; stratified by the 455
+joint cells of all labels.
 """
 
 from __future__ import annotations
@@ -22,14 +23,21 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from mads.console.decide import Candidates, select_gumbel, select_top_k
-from mads.console.order import Draw, GumbelOrder, TopKOrder
-from mads.console.slices import FileColumn, LabelScore, PoolSlice, SliceScores, ValueScore
+from mads.console.decide import Bounds, Candidates, Plan, Strata, decide
+from mads.console.order import Draw, GumbelOrder, HashOrder, TopKOrder
+from mads.console.slices import CallScore, Cells, FileColumn, LabelScore, PoolSlice, SliceScores
 from mads.console.threshold import select_by_threshold
 
 LABELS = {"quality": 5, "domain": 7, "topic": 13}
 THETA = np.array([0.4, 0.3, 0.2, 0.1])
-ORDERS = {"top_k": TopKOrder(use_decay=0.1), "gumbel": GumbelOrder(temperature=0.5)}
+# Bounds of the seven domains: two minima above their share of a seventh, two maxima below it.
+BOUNDS = Bounds([f"domain{j}" for j in range(7)], np.array([0.2, 0.25, 0, 0, 0, 0, 0]), np.array([1, 1, 0.05, 0.1, 1, 1, 1.0]))
+KINDS = {  # order, split, attributes of its cells
+    "top_k": (TopKOrder(use_decay=0.1), None, ()),
+    "gumbel": (GumbelOrder(temperature=0.5), None, ()),
+    "bounds": (GumbelOrder(temperature=0.5), BOUNDS, ("domain",)),
+    "stratified": (HashOrder(), Strata(5 * 7 * 13, str, "uniform"), tuple(LABELS)),
+}
 SHARE = 8.5e6 / 590e6  # of the pool's tokens that is chosen, as the paper's documents
 DTYPES = {"ids": np.int64, "lengths": np.int32, "uses": np.uint16, "length": np.float32} | dict.fromkeys(LABELS, np.uint8)
 
@@ -53,13 +61,18 @@ def write_pool(folder: Path, count: int, seed: int, piece: int = 1 << 22) -> int
     return tokens
 
 
-def read_slice(folder: Path) -> tuple[PoolSlice, SliceScores]:
-    """The slice of `write_pool`, and its scores with fixed label weights."""
+def read_slice(folder: Path) -> tuple[PoolSlice, dict[str, FileColumn], SliceScores]:
+    """The slice of `write_pool`, its columns, and its scores with fixed label weights."""
     columns = {name: FileColumn(folder / name, dtype) for name, dtype in DTYPES.items()}
     rng = np.random.default_rng(0)
     agents = [LabelScore(name, columns[name], rng.normal(size=k)) for name, k in LABELS.items()]
-    agents.append(ValueScore("length", columns["length"]))
-    return PoolSlice(columns["ids"], columns["lengths"], columns["uses"]), SliceScores(agents, THETA)
+    agents.append(CallScore("length", lambda where: columns["length"][where].astype(np.float64)))
+    return PoolSlice(columns["ids"], columns["lengths"], columns["uses"]), columns, SliceScores(agents, THETA)
+
+
+def cells_of(columns: dict, attributes: tuple[str, ...]) -> Cells | None:
+    """The joint cells of some label columns; None if there are no attributes."""
+    return Cells(attributes, [columns[a] for a in attributes], [LABELS[a] for a in attributes]) if attributes else None
 
 
 def peak_gib() -> float:
@@ -69,22 +82,25 @@ def peak_gib() -> float:
 
 
 def rank_main(rank: int, ranks: int, folder: str, size: int, pipe) -> None:
-    """One process: write the slice, decide twice, report."""
+    """One process: write the slice, take every kind of decision, report."""
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=datetime.timedelta(minutes=10))
     group = dist.group.WORLD
     count = size // ranks + (rank < size % ranks)
     all_tokens: list = [None] * ranks
     dist.all_gather_object(all_tokens, write_pool(Path(folder, str(rank)), count, rank))
-    budget, (pool, scores) = int(sum(all_tokens) * SHARE), read_slice(Path(folder, str(rank)))
+    budget, (pool, columns, scores) = int(sum(all_tokens) * SHARE), read_slice(Path(folder, str(rank)))
     report = {}
-    for name, order in ORDERS.items():
+    for name, (order, split, attributes) in KINDS.items():
+        plan, cells = Plan(order, Draw(3, 5), budget, split), cells_of(columns, attributes)
         dist.barrier(group)
         start = time.perf_counter()
-        decision = select_by_threshold(order, pool, scores, Draw(3, 5), budget, group)
-        seconds = time.perf_counter() - start
-        report[name] = {"seconds": seconds, "chosen": len(decision.ids), "tokens": decision.tokens, "budget": budget}
-        report[name]["ids"] = hashlib.blake2b(decision.ids.tobytes(), digest_size=8).hexdigest()
+        decision = select_by_threshold(plan, pool, cells, scores if order.scored else None, group)
+        dist.barrier(group)
+        report[name] = {"seconds": time.perf_counter() - start, "budget": budget}
+        if decision is not None:
+            ids = hashlib.blake2b(decision.ids.tobytes(), digest_size=8).hexdigest()
+            report[name] |= {"chosen": len(decision.ids), "tokens": decision.tokens, "ids": ids}
     report["peak_gib"] = peak_gib()
     pipe.send(report)
     dist.destroy_process_group()
@@ -94,13 +110,15 @@ def full_sort(folder: Path, ranks: int, budget: int) -> dict[str, dict]:
     """The same decisions by mads.console.decide, with everything in memory."""
     parts = [read_slice(folder / str(rank)) for rank in range(ranks)]
     everything = slice(None)
-    columns = [np.concatenate([getattr(p, name)[everything] for p, _ in parts]) for name in ("ids", "lengths", "uses")]
-    candidates = Candidates(*columns)
-    values = np.concatenate([np.stack([agent.score(slice(0, len(p))) for agent in s.agents]) for p, s in parts], axis=1)
+    joined = [np.concatenate([getattr(p, name)[everything] for p, *_ in parts]) for name in ("ids", "lengths", "uses")]
+    candidates = Candidates(*joined)
+    labels = {a: np.concatenate([columns[a][everything] for _, columns, _ in parts]) for a in LABELS}
+    total = np.concatenate([scores.total(slice(0, len(p))) for p, _, scores in parts])
     result = {}
-    for name, select, setting in (("top_k", select_top_k, 0.1), ("gumbel", select_gumbel, 0.5)):
+    for name, (order, split, attributes) in KINDS.items():
+        cells = cells_of(labels, attributes)[slice(0, len(total))] if attributes else None
         start = time.perf_counter()
-        decision = select(candidates, values, THETA, [*LABELS, "length"], setting, 3, 5, budget)
+        decision = decide(Plan(order, Draw(3, 5), budget, split), candidates, total if order.scored else None, cells)
         ids = hashlib.blake2b(decision.ids.tobytes(), digest_size=8).hexdigest()
         result[name] = {"seconds": time.perf_counter() - start, "ids": ids}
     return result
@@ -122,10 +140,7 @@ def measure(size: int, ranks: int, parent: Path, compare: bool) -> dict:
         for process in processes:
             process.join()
         result = {"size": size, "ranks": ranks, "peak_gib_of_each_rank": [r["peak_gib"] for r in reports]}
-        for name in ORDERS:
-            result[name] = reports[0][name]
-            if any(r[name]["ids"] != result[name]["ids"] for r in reports):
-                raise RuntimeError(f"ranks chose different ids by {name} at size {size}")
+        result |= {name: reports[0][name] for name in KINDS}
         if compare:
             for name, full in full_sort(folder, ranks, result["top_k"]["budget"]).items():
                 result[name] |= {"full_sort_seconds": full["seconds"], "equal": full["ids"] == result[name]["ids"]}

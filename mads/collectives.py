@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,44 @@ def broadcast_array(array: np.ndarray | None, group, dtype, src: int = 0) -> np.
     if int(length):
         dist.broadcast(data, src=source, group=group)
     return data.numpy().view(dtype).copy()
+
+
+def stream_to_first(array: np.ndarray, group, write: Callable[[np.ndarray], None], chunk_bytes: int = 1 << 24) -> None:
+    """Send every rank's one-dimensional array to group rank 0, in rank order and in chunks, so that nobody holds more than its
+    own.
+
+    Args:
+        write: called on group rank 0 with each chunk; it must not raise, for the others would wait for it.
+    """
+    array = np.ascontiguousarray(array)
+    rows = max(1, chunk_bytes // array.dtype.itemsize)
+
+    def chunks(length: int):
+        return (slice(start, min(start + rows, length)) for start in range(0, length, rows))
+
+    if group_rank(group) == 0:
+        for where in chunks(len(array)):
+            write(array[where])
+    if group_size(group) == 1:
+        return
+    lengths = [int(n[0]) for n in ragged_all_gather(np.array([len(array)]), group)]
+    first = dist.get_global_rank(group, 0)
+    if group_rank(group) != 0:
+        for where in chunks(len(array)):
+            dist.send(torch.from_numpy(array[where].view(np.uint8).copy()), dst=first, group=group)
+        return
+    for rank in range(1, len(lengths)):
+        for where in chunks(lengths[rank]):
+            data = torch.empty((where.stop - where.start) * array.dtype.itemsize, dtype=torch.uint8)
+            dist.recv(data, src=dist.get_global_rank(group, rank), group=group)
+            write(data.numpy().view(array.dtype))
+
+
+def gather_to_first(array: np.ndarray, group) -> np.ndarray | None:
+    """All ranks' one-dimensional arrays of one dtype, joined in rank order, on group rank 0; None elsewhere."""
+    pieces: list[np.ndarray] = []
+    stream_to_first(array, group, pieces.append)
+    return np.concatenate([np.zeros(0, array.dtype), *pieces]) if group_rank(group) == 0 else None
 
 
 def broadcast_json(value: Any, group, src: int = 0) -> Any:

@@ -11,7 +11,11 @@ class LengthAgent:
 
     def bind(self, view, rule):
         self.labels = tuple(view.labels(self.attribute))
-        self.longest = int(view.lengths.max())
+        pieces = [view.lengths[start : start + 4096] for start in range(0, len(view), 4096)]
+        self.longest = max(int(piece.max()) for piece in pieces)
+
+    def rebind(self, view):
+        self.bind(view, None)
 
     def score(self, view):
         return view.lengths / self.longest * 100.0

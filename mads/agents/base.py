@@ -25,15 +25,24 @@ class LabelRecord:
 
 
 class AttributeView(Protocol):
-    """What an agent may see of samples: their attributes and lengths, never their tokens. Implemented by mads.data.pool."""
+    """What an agent may see of samples: their attributes and lengths, never their tokens. Implemented by mads.data.pool.
+
+    Of some samples these are arrays. Of a whole pool they are columns (mads.data.columns) that are never joined in memory: `bind`
+    reads them by slices, or a `view` of a slice at a time.
+    """
 
     ids: np.ndarray  # int64 [n], ascending
     lengths: np.ndarray  # int32 [n], tokens
+
+    def __len__(self) -> int: ...
 
     def codes(self, attribute: str) -> np.ndarray:
         """Label codes, uint16 [n]."""
 
     def labels(self, attribute: str) -> tuple[str, ...]: ...
+
+    def view(self, positions: slice) -> AttributeView:
+        """Some of a pool's samples; pools only."""
 
     def values(self, attribute: str) -> np.ndarray:
         """Continuous value, float32 [n]; DataError if the attribute has none."""
@@ -71,6 +80,9 @@ class Agent(Protocol):
     def bind(self, view: AttributeView, rule: LearningRule) -> None:
         """See the whole pool's attributes once (start weights from the pool's shares, checks of attribute names), and learn by
         the selection's rule from now on."""
+
+    def rebind(self, view: AttributeView) -> None:
+        """The pool has grown: see the longer one, and keep what was learned. Labels may have been added behind those known."""
 
     def score(self, view: AttributeView) -> np.ndarray:
         """Score of each sample of a slice, float64 [n]. Pure: no state changes, no dependence on the slice's borders."""

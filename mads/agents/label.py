@@ -25,12 +25,15 @@ def label_codes(view: AttributeView, attribute: str) -> np.ndarray:
     return codes
 
 
-def token_shares(view: AttributeView, attribute: str) -> np.ndarray:
-    """Share of the view's tokens that each label holds, float64 [L], sum 1."""
-    codes = label_codes(view, attribute)
-    tokens = np.bincount(codes, weights=np.asarray(view.lengths, dtype=np.float64), minlength=len(view.labels(attribute)))
+def token_shares(view: AttributeView, attribute: str, piece: int = 1 << 20) -> np.ndarray:
+    """Share of the view's tokens that each label holds, float64 [L], sum 1. Read a piece at a time."""
+    labels = len(view.labels(attribute))
+    tokens = np.zeros(labels, dtype=np.int64)
+    for start in range(0, len(view), piece):
+        part = view.view(slice(start, min(start + piece, len(view))))
+        tokens += np.bincount(label_codes(part, attribute), weights=part.lengths, minlength=labels).astype(np.int64)
     if tokens.sum() <= 0:
-        raise ValueError(f"the pool is empty: attribute {attribute!r} covers {len(codes)} samples and no token")
+        raise ValueError(f"the pool is empty: attribute {attribute!r} covers {len(view)} samples and no token")
     return tokens / tokens.sum()
 
 
@@ -52,6 +55,22 @@ class LabelAgent:
         self.weights = rule.start(self.shares)
         self.statistics: LabelStatistics | None = None
         self._rule = rule
+
+    def rebind(self, view: AttributeView) -> None:
+        """New labels start as `bind` starts them; they have no statistics yet."""
+        known = len(self.weights)
+        self.labels = tuple(view.labels(self.attribute))
+        self.shares = token_shares(view, self.attribute)
+        self.weights = np.concatenate([self.weights, self._rule.start(self.shares)[known:]])
+        if self.statistics is not None:
+            new = len(self.labels) - known
+            s = self.statistics
+            self.statistics = LabelStatistics(
+                np.append(s.mean, np.full(new, np.nan)),
+                np.append(s.se, np.full(new, np.nan)),
+                np.append(s.probes, np.zeros(new, np.int64)),
+                np.append(s.tokens, np.zeros(new, np.int64)),
+            )
 
     def score(self, view: AttributeView) -> np.ndarray:
         return self.weights[label_codes(view, self.attribute)]

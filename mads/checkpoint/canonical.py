@@ -67,7 +67,9 @@ def save(
 
     Args:
         engine: has `parameters` (name, parameter) and `state` (mads.train.optimizer_state).
-        state: JSON values; arrays: NumPy arrays; files: name -> a function that writes that file. All from rank 0.
+        state: JSON values; arrays: NumPy arrays; both from rank 0.
+        files: name -> a function that writes that file, called on all ranks together: rank 0 writes what the others send it. It
+            must not raise before they have sent everything.
 
     Raises:
         CheckpointError: on all ranks if any failed (disk full, ...); earlier checkpoints are untouched.
@@ -94,10 +96,11 @@ def save(
                 error = _attempt(chunks.add, name, tensor)
         if writes and error is None:
             error = _attempt(chunks.write)
+    for name, write in files.items():
+        failure = _attempt(write, temporary / name)
+        error = error or failure
     if writes and error is None:
-        error = _attempt(
-            lambda: _write_small(temporary, state | {"optimizer_steps": steps}, arrays | {"rng": np.concatenate(rng)}, files)
-        )
+        error = _attempt(_write_small, temporary, state | {"optimizer_steps": steps}, arrays | {"rng": np.concatenate(rng)})
     if writes and error is None:
         error = _attempt(lambda: (publish(root, temporary, step), prune(root, keep_last)))
     if writes and error is not None:
@@ -114,10 +117,8 @@ def _attempt(action, *arguments) -> str | None:
     return None
 
 
-def _write_small(folder: Path, state: dict, arrays: dict[str, np.ndarray], files: dict[str, Callable[[Path], None]]) -> None:
+def _write_small(folder: Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
     write_json(folder / "state.json", state)
-    for name, write in files.items():
-        write(folder / name)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
@@ -127,6 +128,20 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     state = json.loads((path / "state.json").read_text())
     arrays = {f.stem: np.load(f, allow_pickle=False) for f in _listed(path, ".npy")}
     return state, arrays
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """fp32 weights by parameter name, for one process that does not train.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+    """
+    verify(path)
+    weights = {}
+    for file in _listed(path, ".safetensors", start="weight-"):
+        with safe_open(os.fspath(file), framework="pt") as f:
+            weights |= {name: f.get_tensor(name) for name in f.keys()}
+    return weights
 
 
 def _listed(path: Path, ending: str, start: str = "") -> list[Path]:

@@ -88,12 +88,14 @@ RUN_INDEPENDENT = (
     "checkpoint",
     "logging",
     "data",  # which data it is says its fingerprint, wherever it lies and whatever it was made from
+    "selection.exchange",  # the ids are the same
     "train.log_interval",
     "train.eval_interval",
     "train.eval_samples",
     "train.invariant_interval",
     "train.prefetch",
     "train.loader_workers",
+    "train.grow_pool",  # RUN/pool.jsonl says what was taken up, and when
 )
 
 
@@ -102,7 +104,7 @@ def trajectory(config: DictConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, inner)
         else:

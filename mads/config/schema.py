@@ -76,6 +76,11 @@ class FilesDataConfig(JsonlDataConfig):
 
 
 @dataclass
+class SlimpajamaLabeledDataConfig(FilesDataConfig):
+    """data=slimpajama_labeled: a corpus whose records carry their labels."""
+
+
+@dataclass
 class MegatronDataConfig(DataConfig):
     """data=megatron: token files, taken as they are; data.tokenizer.path is what they were made with."""
 
@@ -116,6 +121,12 @@ class SelectionConfig:
     name: str = MISSING
     interval: int = 50  # optimizer steps between two decisions
     margin: float = 0.05  # decided tokens beyond what an interval consumes, because packing wastes a little
+    exchange: str = "auto"  # gather | threshold: the same ids; auto = gather pools of up to 2 million samples
+    unit: str = "sample"  # or "shard": whole shards by the mean of their samples
+    max_uses: Optional[int] = None  # samples that were trained on so often are not chosen again
+    bounds: dict[str, dict[str, list[float]]] = field(
+        default_factory=dict
+    )  # attribute -> label -> [least, most] share of the tokens
 
 
 @dataclass
@@ -244,6 +255,7 @@ class TrainConfig:
     invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
     prefetch: int = 2  # micro-batches read and packed ahead by a thread
     loader_workers: int = 0  # processes that read and pack for that thread; 0 = it does so itself
+    grow_pool: bool = False  # at each decision, take up the shards that `mads prepare --append` has added to data.dir since
 
 
 @dataclass

@@ -11,6 +11,7 @@ VARIANTS = {
         "demo": schema.DemoDataConfig,
         "jsonl": schema.JsonlDataConfig,
         "files": schema.FilesDataConfig,
+        "slimpajama_labeled": schema.SlimpajamaLabeledDataConfig,
         "megatron": schema.MegatronDataConfig,
     },
     "selection": {

@@ -32,6 +32,7 @@ def validate(config: DictConfig, world_size: int = 1, has_gpu: bool = False, ove
         *_numbers(config),
         *_modes(config, has_gpu),
         *_agents(config),
+        *_bounds(config),
         *_ignored(config, overrides),
     ]
     if errors:
@@ -55,9 +56,9 @@ RANGES = {
     "data.heldout_fraction": "(0, 1)",
     "data.shard_megabytes": "(0, inf)",
     "data.max_rejected_fraction": "[0, 1]",
+    "data.hygiene.near_duplicates": "(0, 1]",
     "data.max_megabytes": "(0, inf)",
     "data.tokenizer.train_megabytes": "(0, inf)",
-    "data.hygiene.near_duplicates": "(0, 1]",
     "train.steps": "[1, inf)",
     "train.global_batch_size": "[1, inf)",
     "train.micro_batch_size": "[1, inf)",
@@ -69,6 +70,7 @@ RANGES = {
     "train.loader_workers": "[0, inf)",
     "selection.interval": "[1, inf)",
     "selection.margin": "[0, inf)",
+    "selection.max_uses": "[1, inf)",
     "selection.probes": "[1, inf)",
     "selection.probes_per_agent": "[1, inf)",
     "selection.agent_rate": "(0, 1]",
@@ -104,6 +106,8 @@ CHOICES = {
     "logging.wandb": ("disabled", "offline", "online"),
     "data.tokenizer.kind": ("sentencepiece", "huggingface"),
     "selection.shares": ("uniform", "natural"),
+    "selection.exchange": ("auto", "gather", "threshold"),
+    "selection.unit": ("sample", "shard"),
 }
 
 
@@ -195,6 +199,30 @@ def _agents(config) -> Iterator[str]:
     most = 1 / max(1, len(agents))
     if s.get("theta_floor") is not None and s.theta_floor > most:
         yield f"selection.theta_floor={s.theta_floor} for each of {len(agents)} agents is more than 1 in sum; at most {most:.3g}"
+
+
+def _bounds(config) -> Iterator[str]:
+    s, attributes = config.selection, sorted(config.data.attributes)
+    if s.name == "stratified" and s.unit == "shard":
+        yield "selection=stratified fixes the shares of single samples' labels; use selection.unit=sample, or another selection"
+    if s.unit == "shard" and s.exchange == "gather":
+        yield "selection.unit=shard exchanges sums of shards only; leave selection.exchange at auto"
+    if not s.bounds:
+        return
+    if s.unit == "shard":
+        yield "selection.bounds hold for single samples' labels; use selection.unit=sample, or leave the bounds out"
+    if s.name == "stratified":
+        yield "selection=stratified has fixed shares already; leave selection.bounds out, or choose another selection"
+    if len(s.bounds) > 1:
+        yield f"selection.bounds names {len(s.bounds)} attributes, {list(s.bounds)}; one can be bounded"
+    for attribute, labels in s.bounds.items():
+        if attributes and attribute not in attributes:
+            yield f"selection.bounds.{attribute} is not one of the attributes {attributes}"
+        wrong = {k: list(b) for k, b in labels.items() if len(b) != 2 or not 0 <= b[0] <= b[1] <= 1}
+        if wrong:
+            yield f"selection.bounds.{attribute}: {wrong} must be pairs [least, most] with 0 <= least <= most <= 1"
+        elif (least := sum(b[0] for b in labels.values())) > 1 + 1e-9:
+            yield f"selection.bounds.{attribute}: the least shares add up to {least:.4g}, more than 1"
 
 
 def _ignored(config, overrides) -> Iterator[str]:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from mads.agents.base import Agent, ProbeRewards
-from mads.agents.label import label_codes, token_shares
+from mads.agents.label import token_shares
 from mads.agents.rules import scale_rewards
-from mads.collectives import assert_equal_on_ranks, broadcast_array, digest
-from mads.console.decide import Candidates, Decision
-from mads.console.exchange import broadcast_decision, check_agents, gather_scores, raise_together
+from mads.collectives import assert_equal_on_ranks, broadcast_array, digest, ragged_all_gather
+from mads.console.choose import choose, own_slice
+from mads.console.decide import Decision
+from mads.console.exchange import broadcast_decision, check_agents, raise_together
+from mads.console.order import Draw
 from mads.console.record import DecisionHeader, DecisionRecord, LabelRecord
-from mads.console.strategy import Round, Strategy
+from mads.console.strategy import Strategy
 from mads.reward.probes import Probes, RoundRewards, draw_probes
 from mads.topology import Topology
 
@@ -28,7 +30,7 @@ class Console:
     Args:
         pool: all samples (mads.data.pool.Pool): an AttributeView with `attributes`, `view` and `slice_bounds`.
         agents: bound to the pool here; empty for selections without agents.
-        score_chunk: samples that are scored at a time; between two chunks the console reports that it is alive.
+        piece: samples that are read at a time; now and then between two pieces the console reports that it is alive.
         progress: called on rank 0 with a line of text.
 
     Raises:
@@ -43,31 +45,60 @@ class Console:
         agents: Sequence[Agent],
         strategy: Strategy,
         seed: int,
-        score_chunk: int = 1 << 20,
+        piece: int = 1 << 18,
         progress: Callable[[str], None] | None = None,
     ):
-        self.topology, self.pool, self.strategy, self.seed = topology, pool, strategy, seed
+        self.topology, self.strategy, self.seed = topology, strategy, seed
         self.agents = list(agents) if strategy.learning else []
         self.names = [agent.name for agent in self.agents]
-        self._score_chunk = score_chunk
+        self._piece = piece
         self._progress = progress if progress and topology.rank == 0 else lambda line: None
         if strategy.learning and not self.agents:
             raise ValueError(f"selection {strategy.name!r} needs agents; add members to conf group `agents`")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"two agents have one name: {self.names}")
         check_agents({agent.name: [type(agent).__name__, agent.attribute] for agent in self.agents}, topology)
-        error = None
-        try:
-            for agent in self.agents:
-                agent.bind(pool, strategy.learning.rule)
-        except Exception as caught:  # told to the other ranks, then raised
-            error = caught
-        raise_together(error, topology, "binding the agents to the pool")
-        labels = {agent.name: list(agent.labels) for agent in self.agents}
-        assert_equal_on_ranks(labels, topology.group("control"), "the agents' labels")
+        self._bind(pool, lambda agent: agent.bind(pool, strategy.learning.rule))
         self.theta = np.full(len(self.agents), 1 / len(self.agents)) if self.agents else np.zeros(0)
         self.round = 0
         self.pending = np.zeros(0, dtype=np.int64)
+
+    def _bind(self, pool: Any, bind: Callable[[Agent], None]) -> None:
+        error = None
+        try:
+            for agent in self.agents:
+                bind(agent)
+        except Exception as caught:  # told to the other ranks, then raised
+            error = caught
+        raise_together(error, self.topology, "binding the agents to the pool")
+        labels = {agent.name: list(agent.labels) for agent in self.agents}
+        assert_equal_on_ranks(labels, self.topology.group("control"), "the agents' labels")
+        self.pool, self._shares = pool, {}
+
+    def rebind(self, pool: Any) -> None:
+        """Collective, between two rounds: go on with a longer pool, whose first samples are those of the one before. Agents
+        keep what they learned, the shares of their labels are those of the new pool.
+
+        Raises:
+            ValueError: if the pool is shorter, or an attribute is absent or has other labels (more of them may have been added).
+            RankFailedError: when another rank raised.
+        """
+        error = None
+        try:
+            if len(pool) < len(self.pool):
+                raise ValueError(f"the pool cannot shrink from {len(self.pool)} to {len(pool)} samples in the middle of a run")
+            for attribute in self.pool.attributes:
+                before = self.pool.labels(attribute)
+                after = pool.labels(attribute) if attribute in pool.attributes else ()
+                if after[: len(before)] != before:
+                    raise ValueError(
+                        f"attribute {attribute!r} had the labels {list(before)} and has {list(after)} in the longer pool: "
+                        "labels may be added at the end, not changed"
+                    )
+        except ValueError as caught:  # told to the other ranks, then raised
+            error = caught
+        raise_together(error, self.topology, "taking the longer pool")
+        self._bind(pool, lambda agent: agent.rebind(pool))
 
     # ------------------------------------------------------------ a round
 
@@ -76,9 +107,14 @@ class Console:
         return self.strategy.needs_rewards(self.round)
 
     def draw_probes(self) -> Probes:
-        """The next round's probes: pure in (seed, round), equal on every rank."""
+        """Collective: the next round's probes, pure in (seed, round), equal on every rank. Each rank reads its slice."""
         attributes = {agent.name: agent.attribute for agent in self.agents}
-        return draw_probes(self.pool, self.strategy.learning.probes, attributes, self.seed, self.round)
+        part, group = slice(*own_slice(self.pool, self.topology)), self.topology.group("control")
+
+        def join(rows: np.ndarray) -> np.ndarray:
+            return np.concatenate(ragged_all_gather(rows, group))
+
+        return draw_probes(self.pool, self.strategy.learning.probes, attributes, self.seed, self.round, part, join)
 
     def decide(
         self, rewards: RoundRewards | None, uses: np.ndarray, budget: int, step: int, consumed_tokens: int
@@ -87,7 +123,7 @@ class Console:
 
         Args:
             rewards: of `draw_probes()`, equal on every rank; None in rounds that need none.
-            uses: int [n], the ledger's use counts in pool order; read on rank 0.
+            uses: int, the ledger's use counts of this rank's slice (`own_slice`).
             budget: tokens to cover.
 
         Raises:
@@ -102,16 +138,24 @@ class Console:
                 f"round {self.round} of selection {self.strategy.name!r} needs {'rewards' if rewards is None else 'no rewards'}"
             )
         raise_together(error, self.topology, "starting the round")
-        agent_rewards, scores = {}, None
+        agent_rewards = {}
         if rewards is not None:
             with _timed(seconds, "update"):
                 agent_rewards = self._learn(rewards)
-            with _timed(seconds, "scoring"):
-                local = self._score_slice()
-            with _timed(seconds, "exchange"):
-                scores = gather_scores(local, self.topology, len(self.agents), len(self.pool.ids))
         with _timed(seconds, "decision"):
-            decision = self._decide_on_rank_0(scores, uses, budget)
+            decision = choose(
+                self.strategy.recipe(rewards is not None, [agent.attribute for agent in self.agents]),
+                self.strategy.limits,
+                Draw(self.seed, self.round),
+                budget,
+                self.pool,
+                self.agents,
+                self.theta,
+                uses,
+                self.topology,
+                self._piece,
+                lambda line: self._progress(f"round {self.round}: {line}"),
+            )
         with _timed(seconds, "exchange"):
             ids = broadcast_decision(self.round, decision.ids if decision else None, self.topology)
         record = None
@@ -138,47 +182,6 @@ class Console:
         self.theta = broadcast_array(theta, control, np.float64)  # rank 0's, whatever the last bit of exp() is elsewhere
         return values
 
-    def _score_slice(self) -> np.ndarray | None:
-        """Scores of this replica leader's slice, float64 [A, n]; None on other ranks. An error here is raised on every rank."""
-        local, error = None, None
-        if self.topology.is_replica_leader:
-            try:
-                start, stop = self.pool.slice_bounds(self.topology.coordinate("dp"), self.topology.size("dp"))
-                local = np.empty((len(self.agents), stop - start))
-                for low in range(start, stop, self._score_chunk):
-                    high = min(low + self._score_chunk, stop)
-                    view = self.pool.view(slice(low, high))
-                    for row, agent in zip(local, self.agents):
-                        row[low - start : high - start] = agent.score(view)
-                    self._progress(f"round {self.round}: scored {high - start} of {stop - start} samples of this slice")
-            except Exception as caught:  # told to the other ranks, then raised
-                error = caught
-        raise_together(error, self.topology, "scoring")
-        return local
-
-    def _decide_on_rank_0(self, scores: np.ndarray | None, uses: np.ndarray, budget: int) -> Decision | None:
-        decision, error = None, None
-        if self.topology.rank == 0:
-            try:
-                decision = self.strategy.select(
-                    Round(
-                        number=self.round,
-                        seed=self.seed,
-                        budget=budget,
-                        candidates=Candidates(np.asarray(self.pool.ids), np.asarray(self.pool.lengths), np.asarray(uses)),
-                        scores=scores,
-                        theta=self.theta,
-                        agents=self.names,
-                        attributes=[a.attribute for a in self.agents],
-                        codes=lambda attribute: label_codes(self.pool, attribute),
-                        labels=self.pool.labels,
-                    )
-                )
-            except Exception as caught:  # told to the other ranks, then raised
-                error = caught
-        raise_together(error, self.topology, "the decision")
-        return decision
-
     # ------------------------------------------------------------ the record
 
     def _record(
@@ -200,7 +203,9 @@ class Console:
         seen = {agent.attribute for agent in self.agents}
         for attribute in self.pool.attributes:  # the mix of every attribute, whether an agent sees it or not
             if attribute not in seen:
-                shares = zip(self.pool.labels(attribute), token_shares(self.pool, attribute).tolist())
+                if attribute not in self._shares:
+                    self._shares[attribute] = token_shares(self.pool, attribute).tolist()
+                shares = zip(self.pool.labels(attribute), self._shares[attribute])
                 records = [LabelRecord(label, share, pool_share=share) for label, share in shares]
                 labels[attribute] = self._with_chosen_share(records, attribute, decision)
         return DecisionRecord(

@@ -1,19 +1,21 @@
 """The decision: a pure function of (seed, round, scores sorted by sample id, theta, use counts). NumPy only, no communication.
 
 Nothing depends on where a sample stands: equal keys are ordered by a hash of (seed, round, id), and all noise is counter-based.
-Every selector covers the token budget with the fewest samples of its order (the last one may exceed it), then puts what it chose
-into hash order, so that training order is not score order.
+A decision covers its budget with the fewest samples of its order (the last one may exceed it), then puts what it chose into hash
+order, so that training order is not score order. `decide` sorts everything and is the reference for mads.console.threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mads.console.order import Draw, GumbelOrder, Order, RandomOrder, TopKOrder
+from mads.console.order import MOST_USES, Draw, Order, tie_hash, words_of
 from mads.noise import hash64, uniform
+
+UNBOUNDED = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,107 @@ class Candidates:
             raise ValueError(f"{n} ids, {len(self.lengths)} lengths and {len(self.uses)} use counts must be equally many")
         if (np.diff(self.ids) <= 0).any():
             raise ValueError("candidate ids must be strictly ascending")
-        if self.lengths.min() < 1 or self.uses.min() < 0:
+        if self.lengths.min() < 1 or self.uses.min() < 0 or self.uses.max() > MOST_USES:
             raise ValueError(
-                f"lengths must be at least 1 and use counts at least 0, got {self.lengths.min()} and {self.uses.min()}"
+                f"lengths must be at least 1 and use counts in 0..{MOST_USES}, got {self.lengths.min()} and "
+                f"{self.uses.min()}..{self.uses.max()}"
             )
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Every cell gets its share of the budget.
+
+    cells: how many there are; name: of a cell, for notes
+    shares: "natural" (of the tokens that may be chosen), "uniform" (over cells that hold any), or float64 [cells]
+    """
+
+    cells: int
+    name: Callable[[int], str]
+    shares: str | np.ndarray
+
+    def resolved(self, held: np.ndarray) -> np.ndarray:
+        """Shares with sum 1, float64 [cells], from the tokens that each cell holds. Raises ValueError if no cell has one."""
+        shares = {"natural": held, "uniform": held > 0}[self.shares] if isinstance(self.shares, str) else self.shares
+        shares = np.asarray(shares, dtype=np.float64)
+        if shares.shape != (self.cells,) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
+            raise ValueError(
+                f"{self.cells} labels need as many shares that are not negative and not all 0, got {shares.tolist()}"
+            )
+        if not held[shares > 0].any():
+            raise ValueError("no candidate has a label with a positive share")
+        return shares / shares.sum()
+
+    def notes(self, budget: int, held: np.ndarray) -> list[str]:
+        """Cells that hold less than their quota."""
+        asked = self.resolved(held) * budget
+        return _listed(
+            [
+                f"label {self.name(int(j))!r} ran short: {held[j]} tokens for a quota of {int(asked[j])}; the others got the rest"
+                for j in np.flatnonzero(held < np.floor(asked))
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Least and greatest share of the budget that each label may hold, float64 [L] each, 0 <= least <= most <= 1.
+
+    Exactly: each label takes its first samples until its minimum is covered; the rest of the budget goes to the first of the
+    remaining samples whose label is not at its maximum. A label passes a bound by less than one sample.
+    """
+
+    labels: Sequence[str]
+    least: np.ndarray
+    most: np.ndarray
+
+    @property
+    def cells(self) -> int:
+        return len(self.labels)
+
+    def tokens(self, budget: int) -> tuple[np.ndarray, np.ndarray]:
+        """(least, most) in tokens, int64 [L]. A label without a maximum may hold everything."""
+        least, most = (np.ceil(np.asarray(share) * budget).astype(np.int64) for share in (self.least, self.most))
+        return least, np.where(np.asarray(self.most) >= 1, UNBOUNDED, most)
+
+    def notes(self, budget: int, held: np.ndarray) -> list[str]:
+        """Labels that hold less than their minimum."""
+        least, _ = self.tokens(budget)
+        return _listed(
+            [
+                f"label {self.labels[j]!r} ran short: {held[j]} tokens for a minimum of {least[j]}"
+                for j in np.flatnonzero(held < least)
+            ]
+        )
+
+
+def _listed(notes: list[str], most: int = 20) -> list[str]:
+    return notes if len(notes) <= most else [*notes[:most], f"{len(notes) - most} more labels ran short"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a decision is asked for.
+
+    budget: tokens to cover, or samples if `by_count`
+    split: how the labels share the budget; None: they do not matter
+    max_uses: samples that were used so often are not eligible
+    """
+
+    order: Order
+    draw: Draw
+    budget: int
+    split: Strata | Bounds | None = None
+    max_uses: int | None = None
+    by_count: bool = False
+
+    def __post_init__(self):
+        if self.budget <= 0:
+            raise ValueError(f"the token budget is {self.budget}; a decision must cover at least one token")
+
+    def weights(self, lengths: np.ndarray) -> np.ndarray:
+        """What each sample covers of the budget, int64 [n]."""
+        return np.ones(len(lengths), np.int64) if self.by_count else lengths.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -55,111 +154,51 @@ class Decision:
     notes: tuple[str, ...]
 
 
-def select_random(candidates: Candidates, seed: int, round_: int, budget: int) -> Decision:
-    """A uniformly random subset; samples with fewer uses come first. The order is that of `select_gumbel` with equal scores."""
-    return _select(RandomOrder(), candidates, None, seed, round_, budget)
-
-
-def select_top_k(
-    candidates: Candidates,
-    scores: np.ndarray,
-    theta: np.ndarray,
-    names: Sequence[str],
-    use_decay: float,
-    seed: int,
-    round_: int,
-    budget: int,
-) -> Decision:
-    """The best by S = sum_A theta_A score_A (Eq. 6), mapped to [0, 1] and divided by 1 + use_decay * uses.
-
-    Dividing a negative score would raise it, so the map comes first. If all scores are equal they map to 1.
+def decide(plan: Plan, candidates: Candidates, total: np.ndarray | None = None, cells: np.ndarray | None = None) -> Decision:
+    """Sort everything and take the first.
 
     Args:
-        scores: float64 [A, n]; names: the A agents' names.
+        total: float64 [n], S of Eq. 6; None if the order is not scored.
+        cells: int [n], the label that `plan.split` speaks of.
+
+    Raises:
+        ValueError: nothing is eligible, or no cell has a share.
     """
-    check_scores(scores, len(candidates.ids), names)
-    return _select(TopKOrder(use_decay), candidates, combine(scores, theta), seed, round_, budget)
+    eligible = np.ones(len(candidates.ids), bool) if plan.max_uses is None else candidates.uses < plan.max_uses
+    rows = np.flatnonzero(eligible)
+    check_eligible(len(rows), len(eligible), plan.max_uses)
+    bounds = (0.0, 0.0) if total is None else (total.min(), total.max())
+    words = words_of(plan.order, plan.draw, candidates.ids, candidates.uses, total, bounds)[rows]
+    ties, weights = tie_hash(plan.draw, candidates.ids[rows]), plan.weights(candidates.lengths[rows])
+    notes: list[str] = []
+    if plan.split is None:
+        chosen = cover(words, ties, weights, plan.budget)
+    else:
+        cells = cells[rows]
+        held = np.bincount(cells, weights=weights, minlength=plan.split.cells).astype(np.int64)
+        notes = plan.split.notes(plan.budget, held)
+        if isinstance(plan.split, Strata):
+            shares = plan.split.resolved(held)
+            inside = np.flatnonzero(shares[cells] > 0)
+            arrays = (array[inside] for array in (cells, words, ties, weights))
+            chosen = inside[systematic(plan, shares, *arrays, np.zeros(len(shares), np.int64))]
+        else:
+            chosen = _within_bounds(plan, cells, words, ties, weights)
+    chosen = rows[chosen]
+    columns = (column[chosen] for column in (candidates.ids, candidates.lengths, candidates.uses))
+    return settle(plan, chosen, *columns, notes, left_out=len(eligible) - len(rows))
 
 
-def select_gumbel(
-    candidates: Candidates,
-    scores: np.ndarray,
-    theta: np.ndarray,
-    names: Sequence[str],
-    temperature: float,
-    seed: int,
-    round_: int,
-    budget: int,
-) -> Decision:
-    """Sampling without replacement in proportion to exp(S / temperature), S as in Eq. 6. Samples with fewer uses come first.
-
-    The agents' scores are shrunk rewards in standard deviations of one round's rewards, so they are on one scale as they are.
-    Standardising them again would undo the shrinkage: labels that differ by noise alone would be preferred as strongly as others.
-
-    Args:
-        scores: float64 [A, n]; names: the A agents' names.
-    """
-    check_scores(scores, len(candidates.ids), names)
-    return _select(GumbelOrder(temperature), candidates, combine(scores, theta), seed, round_, budget)
+def _within_bounds(plan: Plan, cells: np.ndarray, words: np.ndarray, ties: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Indices: first what the minima ask for, then the first samples of labels that are not at their maximum."""
+    order, before = tokens_before(cells, words, ties, weights, np.zeros(plan.split.cells, np.int64))
+    least, most = (bound[cells[order]] for bound in plan.split.tokens(plan.budget))
+    must, may = order[before < least], order[(before >= least) & (before < most)]
+    rest = plan.budget - int(weights[must].sum())
+    return np.concatenate([must, may[cover(words[may], ties[may], weights[may], rest)]])
 
 
-def select_stratified(
-    candidates: Candidates, codes: np.ndarray, labels: Sequence[str], shares: np.ndarray, seed: int, round_: int, budget: int
-) -> Decision:
-    """Each label's share of the tokens, random inside a label, samples with fewer uses first.
-
-    A sample's key is the budget at which its label's quota reaches it: (label's tokens before it + u * length) / share, with one
-    uniform u per label and round, so that a label whose quota is less than one sample gets its due on average (systematic
-    sampling). The smallest keys are taken: labels advance together in proportion to their shares, and when one has no sample
-    left the others go on in proportion: its quota is theirs.
-
-    Args:
-        codes: int [n]; shares: float64 [L], not negative, scaled to sum 1 here. Labels with share 0 are not chosen.
-    """
-    checked_budget(budget)
-    shares = np.asarray(shares, dtype=np.float64)
-    if len(shares) != len(labels) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
-        raise ValueError(f"{len(labels)} labels need as many shares that are not negative and not all 0, got {shares.tolist()}")
-    shares = shares / shares.sum()
-    lengths = candidates.lengths.astype(np.int64)
-    order = np.argsort(hash64(seed, "decide/noise", round_, candidates.ids))
-    for key in (candidates.uses, codes):  # as lexsort, but stable sorts of 16-bit integers are radix sorts
-        order = order[np.argsort(key[order], kind="stable")]
-    held = np.bincount(codes, weights=lengths, minlength=len(labels))
-    so_far = np.cumsum(lengths[order])
-    sizes = np.bincount(codes, minlength=len(labels))
-    before_label = np.repeat(np.concatenate([[0], np.cumsum(held)[:-1]]), sizes)
-    start = uniform(seed, "decide/start", round_, np.arange(len(labels)))
-    reached = so_far - before_label - (1 - np.repeat(start, sizes)) * lengths[order]
-    key = np.empty(len(order))
-    with np.errstate(divide="ignore"):
-        key[order] = reached / np.repeat(shares, sizes)
-    asked = shares * budget
-    short = np.flatnonzero(held < np.floor(asked))
-    notes = [
-        f"label {labels[j]!r} ran short: {int(held[j])} tokens for a quota of {int(asked[j])}; the others got the rest"
-        for j in short[:20]
-    ]
-    if len(short) > 20:
-        notes.append(f"{len(short) - 20} more labels ran short")
-    eligible = np.flatnonzero(np.isfinite(key))
-    if len(eligible) == 0:
-        raise ValueError("no candidate has a label with a positive share")
-    ties = tie_hash(seed, round_, candidates.ids)
-    chosen = eligible[cover(key[eligible], ties[eligible], lengths[eligible], budget)]
-    return settle(candidates, chosen, seed, round_, budget, notes)
-
-
-def check_scores(scores: np.ndarray, candidates: int, names: Sequence[str]) -> None:
-    """Raises ValueError when scores are not float64 [A, n] or not finite, with the agent and the count."""
-    if scores.shape != (len(names), candidates) or scores.dtype != np.float64:
-        raise ValueError(
-            f"scores must be float64 {(len(names), candidates)} for the agents {list(names)}, got {scores.dtype} {scores.shape}"
-        )
-    for name, row in zip(names, scores):
-        bad = int(len(row) - np.isfinite(row).sum())
-        if bad:
-            raise ValueError(f"agent {name!r} gave {bad} of {len(row)} samples a score that is NaN or infinite")
+# ---------------------------------------------------------------- shared with the threshold search
 
 
 def combine(scores: Sequence[np.ndarray], theta: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
@@ -177,77 +216,101 @@ def combine(scores: Sequence[np.ndarray], theta: np.ndarray, total: np.ndarray |
     return total
 
 
-# ---------------------------------------------------------------- shared by all selectors
+def check_eligible(eligible: int, candidates: int, max_uses: int | None) -> None:
+    """Raises ValueError when there is no sample to choose from."""
+    if candidates == 0:
+        raise ValueError("there are no candidates: the pool holds no sample")
+    if eligible == 0:
+        raise ValueError(
+            f"no sample is eligible: all {candidates} were trained on selection.max_uses={max_uses} times or more; "
+            "raise it, or add data"
+        )
 
 
-def _select(order: Order, candidates: Candidates, total: np.ndarray | None, seed: int, round_: int, budget: int) -> Decision:
-    bounds = (0.0, 0.0) if total is None else (total.min(), total.max())
-    key = order.key(Draw(seed, round_), candidates.ids, candidates.uses, total, bounds)
-    level = candidates.uses if order.fewer_uses_first else None
-    chosen = _best(candidates, key, level, seed, round_, budget)
-    return settle(candidates, chosen, seed, round_, budget)
+def cover(words: np.ndarray, ties: np.ndarray, weights: np.ndarray, budget: int) -> np.ndarray:
+    """Indices of the first samples by (words, ties) whose weights sum to the budget or just over it; all, if they do not reach
+    it.
 
-
-def checked_budget(budget: int) -> int:
-    """Raises ValueError unless there is at least one token to cover."""
-    if budget <= 0:
-        raise ValueError(f"the token budget is {budget}; a decision must cover at least one token")
-    return budget
-
-
-def _best(candidates: Candidates, key: np.ndarray, level: np.ndarray | None, seed: int, round_: int, budget: int) -> np.ndarray:
-    """Positions (in no order) of the first samples by (level, key, hash), all ascending, that cover the budget."""
-    ties = tie_hash(seed, round_, candidates.ids)
-    remaining = checked_budget(budget)
-    if level is None:
-        return cover(key, ties, candidates.lengths, remaining)
-    taken = []
-    for value in np.unique(level):
-        of_level = np.flatnonzero(level == value)
-        chosen = of_level[cover(key[of_level], ties[of_level], candidates.lengths[of_level], remaining)]
-        taken.append(chosen)
-        remaining -= int(candidates.lengths[chosen].sum(dtype=np.int64))
-        if remaining <= 0:
-            break
-    return np.concatenate(taken)
-
-
-def tie_hash(seed: int, round_: int, ids: np.ndarray) -> np.ndarray:
-    """uint64 [n]: the order of samples with equal keys. Different ids never share one, because the hash is a bijection."""
-    return hash64(seed, "decide/ties", round_, ids)
-
-
-def cover(key: np.ndarray, ties: np.ndarray, lengths: np.ndarray, budget: int) -> np.ndarray:
-    """Indices of the first samples by (key, ties) whose lengths sum to the budget or just over it; all, if they do not reach it.
-
-    One sort by key, and a second one only among the samples that share the key at which the budget is reached.
+    One sort by word, and a second one only among the samples that share the word at which the budget is reached.
     """
-    order = np.argsort(key)
-    covered = np.cumsum(lengths[order], dtype=np.int64)
-    if covered[-1] <= budget:
+    if budget <= 0:
+        return np.zeros(0, np.int64)
+    order = np.argsort(words)
+    covered = np.cumsum(weights[order])
+    if len(order) == 0 or covered[-1] <= budget:
         return order
-    last = key[order[np.searchsorted(covered, budget)]]
-    first = int(np.searchsorted(key, last, side="left", sorter=order))
-    end = int(np.searchsorted(key, last, side="right", sorter=order))
+    last = words[order[np.searchsorted(covered, budget)]]
+    first = int(np.searchsorted(words, last, side="left", sorter=order))
+    end = int(np.searchsorted(words, last, side="right", sorter=order))
     sure, tied = order[:first], order[first:end]
     tied = tied[np.argsort(ties[tied])]
     missing = budget - (int(covered[first - 1]) if first else 0)
-    count = np.searchsorted(np.cumsum(lengths[tied], dtype=np.int64), missing) + 1
+    count = np.searchsorted(np.cumsum(weights[tied]), missing) + 1
     return np.concatenate([sure, tied[:count]])
 
 
+def tokens_before(
+    cells: np.ndarray, words: np.ndarray, ties: np.ndarray, weights: np.ndarray, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(order of the rows by cell, word and tie; weight of the cell's samples before each row in that order, int64 [n]).
+
+    Args:
+        start: int64 [cells], weight of each cell's samples that come before all rows.
+    """
+    order = np.lexsort((ties, words, cells))
+    cells, weights = cells[order], weights[order]
+    before = np.cumsum(weights) - weights
+    first = np.searchsorted(cells, cells, side="left")  # of each row's cell
+    return order, before - before[first] + start[cells]
+
+
+def systematic(
+    plan: Plan,
+    shares: np.ndarray,
+    cells: np.ndarray,
+    words: np.ndarray,
+    ties: np.ndarray,
+    weights: np.ndarray,
+    taken: np.ndarray,
+) -> np.ndarray:
+    """Indices that cover what `taken` (int64 [cells], of each cell's first samples) leaves of the budget.
+
+    A sample is due at the budget at which its cell's quota reaches it: (the cell's tokens before it + u * length) / share, with
+    one uniform u per cell and round, so that a cell whose quota is less than one sample gets its due on average (systematic
+    sampling). What is due first is taken: cells advance together in proportion to their shares, and when one has no sample left
+    the others go on in proportion: its quota is theirs.
+    """
+    order, before = tokens_before(cells, words, ties, weights, taken)
+    u = uniform(plan.draw.seed, "decide/start", plan.draw.round, np.arange(len(shares)))
+    due = (before + u[cells[order]] * weights[order]) / shares[cells[order]]
+    return order[cover(due, ties[order], weights[order], plan.budget - int(taken.sum()))]
+
+
 def settle(
-    candidates: Candidates, chosen: np.ndarray, seed: int, round_: int, budget: int, notes: Sequence[str] = ()
+    plan: Plan,
+    positions: np.ndarray,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    uses: np.ndarray,
+    notes: Sequence[str] = (),
+    left_out: int = 0,
 ) -> Decision:
-    """Put the chosen positions into training order and take stock."""
-    notes = list(notes)
-    chosen = chosen[np.argsort(hash64(seed, "decide/order", round_, candidates.ids[chosen]))].astype(np.int64)
-    tokens = int(candidates.lengths[chosen].sum(dtype=np.int64))
-    if tokens < budget:
+    """Put the chosen samples into training order and take stock. left_out: samples that were not eligible."""
+    order = np.argsort(hash64(plan.draw.seed, "decide/order", plan.draw.round, ids))
+    return stock_taken(plan, positions[order], ids[order], lengths[order], uses[order], notes, left_out)
+
+
+def stock_taken(plan: Plan, positions, ids, lengths, uses, notes: Sequence[str], left_out: int) -> Decision:
+    """The decision for samples that are in training order."""
+    notes, tokens = list(notes), int(lengths.sum(dtype=np.int64))
+    covered, unit = (len(ids), "samples") if plan.by_count else (tokens, "tokens")
+    if covered < plan.budget:
+        used = f"; {left_out} that were used {plan.max_uses} times or more are left out" if left_out else ""
         notes.append(
-            f"running short: {len(chosen)} samples with {tokens} tokens for a budget of {budget}; every eligible one is chosen"
+            f"running short: {len(ids)} samples with {tokens} tokens for a budget of {plan.budget} {unit}; every eligible one is "
+            f"chosen{used}"
         )
-    reused = int((candidates.uses[chosen] > 0).sum())
+    reused = int((uses > 0).sum())
     if reused:
-        notes.append(f"{reused} of {len(chosen)} chosen samples were trained on before")
-    return Decision(candidates.ids[chosen], chosen, tokens, reused, tuple(notes))
+        notes.append(f"{reused} of {len(ids)} chosen samples were trained on before")
+    return Decision(ids, positions.astype(np.int64), tokens, reused, tuple(notes))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mads.collectives import ReplicaMismatchError, all_gather_json, broadcast_array, ragged_all_gather
+from mads.collectives import ReplicaMismatchError, all_gather_json, broadcast_array, gather_to_first
 from mads.console.record import DecisionHeader
 from mads.topology import Topology
 
@@ -24,12 +24,17 @@ class RankFailedError(RuntimeError):
 
 
 def raise_together(error: Exception | None, topology: Topology, phase: str) -> None:
+    """Collective over all ranks: see `raise_in_group`."""
+    raise_in_group(error, topology.group("control"), phase)
+
+
+def raise_in_group(error: Exception | None, group, phase: str) -> None:
     """Collective: every rank passes its outcome of `phase`. If any rank failed, it raises its own error and all others raise too.
 
     Raises:
         RankFailedError: on the ranks that had no error themselves.
     """
-    outcomes = all_gather_json(None if error is None else f"{type(error).__name__}: {error}", topology.group("control"))
+    outcomes = all_gather_json(None if error is None else f"{type(error).__name__}: {error}", group)
     if error is not None:
         raise error
     failed = {rank: outcome for rank, outcome in enumerate(outcomes) if outcome is not None}
@@ -64,30 +69,21 @@ def check_agents(agents: dict[str, Any], topology: Topology) -> None:
     raise SelectionMismatchError("; ".join(problems) or f"ranks {order} hold the agents in another order than rank 0")
 
 
-def gather_scores(local: np.ndarray | None, topology: Topology, agents: int, candidates: int) -> np.ndarray:
-    """Collective: the scores of the whole pool, float64 [agents, candidates], in pool order, on every rank.
+def gather_column(local: np.ndarray, topology: Topology, candidates: int) -> np.ndarray | None:
+    """Collective: the values of the whole pool [candidates], in pool order, on rank 0; None elsewhere.
 
     Args:
-        local: float64 [agents, n], scores of this rank's slice of the pool; slices follow each other in the order of the replica
-            leaders. None on ranks that lead no replica.
+        local: [n], values of this rank's slice of the pool, of one dtype; slices follow each other in rank order.
 
     Raises:
         SelectionMismatchError: on all ranks, if the slices do not add up to the pool.
     """
-    mine = np.zeros((0, agents)) if local is None else np.ascontiguousarray(local.T, dtype=np.float64)
-    pieces = ragged_all_gather(mine, topology.group("control"))
-    sizes = {leader: len(pieces[leader]) for leader in topology.replica_leaders}
-    if sum(len(piece) for piece in pieces) != candidates or sum(sizes.values()) != candidates:
-        raise SelectionMismatchError(
-            f"scores of {sum(sizes.values())} samples arrived for a pool of {candidates}; by replica leader {sizes}, "
-            f"others {sum(len(piece) for piece in pieces) - sum(sizes.values())}"
-        )
-    whole = np.empty((agents, candidates))
-    start = 0
-    for leader, size in sizes.items():
-        whole[:, start : start + size] = pieces[leader].T
-        start += size
-    return whole
+    group = topology.group("control")
+    sizes = all_gather_json(len(local), group)
+    if sum(sizes) != candidates:
+        by_rank = {rank: size for rank, size in enumerate(sizes) if size}
+        raise SelectionMismatchError(f"values of {sum(sizes)} samples arrived for a pool of {candidates}; by rank {by_rank}")
+    return gather_to_first(local, group)
 
 
 def broadcast_decision(round_: int, ids: np.ndarray | None, topology: Topology) -> np.ndarray:

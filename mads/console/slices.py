@@ -1,8 +1,8 @@
-"""A rank's slice of a pool that is read a piece at a time, and the scores of a piece from label codes and columns of numbers."""
+"""A rank's slice of a pool that is read a piece at a time: its columns, its labels, and the scores of a piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ MOST_CELLS = 1 << 16  # of a table of sums over the label columns that it replac
 
 
 class Column(Protocol):
-    """One value per sample: a NumPy array, a memory map, or a `FileColumn`."""
+    """One value per sample: a NumPy array, a memory map, a column of a pool, a `Window` of one, or a `FileColumn`."""
 
     def __len__(self) -> int: ...
 
@@ -48,6 +48,22 @@ class FileColumn:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Samples `start` to `stop` of a longer column."""
+
+    column: Column
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        start, stop, _ = where.indices(len(self))
+        return self.column[self.start + start : self.start + max(start, stop)]
+
+
+@dataclass(frozen=True)
 class PoolSlice:
     """This rank's samples, in pool order.
 
@@ -73,6 +89,26 @@ class PoolSlice:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """The joint cell of one or several label columns. sizes: their numbers of labels."""
+
+    names: Sequence[str]
+    columns: Sequence[Column]
+    sizes: Sequence[int]
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        """int64 [n]. Raises ValueError for a code that has no label."""
+        cell = np.zeros(where.stop - where.start, dtype=np.int64)
+        for name, column, size in zip(self.names, self.columns, self.sizes):
+            codes = column[where]
+            if codes.max(initial=0) >= size:
+                raise ValueError(f"attribute {name!r} has code {codes.max()}, but only {size} labels; label the data again")
+            cell *= size
+            cell += codes
+        return cell
+
+
+@dataclass(frozen=True)
 class LabelScore:
     """An agent that gives every sample its label's weight. codes: unsigned integers; weights: float64 [L], finite."""
 
@@ -85,30 +121,30 @@ class LabelScore:
             raise ValueError(f"agent {self.name!r} needs a finite weight for every label, got {np.asarray(self.weights)}")
 
     def score(self, where: slice) -> np.ndarray:
-        """float64 [n]. A code without a weight gets the last one; `wrong` counts those."""
-        return np.asarray(self.weights, dtype=np.float64).take(self.codes[where], mode="clip")
-
-    def wrong(self, where: slice) -> int:
-        """Samples whose code has no weight."""
+        """float64 [n]; NaN for a code without a weight."""
         codes = self.codes[where]
-        return 0 if codes.max(initial=0) < len(self.weights) else int((codes >= len(self.weights)).sum())
+        scores = np.asarray(self.weights, dtype=np.float64).take(codes, mode="clip")
+        if codes.max(initial=0) >= len(self.weights):
+            scores[codes >= len(self.weights)] = np.nan
+        return scores
 
 
 @dataclass(frozen=True)
-class ValueScore:
-    """An agent whose scores are a column of numbers."""
+class CallScore:
+    """An agent whose scores are computed by a function of the piece. call: slice -> float64 [n]."""
 
     name: str
-    values: Column
+    call: Callable[[slice], np.ndarray]
 
     def score(self, where: slice) -> np.ndarray:
-        """float64 [n]."""
-        return self.values[where].astype(np.float64)
-
-    def wrong(self, where: slice) -> int:
-        """Samples whose score is NaN or infinite."""
-        values = self.values[where]
-        return int(len(values) - np.isfinite(values).sum())
+        """float64 [n]. Raises ValueError if the function gives something else."""
+        scores = self.call(where)
+        if scores.shape != (where.stop - where.start,) or scores.dtype != np.float64:
+            raise ValueError(
+                f"agent {self.name!r} gave {scores.dtype} {scores.shape} for {where.stop - where.start} samples; "
+                "scores are float64, one per sample"
+            )
+        return scores
 
 
 class SliceScores:
@@ -117,7 +153,7 @@ class SliceScores:
     The first agents, as long as they are label agents with at most 65536 joint cells, are one look-up in a table of their sums.
     """
 
-    def __init__(self, agents: Sequence[LabelScore | ValueScore], theta: np.ndarray):
+    def __init__(self, agents: Sequence[LabelScore | CallScore], theta: np.ndarray):
         if len(agents) == 0 or len(agents) != len(theta):
             raise ValueError(f"theta has {len(theta)} weights for {len(agents)} agents")
         self.agents, self.theta = tuple(agents), np.asarray(theta, dtype=np.float64)
@@ -132,20 +168,26 @@ class SliceScores:
             self._table = combine([a.weights[c] for a, c in zip(agents, cells)], self.theta[: len(sizes)])
 
     def total(self, where: slice) -> np.ndarray:
-        """float64 [n]."""
+        """float64 [n]; not to be used where `checked_total` counts anything wrong."""
+        return self.checked_total(where)[0]
+
+    def checked_total(self, where: slice) -> tuple[np.ndarray, list[int]]:
+        """(S, float64 [n]; per agent, samples whose score is NaN or infinite)."""
         fused = len(self._sizes)
-        total = self._look_up(where) if fused else None
-        if fused == len(self.agents):
-            return total
-        return combine([agent.score(where) for agent in self.agents[fused:]], self.theta[fused:], total)
+        wrong, total = [0] * fused, None
+        if fused:
+            codes = [agent.codes[where] for agent in self.agents[:fused]]
+            wrong = [0 if c.max(initial=0) < size else int((c >= size).sum()) for c, size in zip(codes, self._sizes)]
+            total = self._look_up(codes)
+        for agent, weight in zip(self.agents[fused:], self.theta[fused:]):
+            scores = agent.score(where)
+            wrong.append(int(len(scores) - np.isfinite(scores).sum()))
+            total = combine([scores], [weight], total)
+        return total, wrong
 
-    def wrong(self, where: slice) -> list[int]:
-        """Per agent, samples that it cannot score."""
-        return [agent.wrong(where) for agent in self.agents]
-
-    def _look_up(self, where: slice) -> np.ndarray:
-        cell = self.agents[0].codes[where].astype(np.uint16)
-        for agent, size in zip(self.agents[1:], self._sizes[1:]):
+    def _look_up(self, codes: list[np.ndarray]) -> np.ndarray:
+        cell = codes[0].astype(np.uint16)
+        for column, size in zip(codes[1:], self._sizes[1:]):
             cell *= np.uint16(size)
-            cell += agent.codes[where].astype(np.uint16, copy=False)
+            cell += column.astype(np.uint16, copy=False)
         return self._table.take(cell, mode="clip")

@@ -5,15 +5,13 @@ A strategy holds settings and no state. It is built from the selection's config 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-import numpy as np
 
 from mads.agents.rules import LearningRule, MadsRule, PaperRule
 from mads.console.collaborate import AdditiveCollaboration, Collaboration, MultiplicativeCollaboration
-from mads.console.decide import Candidates, Decision, select_gumbel, select_random, select_stratified, select_top_k
+from mads.console.order import GumbelOrder, HashOrder, Order, RandomOrder, TopKOrder
 from mads.reward.probes import PerAgentProbes, ProbePlan, SharedProbes
 
 
@@ -27,24 +25,42 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Round:
-    """What a decision may depend on.
+class Limits:
+    """What every selection may be held to.
 
-    scores: float64 [A, n], agents in the console's order, None in rounds without scoring
-    codes: attribute -> int codes [n]; labels: attribute -> names
-    attributes: the agents' attributes, in the console's order
+    exchange: "gather" (everything meets on rank 0), "threshold" (only counts and winners travel), "auto" (by the pool's size)
+    unit: "sample", or "shard": whole shards
+    max_uses: samples that were used so often are not chosen again
+    bounds: attribute -> label -> (least, greatest) share of a decision's tokens; at most one attribute
     """
 
-    number: int
-    seed: int
-    budget: int
-    candidates: Candidates
-    scores: np.ndarray | None
-    theta: np.ndarray
-    agents: Sequence[str]
-    attributes: Sequence[str]
-    codes: Callable[[str], np.ndarray]
-    labels: Callable[[str], Sequence[str]]
+    exchange: str = "auto"
+    unit: str = "sample"
+    max_uses: int | None = None
+    bounds: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.exchange not in ("auto", "gather", "threshold") or self.unit not in ("sample", "shard"):
+            raise ValueError(
+                f"selection.exchange={self.exchange!r} must be auto, gather or threshold, selection.unit={self.unit!r} sample or "
+                "shard"
+            )
+        if len(self.bounds) > 1 or (self.bounds and self.unit == "shard"):
+            raise ValueError(
+                f"selection.bounds hold for one attribute, got {list(self.bounds)}, and not for whole shards (unit={self.unit})"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one round is decided: the order, and the attributes over whose joint labels it is stratified (none: not at all).
+
+    shares: "uniform": every cell that the pool holds gets the same tokens; "natural": its share of the pool's tokens
+    """
+
+    order: Order
+    strata: Sequence[str] = ()
+    shares: str = "natural"
 
 
 class Strategy(Protocol):
@@ -52,48 +68,53 @@ class Strategy(Protocol):
 
     name: str
     learning: Learning | None  # None: no agents
+    limits: Limits
 
     def needs_rewards(self, round_: int) -> bool:
         """Whether the round begins with a reward pass; only then are agents taught and the pool scored."""
 
-    def select(self, inputs: Round) -> Decision: ...
+    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+        """scored: whether the round has scores; attributes: the agents', in the console's order."""
 
 
 @dataclass(frozen=True)
 class RandomStrategy:
     """A random subset every round: the control."""
 
+    limits: Limits = Limits()
     name: str = "random"
     learning: Learning | None = None
 
     def needs_rewards(self, round_: int) -> bool:
         return False
 
-    def select(self, inputs: Round) -> Decision:
-        return select_random(inputs.candidates, inputs.seed, inputs.number, inputs.budget)
+    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+        return Recipe(RandomOrder())
 
 
 @dataclass(frozen=True)
 class StratifiedStrategy:
-    """shares "uniform": every label that the pool holds gets the same tokens; "natural": its share of the pool's tokens."""
+    """Fixed shares of one attribute's labels, uniform or natural."""
 
     attribute: str
     shares: str
+    limits: Limits = Limits()
     name: str = "stratified"
     learning: Learning | None = None
 
     def __post_init__(self):
         if self.shares not in ("uniform", "natural"):
             raise ValueError(f"selection.shares={self.shares!r} is neither 'uniform' nor 'natural'")
+        if self.limits.bounds or self.limits.unit == "shard":
+            raise ValueError(
+                "selection=stratified fixes the shares of single samples' labels: it has no bounds and no unit=shard"
+            )
 
     def needs_rewards(self, round_: int) -> bool:
         return False
 
-    def select(self, inputs: Round) -> Decision:
-        codes, labels = inputs.codes(self.attribute), inputs.labels(self.attribute)
-        held = np.bincount(codes, weights=inputs.candidates.lengths, minlength=len(labels))
-        shares = held if self.shares == "natural" else (held > 0).astype(np.float64)
-        return select_stratified(inputs.candidates, codes, labels, shares, inputs.seed, inputs.number, inputs.budget)
+    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+        return Recipe(HashOrder(), (self.attribute,), self.shares)
 
 
 @dataclass(frozen=True)
@@ -102,25 +123,14 @@ class PaperStrategy:
 
     learning: Learning
     use_decay: float
+    limits: Limits = Limits()
     name: str = "paper"
 
     def needs_rewards(self, round_: int) -> bool:
         return round_ > 0
 
-    def select(self, inputs: Round) -> Decision:
-        """Random while there are no scores, then the best by S."""
-        if inputs.scores is None:
-            return select_random(inputs.candidates, inputs.seed, inputs.number, inputs.budget)
-        return select_top_k(
-            inputs.candidates,
-            inputs.scores,
-            inputs.theta,
-            inputs.agents,
-            self.use_decay,
-            inputs.seed,
-            inputs.number,
-            inputs.budget,
-        )
+    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+        return Recipe(TopKOrder(self.use_decay) if scored else RandomOrder())
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ class MadsStrategy:
     learning: Learning
     temperature: float
     warmup_rounds: int
+    limits: Limits = Limits()
     name: str = "mads"
 
     def __post_init__(self):
@@ -139,37 +150,13 @@ class MadsStrategy:
     def needs_rewards(self, round_: int) -> bool:
         return round_ >= self.warmup_rounds
 
-    def select(self, inputs: Round) -> Decision:
-        """The warm-up while there are no scores, then drawn in proportion to exp(S / temperature)."""
-        if inputs.scores is None:
-            return self._warm_up(inputs)
-        return select_gumbel(
-            inputs.candidates,
-            inputs.scores,
-            inputs.theta,
-            inputs.agents,
-            self.temperature,
-            inputs.seed,
-            inputs.number,
-            inputs.budget,
-        )
-
-    def _warm_up(self, inputs: Round) -> Decision:
-        cells = np.zeros(len(inputs.candidates.ids), dtype=np.int64)
-        for attribute in inputs.attributes:
-            cells = cells * len(inputs.labels(attribute)) + inputs.codes(attribute)
-        present, cells = np.unique(cells, return_inverse=True)
-        names = [_cell_name(int(cell), inputs) for cell in present]
-        shares = np.bincount(cells, weights=inputs.candidates.lengths)
-        return select_stratified(inputs.candidates, cells, names, shares, inputs.seed, inputs.number, inputs.budget)
-
-
-def _cell_name(cell: int, inputs: Round) -> str:
-    parts = []
-    for attribute in reversed(inputs.attributes):
-        cell, code = divmod(cell, len(inputs.labels(attribute)))
-        parts.append(inputs.labels(attribute)[code])
-    return "/".join(reversed(parts))
+    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+        """Bounds and whole shards leave no room for strata: there the warm-up is random."""
+        if scored:
+            return Recipe(GumbelOrder(self.temperature))
+        if self.limits.bounds or self.limits.unit == "shard":
+            return Recipe(RandomOrder())
+        return Recipe(HashOrder(), tuple(dict.fromkeys(attributes)))
 
 
 def build_strategy(config: Any) -> Strategy:
@@ -178,20 +165,21 @@ def build_strategy(config: Any) -> Strategy:
     Raises:
         ValueError: for a name that is not known, or settings out of range.
     """
+    if config.name not in ("random", "stratified", "paper", "mads"):
+        raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads")
+    limits = Limits(config.exchange, config.unit, config.max_uses, config.bounds)
     if config.name == "random":
-        return RandomStrategy()
+        return RandomStrategy(limits)
     if config.name == "stratified":
-        return StratifiedStrategy(config.attribute, config.shares)
+        return StratifiedStrategy(config.attribute, config.shares, limits)
     if config.name == "paper":
         learning = Learning(
             PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), AdditiveCollaboration(config.theta_rate)
         )
-        return PaperStrategy(learning, config.use_decay)
-    if config.name == "mads":
-        learning = Learning(
-            SharedProbes(config.probes),
-            MadsRule(config.agent_rate),
-            MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
-        )
-        return MadsStrategy(learning, config.temperature, config.warmup_rounds)
-    raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads")
+        return PaperStrategy(learning, config.use_decay, limits)
+    learning = Learning(
+        SharedProbes(config.probes),
+        MadsRule(config.agent_rate),
+        MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
+    )
+    return MadsStrategy(learning, config.temperature, config.warmup_rounds, limits)

@@ -55,7 +55,9 @@ def open_stream(path: str) -> Iterator[BinaryIO]:
 
 
 def _zstd_reader(file: BinaryIO):
-    return pa.CompressedInputStream(file, "zstd").read
+    # Not read(): where that fails, pyarrow never frees the bytes that it was to fill.
+    stream, held = pa.CompressedInputStream(file, "zstd"), memoryview(bytearray(_BUFFER))
+    return lambda size: held[: stream.readinto(held[:size])]
 
 
 class _Unpacked(io.RawIOBase):
@@ -69,7 +71,7 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         try:
-            data = self._read(len(buffer))
+            data = self._read(min(len(buffer), _BUFFER))
         except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
             raise DamagedStream(self._codec, str(error)) from error
         except OSError as error:

@@ -101,6 +101,12 @@ class Loader:
         self._ahead: deque[Future] = deque()
         self._scheduled = 0  # micro-batches of this round handed to the thread so far, counted from its first batch
 
+    def rebind(self, pool: Pool) -> None:
+        """Read from a longer pool, whose first samples are those of the one before, from the next `begin_round` on."""
+        self._cancel()
+        self._end_workers()  # they hold maps of the former pool's files
+        self.pool = pool
+
     def begin_round(self, round_: int, ids: np.ndarray, position: int = 0) -> None:
         """Start on a decision: `ids` in decided order. `position` global batches of it were consumed before (on resume).
 

@@ -70,7 +70,8 @@ class Pool:
         self.ids = IdColumn(self.shards)
         self.lengths = ShardedColumn([shard.lengths for shard in shards], np.dtype("<i4"))
         self.total_tokens = sum(int(shard.lengths.sum(dtype=np.int64)) for shard in shards)
-        self._schemas: dict[str, AttributeSchema] = {a.name: a for a in manifest.attributes}
+        # Labels are those of the open shards: later ones may have brought more.
+        self._schemas = {name: max((c.schema for c in own), key=lambda s: len(s.labels)) for name, own in columns.items()}
         self._codes = {name: ShardedColumn([c.codes for c in own], np.dtype(np.uint16)) for name, own in columns.items()}
         self._values = {
             name: ShardedColumn([c.values for c in own], np.dtype(np.float32))

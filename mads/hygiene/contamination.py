@@ -124,10 +124,11 @@ class Contamination:
         return [self._verified(text, sorted(places[i])) if i in places else None for i, text in enumerate(texts)]
 
     def _verified(self, text: str, places: list[tuple[int, int, np.uint64]]) -> Hit | None:
-        words, first, shared = words_of(text), None, set()
-        known: dict[int, list[str]] = {}
+        needed = np.unique(np.concatenate([np.arange(word, word + length) for word, length, _ in places]))
+        words = dict(zip(needed.tolist(), words_of(text, needed)))
+        first, shared, known = None, set(), {}
         for word, length, value in places:
-            grams, gram = self._grams[length], words[word : word + length]
+            grams, gram = self._grams[length], [words[k] for k in range(word, word + length)]
             for entry in grams.entries(value):
                 example, start = int(grams.examples[entry]), int(grams.starts[entry])
                 if example not in known:

@@ -82,7 +82,8 @@ def near_duplicates(
 
     Two documents that share a band (mads.hygiene.minhash.bands) and whose estimated Jaccard similarity is at least `threshold`
     are linked; clusters are what links connect. So a document can be further from the one that is kept than `threshold` allows,
-    if others lie between them: `similarities` tells how far.
+    if others lie between them: `similarities` tells how far. Of documents that are kept already and only here to be compared
+    with (they come first), ignore the result: a new one may link two of them.
 
     Args:
         signatures: uint32 [n, SLOTS] in all
@@ -108,7 +109,10 @@ def near_duplicates(
                 _link(parent, documents, key, stack, threshold)
         del keys
     _flatten(parent)
-    return np.where(parent == np.arange(len(parent)), -1, parent)
+    for low in range(0, len(parent), _ROWS):
+        piece = parent[low : low + _ROWS]
+        piece[piece == np.arange(low, low + len(piece))] = -1
+    return parent
 
 
 def similarities(signatures: Rows, left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -86,13 +86,6 @@ def _bounds(folded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return edges[::2], edges[1::2]
 
 
-def words_of(text: str) -> list[str]:
-    """The words of one text, lower case: what is hashed, to compare them exactly."""
-    folded = _fold(_normal(text))
-    letters = folded.tobytes().decode("utf-32-le", "surrogatepass")
-    return [letters[start:end] for start, end in zip(*map(np.ndarray.tolist, _bounds(folded)))]
-
-
 def mixed(values: np.ndarray) -> np.ndarray:
     """A bijection of uint64 that spreads every bit over all (the finaliser of MurmurHash3)."""
     values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
@@ -155,6 +148,21 @@ def hash_words(texts: Sequence[str]) -> Words:
         size += len(text) + 1
     finish(len(texts))
     return Words(np.concatenate([np.zeros(0, np.uint64), *hashes]), np.cumsum(counts))
+
+
+def words_of(text: str, places: np.ndarray | None = None) -> list[str]:
+    """The words of one text, lower case: what is hashed, to compare them exactly. `places`, int64 ascending: only those words."""
+    found, before = [], 0
+    for piece in _pieces(_normal(text)):
+        starts, ends = _bounds(piece)
+        if places is not None:
+            mine = places[np.searchsorted(places, before) : np.searchsorted(places, before + len(starts))] - before
+            before += len(starts)
+            starts, ends = starts[mine], ends[mine]
+        if len(starts):
+            letters = piece.tobytes().decode("utf-32-le", "surrogatepass")
+            found += [letters[start:end] for start, end in zip(starts.tolist(), ends.tolist())]
+    return found
 
 
 def windows(hashes: np.ndarray, length: int) -> np.ndarray:

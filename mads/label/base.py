@@ -70,6 +70,19 @@ class Labeller(Protocol):
         """
         ...
 
+    def new_labels(self, documents: Sequence[Document]) -> list[str]:
+        """Labels of these documents that are not known yet, sorted: what an addition to a directory brings. None where labels are
+        learned or fixed."""
+        ...
+
+    def take_labels(self, labels: Sequence[str]) -> None:
+        """Have these labels from now on: those known, in their order, and further ones behind them.
+
+        Raises:
+            DataError: if they are not, or there can be no further ones.
+        """
+        ...
+
 
 class FittedLabeller:
     """The halves of the protocol that are alike in all labellers here: identity, provenance and state.
@@ -106,6 +119,19 @@ class FittedLabeller:
     def provenance(self, **learned: Any) -> dict[str, Any]:
         """Labeller and parameters, and what `fit` found, as JSON values."""
         return {"labeller": self.identity(), "version": self.version, **self.parameters(), **learned}
+
+    def new_labels(self, documents: Sequence[Document]) -> list[str]:
+        return []
+
+    def take_labels(self, labels: Sequence[str]) -> None:
+        known = self.schema().labels
+        if tuple(labels[: len(known)]) != known:
+            raise DataError(f"{self.identity()} has the labels {list(known)}, the directory {list(labels)}; label anew")
+        if len(labels) > len(known):
+            self._add_labels(list(labels[len(known) :]))
+
+    def _add_labels(self, labels: list[str]) -> None:
+        raise DataError(f"the labels of {self.identity()} are fixed, it cannot take {labels}; label anew")
 
     def _require_fit(self) -> None:
         if not self._fitted:
@@ -199,6 +225,16 @@ def load_labeller(path: str | os.PathLike, labeller: Labeller) -> None:
         labeller.load_state(arrays)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def open_labeller(directory: str | os.PathLike, schema: AttributeSchema, labeller: Labeller) -> None:
+    """Give `labeller` what it had learned when it labelled a prepared directory, and the labels that came later.
+
+    Raises:
+        DataError: as load_labeller.
+    """
+    load_labeller(Path(directory) / "labellers" / f"{schema.folder}.npz", labeller)
+    labeller.take_labels(schema.labels)
 
 
 def attribute_schema(name: str, labeller: Labeller) -> AttributeSchema:

@@ -38,6 +38,12 @@ class DomainLabeller(FittedLabeller):
         self._codes = {name: code for code, name in enumerate(names)}
         self._fitted = True
 
+    def new_labels(self, documents: Sequence[Document]) -> list[str]:
+        return sorted({d.domain for d in documents} - self._codes.keys())
+
+    def _add_labels(self, labels: list[str]) -> None:
+        self._set_names([*self._codes, *labels])
+
     def label(self, documents: Sequence[Document]) -> tuple[np.ndarray, None]:
         """Raises:
         RuntimeError: before `fit`.

@@ -149,6 +149,15 @@ class GivenLabel(FittedLabeller):
         strings = sorted(v for v in values if isinstance(v, str))
         self._set_labels([str(v) for v in whole] + strings)
 
+    def new_labels(self, documents: Sequence[Document]) -> list[str]:
+        found = {str(self._value(document)) for document in documents} if self.names is None else set()
+        return sorted(found - self._codes.keys())
+
+    def _add_labels(self, labels: list[str]) -> None:
+        if self.names is not None:
+            super()._add_labels(labels)
+        self._set_labels([*self._codes, *labels])
+
     def _value(self, document: Document) -> int | str:
         value = field_of(document, self.field)
         if isinstance(value, str):

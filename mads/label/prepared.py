@@ -40,6 +40,7 @@ class PreparedDocuments:
         self._eod, self._columns = record["eod"], dict(columns or {})
         self._domain = next((a for a in self.manifest.attributes if a.name == DOMAIN), None)
         self._readers: dict[tuple[str, int], IndexedReader] = {}
+        self._shown: tuple[str, int] | None = None
         self.documents = sum(part["documents"] for part in self.manifest.parts.values())
         for field, values in self._columns.items():
             if len(values) != self.documents:
@@ -71,17 +72,29 @@ class PreparedDocuments:
         return {field: values[first:last] for field, values in self._columns.items()}
 
     def samples_of(self, part: str, shard: int) -> np.ndarray:
-        """Samples of each document of a shard, int64 [documents]."""
-        return np.diff(self.reader(part, shard).documents)
+        """Samples of each document of a shard, int64 [documents]; one that an index has left out has none and is no document."""
+        samples = np.diff(self.reader(part, shard).documents)
+        return samples[samples > 0]
+
+    def firsts_of(self, part: str, shard: int) -> np.ndarray:
+        """The first sample of each document of a shard, int64 [documents]."""
+        return np.cumsum(samples := self.samples_of(part, shard)) - samples
 
     def tokens(self, part: str, shard: int, document: int, most: int | None = None) -> np.ndarray:
         """Tokens of a document without its end, at most the first `most`."""
-        reader = self.reader(part, shard)
-        first, last = reader.documents[document], reader.documents[document + 1] - 1
-        tokens = reader.tokens[reader.starts[first] : reader.starts[last] + reader.lengths[last]]
+        reader, (first, stop) = self.reader(part, shard), self._borders(part, shard)[document : document + 2].tolist()
+        start = int(reader.pointers[first]) // reader.dtype.itemsize
+        tokens = reader.tokens[start : start + int(reader.lengths[first:stop].sum())]
         if len(tokens) and tokens[-1] == self._eod:
             tokens = tokens[:-1]
         return tokens[:most]
+
+    def _borders(self, part: str, shard: int) -> np.ndarray:
+        """The first sample of each document, and the number of samples behind them."""
+        if self._shown != (part, shard):  # documents are read shard by shard
+            self._shown = (part, shard)
+            self._edges = np.concatenate([[0], np.cumsum(self.samples_of(part, shard))])
+        return self._edges
 
     def text(self, part: str, shard: int, document: int, most: int | None = None) -> str:
         """Text of a document, or of its first `most` tokens."""
@@ -98,11 +111,12 @@ class PreparedDocuments:
             yield Document(self.text(part, shard, i), domains[i], origin, i + 1, fields)
 
     def _domains(self, part: str, shard: int) -> list[str]:
-        reader = self.reader(part, shard)
+        firsts = self.firsts_of(part, shard)
         if self._domain is None:
-            return [""] * (len(reader.documents) - 1)
-        column = read_column(attribute_path(self.directory, part, self._domain.folder, shard), len(reader))
-        return [self._domain.labels[code] for code in column.codes[reader.documents[:-1]].tolist()]
+            return [""] * len(firsts)
+        samples = len(self.reader(part, shard))
+        column = read_column(attribute_path(self.directory, part, self._domain.folder, shard), samples)
+        return [self._domain.labels[code] for code in column.codes[firsts].tolist()]
 
     def fit_sample(self, max_bytes: float, seed: int, categories: Sequence[str] = ()) -> list[Document]:
         """Training documents to learn from: about `max_bytes` of text by a hash of their tokens, and one of every domain and of

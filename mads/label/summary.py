@@ -74,11 +74,11 @@ def summarize(directory: str | os.PathLike, part: str = "train", seed: int = 0) 
             summary.histogram = (np.linspace(*bound, BINS + 1), np.zeros(BINS, np.int64))
     for shard in (shard for where, shard in prepared.shards() if where == part):
         columns = _columns(prepared, part, shard)
-        lengths, documents = prepared.reader(part, shard).lengths, prepared.reader(part, shard).documents
-        keys = hash64(seed, "label-examples", shard, np.arange(len(documents) - 1, dtype=np.uint64))
+        lengths, firsts = prepared.reader(part, shard).lengths, prepared.firsts_of(part, shard)
+        keys = hash64(seed, "label-examples", shard, np.arange(len(firsts), dtype=np.uint64))
         for summary, column, best in zip(found, columns, chosen):
-            _count(summary, column, lengths, documents[:-1])
-            _choose(best, column, documents[:-1], keys, shard)
+            _count(summary, column, lengths, firsts)
+            _choose(best, column, firsts, keys, shard)
         by_name = {schema.name: column for schema, column in zip(schemas, columns)}
         for (a, b), table in pairs.items():
             np.add.at(table, (by_name[a].codes, by_name[b].codes), lengths)

@@ -12,7 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mads.console.record import DecisionRecord
+from mads.logging.decisions import keep_decisions, write_decision
 
 METRICS = "metrics.jsonl"
 DECISIONS = "decisions.jsonl"
@@ -130,7 +133,7 @@ class MetricsWriter:
 
     resume_step: the step of the checkpoint the run goes on from; later lines are dropped (`truncate_after`), and what is written
         again *at* that step (an evaluation or decision that came after the checkpoint in the same step) is taken once.
-        None starts afresh: files of an earlier attempt that left no checkpoint are renamed to NAME.discarded.
+        None starts afresh: files of an earlier attempt that left no checkpoint are renamed to NAME.discarded, its ids removed.
     """
 
     def __init__(self, run_dir: str | os.PathLike, resume_step: int | None = None):
@@ -142,8 +145,12 @@ class MetricsWriter:
             if resume_step is None:
                 if path.is_file() and path.stat().st_size:
                     os.replace(path, path.with_name(name + ".discarded"))
+                if name == DECISIONS:
+                    keep_decisions(self.run_dir, ())
                 continue
             truncate_after(path, resume_step)
+            if name == DECISIONS:
+                keep_decisions(self.run_dir, {v["round"] for v in read_lines(path)} if path.is_file() else ())
             if path.is_file():
                 self._written_before |= {_key(v) for v in read_lines(path) if v["step"] == resume_step}
         self._files = {name: open(self.run_dir / name, "a", encoding="utf-8") for name in (METRICS, DECISIONS)}
@@ -164,8 +171,10 @@ class MetricsWriter:
         self._append(METRICS, line)
         return line
 
-    def decision(self, record: DecisionRecord) -> None:
-        """Append one line to decisions.jsonl."""
+    def decision(self, record: DecisionRecord, ids: np.ndarray | None = None) -> None:
+        """Write the round's file of ids (if given), then append one line to decisions.jsonl."""
+        if ids is not None:
+            write_decision(self.run_dir, record.round, ids)
         self._append(DECISIONS, json.loads(record.to_json()))
 
     def _append(self, name: str, line: dict[str, Any]) -> None:

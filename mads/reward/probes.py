@@ -7,7 +7,7 @@ from rewards weight each probe by its number of targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,51 +79,86 @@ class RoundRewards:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def draw_probes(view: AttributeView, plan: ProbePlan, attributes: Mapping[str, str], seed: int, round_: int) -> Probes:
+def draw_probes(
+    view: AttributeView,
+    plan: ProbePlan,
+    attributes: Mapping[str, str],
+    seed: int,
+    round_: int,
+    part: slice | None = None,
+    join: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+    piece: int = 1 << 18,
+) -> Probes:
     """Draw a round's probes from the pool `view`; `attributes` maps each agent to the attribute that it draws by.
 
     A label that holds fewer samples than its quota gives all it has. A sample that several agents drew counts once, so its
     inclusion probability is 1 - prod_A (1 - pi_A), with pi_A = quota / number of samples of its label.
 
+    Args:
+        part: positions that this process reads (None: all); together the processes' parts are the pool.
+        join: joins the rows [k, ...] of all processes, on every process.
+        piece: samples read at a time.
+
     Raises:
         ValueError: if an agent's share of the probes does not reach one per label, or the pool is empty.
     """
-    if len(view.ids) == 0:
+    if len(view) == 0:
         raise ValueError("the pool is empty: no probe can be drawn")
+    part = slice(0, len(view)) if part is None else part
+    pieces = [slice(start, min(start + piece, part.stop)) for start in range(part.start, part.stop, piece)]
     drawn: dict[str, np.ndarray] = {}
-    missed = np.ones(len(view.ids))  # probability that no agent draws the sample
+    inclusion: dict[str, np.ndarray] = {}  # of each label
     for (agent, attribute), count in zip(attributes.items(), plan.quota(len(attributes))):
-        noise = hash64(seed, f"probes/{agent}", round_, view.ids)
-        drawn[agent], inclusion = _draw_by_label(
-            np.asarray(view.codes(attribute)), len(view.labels(attribute)), count, noise, agent
-        )
-        missed *= 1 - inclusion
+        column, labels = view.codes(attribute), len(view.labels(attribute))
+        own = np.zeros((1, labels), dtype=np.int64)
+        for where in pieces:
+            own[0] += np.bincount(column[where], minlength=labels)
+        sizes = join(own).sum(0)
+        quota = _quota(sizes, count, agent)
+        inclusion[agent] = np.divide(quota, sizes, out=np.zeros(labels), where=sizes > 0)
+        rows = np.zeros((0, 3), dtype=np.uint64)  # label, hash, position
+        for where in pieces:
+            codes, noise = column[where], hash64(seed, f"probes/{agent}", round_, view.ids[where])
+            near = np.flatnonzero(noise <= _largest(rows, quota)[codes])
+            new = np.stack([codes[near].astype(np.uint64), noise[near], (where.start + near).astype(np.uint64)], axis=1)
+            rows = _smallest(np.concatenate([rows, new]), quota)
+        drawn[agent] = np.sort(_smallest(join(rows), quota)[:, 2].astype(np.int64))
     positions = np.unique(np.concatenate(list(drawn.values())))
-    importance = 1 / (1 - missed[positions])
+    missed = np.ones(len(positions))  # probability that no agent draws the sample
+    for agent, attribute in attributes.items():
+        missed *= 1 - inclusion[agent][view.codes(attribute)[positions]]
+    importance = 1 / (1 - missed)
     members = {agent: np.isin(positions, own, assume_unique=True) for agent, own in drawn.items()}
     return Probes(positions, importance / importance.mean(), members, plan.shared)
 
 
-def _draw_by_label(codes: np.ndarray, labels: int, count: int, noise: np.ndarray, agent: str) -> tuple[np.ndarray, np.ndarray]:
-    """(positions drawn, inclusion probability of every sample) of one agent: count / L probes of each of the L labels that the
-    pool holds; what does not divide goes one each to the labels with the most samples."""
-    sizes = np.bincount(codes, minlength=labels)
+def _quota(sizes: np.ndarray, count: int, agent: str) -> np.ndarray:
+    """Probes of each label, int64 [L]: count / L of each of the L labels that the pool holds; what does not divide goes one
+    each to the labels with the most samples."""
     present = np.flatnonzero(sizes)
     if count < len(present):
         raise ValueError(
             f"agent {agent!r} has {count} probes for {len(present)} labels in the pool; "
             f"set at least {len(present)} probes per agent"
         )
-    quota = np.zeros(labels, dtype=np.int64)
+    quota = np.zeros(len(sizes), dtype=np.int64)
     quota[present] = count // len(present)
     by_size = present[np.argsort(-sizes[present], kind="stable")]
     quota[by_size[: count % len(present)]] += 1
-    quota = np.minimum(quota, sizes)
-    drawn = []
-    for label in present:
-        of_label = np.flatnonzero(codes == label)
-        if quota[label] < len(of_label):  # hashes of different ids differ, so the smallest are a definite set
-            of_label = of_label[np.argpartition(noise[of_label], quota[label])[: quota[label]]]
-        drawn.append(of_label)
-    inclusion = np.divide(quota, sizes, out=np.zeros(labels), where=sizes > 0)
-    return np.concatenate(drawn), inclusion[codes]
+    return np.minimum(quota, sizes)
+
+
+def _smallest(rows: np.ndarray, quota: np.ndarray) -> np.ndarray:
+    """Of the rows (label, hash, position; uint64 [n, 3]) each label's with the smallest hashes, as many as its quota. Hashes of
+    different ids differ, so these are a definite set."""
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    rank = np.arange(len(rows)) - np.searchsorted(rows[:, 0], rows[:, 0], side="left")
+    return rows[rank < quota[rows[:, 0].astype(np.int64)]]
+
+
+def _largest(rows: np.ndarray, quota: np.ndarray) -> np.ndarray:
+    """Hash above which a sample cannot be among its label's smallest any more, uint64 [L]; rows as `_smallest` leaves them."""
+    labels = rows[:, 0].astype(np.int64)
+    largest = np.zeros(len(quota), dtype=np.uint64)
+    np.maximum.at(largest, labels, rows[:, 1])
+    return np.where(np.bincount(labels, minlength=len(quota)) >= quota, largest, np.uint64(2**64 - 1))

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from mads.config.compose import ConfigError, to_dict, to_yaml
 from mads.console.exchange import raise_together
+from mads.logging.decisions import write_decision
 from mads.logging.environment import environment, write_environment
 from mads.logging.metrics import MetricsWriter, write_atomically
 from mads.logging.progress import Progress
@@ -68,6 +69,8 @@ class Journal:
         write_atomically(run_dir / "config.yaml", to_yaml(self._config))
         write_environment(run_dir, environment(self._topology.world_size, self._device), resume_step)
         self._metrics = MetricsWriter(run_dir, resume_step)
+        if resume_step is not None:  # the folder may have lost it, the checkpoint has not
+            write_decision(run_dir, parts.console.round - 1, parts.console.pending)
         self._wandb = WandbSink(self._config.logging.wandb, self._config.logging.project, run_dir, to_dict(self._config))
         self._progress = Progress(self._config.train.steps, resume_step or 0, self._config.logging.console)
         shape = self._config.model
@@ -120,11 +123,11 @@ class Journal:
         self._flush_phases(step)
         self._last_line, self._last_step, self._last_tokens = now, step, tokens
 
-    def decision(self, record) -> None:
-        """The record on rank 0, None elsewhere."""
+    def decision(self, record, ids) -> None:
+        """The record on rank 0, None elsewhere; the decided ids."""
         if self._metrics is None:
             return
-        self._metrics.decision(record)
+        self._metrics.decision(record, ids)
         self._progress.decision(record)
         self._wandb.decision(record)
         for name, seconds in record.seconds.items():

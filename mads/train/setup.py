@@ -11,9 +11,11 @@ import torch
 from omegaconf import DictConfig
 
 from mads.agents.base import Agent
+from mads.agents.label import token_shares
 from mads.config.compose import ConfigError
 from mads.config.factory import build
 from mads.config.validate import precision_of
+from mads.console.choose import own_slice
 from mads.console.console import Console
 from mads.console.exchange import raise_together
 from mads.console.strategy import build_strategy
@@ -85,16 +87,27 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
         wanted = {
             f"agents.members.{name}.attribute": a["attribute"] for name, a in config.agents.members.items() if "attribute" in a
         }
-    for key, attribute in wanted.items():
+    bounded = {f"selection.bounds.{attribute}": attribute for attribute in selection.bounds}
+    for key, attribute in (wanted | bounded).items():
         if attribute not in pool.attributes:
             raise ConfigError(
                 f"{key}={attribute!r}, but {config.data.dir} has only the attributes {sorted(pool.attributes)}; "
                 "prepare it again with that attribute, or choose one of these"
             )
+    for attribute, bounds in selection.bounds.items():
+        labels = pool.labels(attribute)
+        if unknown := sorted(set(bounds) - set(labels)):
+            raise ConfigError(f"selection.bounds.{attribute} names {unknown}, but the labels are {list(labels)}")
+        most = sum(bounds[label][1] if label in bounds else 1.0 for label in labels)
+        if most < 1 - 1e-9:
+            raise ConfigError(
+                f"selection.bounds.{attribute}: the greatest shares of its {len(labels)} labels add up to {most:.4g}, so no "
+                "decision can be filled; raise them to 1 in sum"
+            )
     if plan is None:
         return
     key = "selection.probes" if plan.shared else "selection.probes_per_agent"
-    held = [len(np.unique(pool.codes(attribute))) for attribute in wanted.values()]
+    held = [np.count_nonzero(token_shares(pool, attribute)) for attribute in wanted.values()]
     for (where, attribute), labels, quota in zip(wanted.items(), held, plan.quota(len(config.agents.members))):
         if quota < labels:
             least = max(held) * (len(config.agents.members) if plan.shared else 1)
@@ -104,8 +117,17 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
             )
 
 
-def build_parts(config: DictConfig, topology: Topology, device: torch.device, progress: Callable[[str], None]) -> Parts:
+def build_parts(
+    config: DictConfig,
+    topology: Topology,
+    device: torch.device,
+    progress: Callable[[str], None],
+    shards: tuple[int | None, int | None] = (None, None),
+) -> Parts:
     """Open the data, build the model and the engine, the agents and the console.
+
+    Args:
+        shards: how many of the training and of the held-out part to open; None: all.
 
     Raises:
         ConfigError, DataError: before any training, with a remedy.
@@ -114,7 +136,7 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
     strategy = build_strategy(config.selection)
     inputs, error = None, None
     try:
-        inputs = _open_inputs(config, needs_rewards=strategy.learning is not None)
+        inputs = _open_inputs(config, shards, needs_rewards=strategy.learning is not None)
     except (ConfigError, DataError) as caught:
         error = caught
     raise_together(error, topology, "opening the data")
@@ -151,19 +173,21 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
         config.train.prefetch,
         config.train.loader_workers,
     )
-    return Parts(pool, Ledger(len(pool)), loader, console, engine, model, heldout, rewarder)
+    return Parts(pool, Ledger(len(pool), *own_slice(pool, topology)), loader, console, engine, model, heldout, rewarder)
 
 
-def _open_inputs(config: DictConfig, needs_rewards: bool) -> tuple[Pool, Pool, list[ReferenceTask], list[Agent]]:
+def _open_inputs(
+    config: DictConfig, shards: tuple[int | None, int | None], needs_rewards: bool
+) -> tuple[Pool, Pool, list[ReferenceTask], list[Agent]]:
     """What this rank reads, without a word to the others: the pool, the held-out pool, the reference tasks, the agents."""
-    pool = Pool.open(config.data.dir)
+    pool = Pool.open(config.data.dir, shards=shards[0])
     check_data(config, pool)
     check_selection(config, pool)
     references = _references(config, pool, needs_rewards)
     agents = []
     if needs_rewards:
         agents = [build(node, f"agents.members.{name}", name=name) for name, node in config.agents.members.items()]
-    return pool, Pool.open(config.data.dir, "heldout"), references, agents
+    return pool, Pool.open(config.data.dir, "heldout", shards[1]), references, agents
 
 
 def _references(config: DictConfig, pool: Pool, needed: bool) -> list[ReferenceTask]:

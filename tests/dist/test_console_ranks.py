@@ -9,9 +9,10 @@ from harness import run_ranks
 
 import mads.console.exchange as exchange
 from mads.agents import LabelAgent
-from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig
+from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, StratifiedSelectionConfig
 from mads.console.console import Console
-from mads.console.exchange import broadcast_decision, gather_scores
+from mads.console.choose import own_slice
+from mads.console.exchange import broadcast_decision, gather_column
 from mads.console.strategy import build_strategy
 from mads.reward.probes import RoundRewards
 from mads.topology import Grid, Topology
@@ -19,6 +20,7 @@ from mads.topology import Grid, Topology
 CONFIGS = {
     "paper": PaperSelectionConfig(name="paper", probes_per_agent=60),
     "mads": MadsSelectionConfig(name="mads", probes=120),
+    "stratified": StratifiedSelectionConfig(name="stratified"),
 }
 
 
@@ -31,10 +33,11 @@ def _error_of(call):
     return None, ""
 
 
-def _rounds(grid, name, rounds):
+def _rounds(grid, name, rounds, **settings):
     pool, topology = random_pool(n=701), Topology(Grid(**grid))
-    uses = np.zeros(len(pool), np.uint16)
-    console = Console(topology, pool, [LabelAgent(a) for a in ("quality", "domain", "topic")], build_strategy(CONFIGS[name]), 3)
+    uses, own = np.zeros(len(pool), np.uint16), slice(*own_slice(pool, topology))
+    strategy = build_strategy(dataclasses.replace(CONFIGS[name], **settings))
+    console = Console(topology, pool, [LabelAgent(a) for a in ("quality", "domain", "topic")], strategy, 3, piece=100)
     result = []
     for _ in range(rounds):
         rewards = None
@@ -43,56 +46,81 @@ def _rounds(grid, name, rounds):
             noise = np.random.default_rng(console.round).normal(size=len(probes.positions))
             values = noise + pool.codes("domain")[probes.positions]
             rewards = RoundRewards(probes, values, pool.lengths[probes.positions].astype(np.int64))
-        ids, record = console.decide(rewards, uses, 6000, 0, 0)
+        ids, record = console.decide(rewards, uses[own], 6000, 0, 0)
         uses[np.searchsorted(pool.ids, ids)] += 1
         value = None if record is None else dataclasses.asdict(dataclasses.replace(record, seconds={}))
         result.append((ids.tolist(), console.theta.tolist(), value))
     return result
 
 
-@pytest.mark.parametrize("name", ["paper", "mads"])
-def test_x1_the_same_ids_on_any_number_of_ranks(name):
-    [alone] = run_ranks(1, _rounds, {}, name, 4)
-    assert len({tuple(ids) for ids, _, _ in alone}) == 4 and alone[-1][2]["agent_rewards"]
-    for grid in ({"dp": 2}, {"dp": 4}, {"dp": 2, "tp": 2}):
-        world = int(np.prod(list(grid.values())))
-        everywhere = run_ranks(world, _rounds, grid, name, 4)
-        for rank, result in enumerate(everywhere):
-            for (ids, theta, record), (ids_1, theta_1, record_1) in zip(result, alone):
-                assert ids == ids_1 and theta == theta_1
-                assert record == (record_1 if rank == 0 else None)
+BOUNDS = {"domain": {"domain1": [0.3, 0.5], "domain4": [0.0, 0.01]}}
+SETTINGS = [
+    ("paper", {}),
+    ("mads", {}),
+    ("mads", {"bounds": BOUNDS}),
+    ("paper", {"max_uses": 1}),
+    ("stratified", {}),
+    ("mads", {"unit": "shard"}),
+]
+GRIDS = [{}, {"dp": 2}, {"dp": 4}, {"dp": 2, "tp": 2}, {"pp": 2, "tp": 2}]
 
 
-def test_x3_a_data_parallel_group_without_rank_0_gets_the_ids():
+def _all_settings(grid, exchange):
+    results = []
+    for name, settings in SETTINGS:
+        chosen = "auto" if settings.get("unit") == "shard" else exchange
+        results.append(_rounds(grid, name, 4, exchange=chosen, **settings))
+    return results
+
+
+@pytest.mark.parametrize("exchange", ["gather", "threshold"])
+def test_x1_x3_the_same_ids_on_any_number_of_ranks_and_by_either_exchange(exchange):
     """pp=2, tp=2: three of four data-parallel groups lack rank 0."""
-    [alone] = run_ranks(1, _rounds, {}, "mads", 3)
-    everywhere = run_ranks(4, _rounds, {"pp": 2, "tp": 2}, "mads", 3)
-    assert [[ids for ids, _, _ in result] for result in everywhere] == [[ids for ids, _, _ in alone]] * 4
+    [alone] = run_ranks(1, _all_settings, {}, "gather", timeout=120)
+    for (_, settings), result in zip(SETTINGS, alone):
+        assert len({tuple(ids) for ids, _, _ in result}) == (1 if "unit" in settings else 4)
+    assert alone[0][-1][2]["agent_rewards"]
+    for grid in GRIDS:
+        world = int(np.prod([1, *grid.values()]))
+        for rank, everything in enumerate(run_ranks(world, _all_settings, grid, exchange, timeout=240)):
+            for result, result_1 in zip(everything, alone):
+                for (ids, theta, record), (ids_1, theta_1, record_1) in zip(result, result_1):
+                    assert ids == ids_1 and theta == theta_1
+                    assert record == (record_1 if rank == 0 else None)
 
 
-def _gather(grid, cuts, scores):
-    topology = Topology(Grid(**grid))
-    local = None
+def test_bounds_hold_and_used_samples_are_left_out():
+    [alone] = run_ranks(1, _all_settings, {}, "threshold", timeout=120)
+    for *_, record in alone[2]:
+        share = {label["label"]: label["chosen_share"] for label in record["labels"]["domain"]}
+        assert 0.3 <= share["domain1"] < 0.5 + 128 / 6000 and share["domain4"] < 0.01 + 128 / 6000
+    ids = [set(ids) for ids, _, _ in alone[3]]
+    assert not any(ids[i] & ids[j] for i in range(4) for j in range(i))
+
+
+def check_columns_arrive(grid, cuts, values):
+    topology, local = Topology(Grid(**grid)), values[:0]
     if topology.is_replica_leader:
         d = topology.coordinate("dp")
-        local = scores[:, cuts[d] : cuts[d + 1]]
-    return gather_scores(local, topology, *scores.shape)
+        local = values[cuts[d] : cuts[d + 1]]
+    whole = gather_column(local, topology, len(values))
+    assert (whole is None) == (topology.rank > 0)
+    if whole is not None:
+        np.testing.assert_array_equal(whole, values)
 
 
-def test_x1_scores_arrive_in_pool_order_however_the_pool_is_cut():
-    scores = np.random.default_rng(0).normal(size=(3, 37))
-    scores[1, 5] = np.nan  # found by the decision, carried unchanged until then
+def test_x1_values_arrive_in_pool_order_however_the_pool_is_cut():
+    values = np.random.default_rng(0).normal(size=37)
+    values[5] = np.nan  # found elsewhere, carried unchanged
     cases = [({"dp": 4}, [0, 1, 1, 30, 37]), ({"dp": 2, "tp": 2}, [0, 36, 37])]
     cases += [({"pp": 2, "dp": 2}, [0, 0, 37]), ({"tp": 4}, [0, 37])]
     for grid, cuts in cases:
-        for whole in run_ranks(4, _gather, grid, cuts, scores):
-            np.testing.assert_array_equal(whole, scores)
+        run_ranks(4, check_columns_arrive, grid, cuts, values)
 
 
 def _short_gather(grid):
     topology = Topology(Grid(**grid))
-    local = np.zeros((2, 5 if topology.rank == 0 else 4)) if topology.is_replica_leader else None
-    return _error_of(lambda: gather_scores(local, topology, 2, 10))
+    return _error_of(lambda: gather_column(np.zeros(5 if topology.rank == 0 else 4), topology, 10))
 
 
 def test_slices_that_do_not_add_up_raise_everywhere():
@@ -184,11 +212,11 @@ class _Failing(LabelAgent):
         return super().score(view)
 
 
-def _one_rank_fails(phase):
+def _one_rank_fails(phase, exchange):
     topology, pool = Topology(Grid(dp=2)), random_pool(n=200)
     agent = _Failing("domain")
-    console = Console(topology, pool, [agent], build_strategy(CONFIGS["paper"]), 0)
-    uses = np.zeros(200, np.uint16)
+    console = Console(topology, pool, [agent], build_strategy(dataclasses.replace(CONFIGS["paper"], exchange=exchange)), 0)
+    uses = np.zeros(100, np.uint16)
     console.decide(None, uses, 500, 0, 0)
     probes = console.draw_probes()
     rewards = np.arange(len(probes.positions), dtype=np.float64)
@@ -203,17 +231,18 @@ def _one_rank_fails(phase):
     return _error_of(lambda: console.decide(RoundRewards(probes, rewards, np.full(len(rewards), 9)), uses, 500, 0, 0))
 
 
-def test_a_rank_that_fails_takes_all_with_it():
-    zero, one = run_ranks(2, _one_rank_fails, "scoring")
+@pytest.mark.parametrize("exchange, name", [("gather", "scoring"), ("threshold", "survey")])
+def test_a_rank_that_fails_takes_all_with_it(exchange, name):
+    zero, one = run_ranks(2, _one_rank_fails, "scoring", exchange)
     assert one == ("OSError", "the attribute column is gone")
-    assert zero == ("RankFailedError", "scoring failed on ranks [1]: rank 1: OSError: the attribute column is gone")
-    zero, one = run_ranks(2, _one_rank_fails, "deciding")
-    assert zero[0] == "ValueError" and "199 use counts" in zero[1]
+    assert zero == ("RankFailedError", f"{name} failed on ranks [1]: rank 1: OSError: the attribute column is gone")
+    zero, one = run_ranks(2, _one_rank_fails, "deciding", exchange)
+    assert zero[0] == "ValueError" and "99 use counts" in zero[1]
     assert one[0] == "RankFailedError" and "rank 0: ValueError" in one[1]
-    zero, one = run_ranks(2, _one_rank_fails, "missing")
+    zero, one = run_ranks(2, _one_rank_fails, "missing", exchange)
     assert one[0] == "ValueError" and zero[0] == "RankFailedError" and "needs rewards" in zero[1]
 
 
 def test_rewards_that_differ_between_ranks_are_refused():
-    for kind, message in run_ranks(2, _one_rank_fails, "rewards"):
+    for kind, message in run_ranks(2, _one_rank_fails, "rewards", "auto"):
         assert kind == "ReplicaMismatchError" and "the rewards of round 1" in message

@@ -40,12 +40,15 @@ def decide(prepared, run_dir):
 
     made = trainer(run_config(prepared, run_dir, "selection=stratified", "train.steps=6", world=dist.get_world_size()))
     made.run()
-    return made.parts.console.pending.tolist(), made.batch_ids.tolist(), made.parts.ledger.counts.tolist()
+    ledger = made.parts.ledger
+    return made.parts.console.pending.tolist(), made.batch_ids.tolist(), ledger.total, ledger.counts.tolist()
 
 
 def test_x1_the_number_of_ranks_does_not_change_what_is_trained_on(prepared, tmp_path):
     runs = [run_ranks(world, decide, prepared, str(tmp_path / str(world))) for world in (1, 2, 4)]
-    assert runs[0][0] == runs[1][0] == runs[1][1] == runs[2][3]
+    assert runs[0][0][:3] == runs[1][0][:3] == runs[1][1][:3] == runs[2][3][:3]
+    ledgers = [sum((counts for *_, counts in run), []) for run in runs]  # each rank counts its slice
+    assert ledgers[0] == ledgers[1] == ledgers[2] and sum(ledgers[0]) == runs[0][0][2] > 0
 
 
 def choose_long(prepared, run_dir, until):
@@ -57,7 +60,7 @@ def choose_long(prepared, run_dir, until):
     overrides = [*alone, own, "selection.warmup_rounds=0", "selection.interval=2", "train.steps=4"]
     made = trainer(run_config(prepared, run_dir, *overrides, world=dist.get_world_size()))
     made.run(until)
-    lengths = made.parts.pool.lengths
+    lengths = np.asarray(made.parts.pool.lengths)
     return float(lengths[made.parts.pool.positions_of(made.parts.console.pending)].mean()), float(lengths.mean())
 
 

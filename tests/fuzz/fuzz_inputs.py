@@ -47,6 +47,7 @@ class Case:
     reasons: {(origin, line): allowed reasons} of every reject, with `exact`
     original: {(origin, line): text} before the damage
     lines: of a plain file of lines, the damaged lines; every one must be a document or a reject
+    whole: of that file, each line before the damage and its text: where it still stands it must be read
     units: text files in the folder, or rows of a columnar file before the damage
     raw: the damaged bytes of a packed file and where the damage begins, else None
     """
@@ -58,6 +59,7 @@ class Case:
     exact: dict[tuple[str, int], str] | None = None
     reasons: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
     lines: list[bytes] | None = None
+    whole: dict[bytes, str] = field(default_factory=dict)
     units: int = 0
     raw: bytes | None = None
     damaged_at: int = 0
@@ -146,7 +148,7 @@ def _lines_case(damage: str, format: str, rng: random.Random, folder: Path) -> C
     name = f"in.{format}"
     case = Case(damage, format, folder / name, {}, checksum=rng.random() < 0.5)
     rows, exact = [], {}
-    many = rng.choice((3, 30, 30, 400)) if damage in ("truncated", "bit flips", "spliced") else 30
+    many = rng.choice((3, 30, 30, 30, 400, 3000)) if damage in ("truncated", "bit flips", "spliced") else 30
     for number in range(1, rng.randrange(1, many) + 1):
         text = _text(rng)
         if damage in _BAD_LINES and rng.random() < 0.4:
@@ -165,6 +167,7 @@ def _lines_case(damage: str, format: str, rng: random.Random, folder: Path) -> C
     broken, case.damaged_at = _broken(damage, rng, packed)
     case.path.write_bytes(broken)
     if format == "jsonl":
+        case.whole = {row: text for row, text in zip(rows, exact.values())}
         case.lines = broken.split(b"\n")[: -1 if broken.endswith(b"\n") or not broken else None]
     else:
         case.raw = broken

@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant(
         "equal hashes are equal words",
         "mads.hygiene.contamination:words_of",
-        lambda original: lambda text: ["word"] * 1000,
+        lambda original: lambda *text: ["word"] * 1000,
         f"{CONTAMINATION}:check_a_collision_of_hashes_removes_nothing",
     ),
     Mutant(

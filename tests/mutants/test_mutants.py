@@ -1,5 +1,7 @@
-"""Every mutant must turn its check red. To add one, add an entry to MUTANTS; tests/mutants/mutants.py explains the fields."""
+"""Every mutant must turn its check red. To add one, add an entry to MUTANTS; tests/mutants/mutants.py explains the fields.
+Those of decisions are in test_decide_mutants.py."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,8 +13,7 @@ from mutants import Mutant
 LOADER = "unit/data/test_loader.py"
 LAYERS, DECODER, MODEL = "dist/test_tensor_layers.py", "unit/model/test_decoder.py", "dist/test_tensor_model.py"
 ENGINE, REWARDS, RESUME = "dist/test_engine.py", "dist/test_rewards.py", "dist/test_resume.py"
-DECIDE, CONSOLE, PROTOCOL = "unit/console/test_decide.py", "unit/console/test_console.py", "dist/test_console_ranks.py"
-THRESHOLD, THRESHOLD_RANKS = "unit/console/test_threshold.py", "dist/test_threshold_ranks.py"
+CONSOLE, PROTOCOL = "unit/console/test_console.py", "dist/test_console_ranks.py"
 
 
 def _bias_on_every_rank(original):
@@ -193,49 +194,6 @@ MUTANTS = [
         f"{DECODER}:check_v8_tied_gradient_is_the_sum_of_both_uses",
     ),
     Mutant(
-        "equal scores are ordered by position",
-        "mads.console.decide:cover",
-        lambda original: lambda key, ties, lengths, budget: original(key, np.arange(len(key)), lengths, budget),
-        f"{DECIDE}:test_x1_top_k_equals_a_naive_full_sort",
-        args=(1,),
-    ),
-    Mutant(
-        "threshold search: ties at the boundary fall by position",
-        "mads.console.threshold:cover",
-        lambda original: lambda key, ties, lengths, budget: original(key, np.arange(len(key)), lengths, budget),
-        f"{THRESHOLD}:check_equal_to_the_full_sort",
-        args=("top_k", "some", 1 << 20),
-    ),
-    Mutant(
-        "threshold search: the boundary bucket is taken whole",
-        "mads.console.threshold:cover",
-        lambda original: lambda key, ties, lengths, budget: np.arange(len(key)),
-        f"{THRESHOLD}:check_equal_to_the_full_sort",
-        args=("gumbel", "none", 40),
-    ),
-    Mutant(
-        "threshold search: negative keys in reverse order",
-        "mads.console.threshold:ordered_bits",
-        lambda original: lambda key: (key + 0.0).view(np.uint64) ^ np.uint64(1 << 63),
-        f"{THRESHOLD}:check_equal_to_the_full_sort",
-        args=("random", "none", 40),
-    ),
-    Mutant(
-        "threshold search: every slice starts at pool position 0",
-        "mads.console.threshold:group_rank",
-        lambda original: lambda group: 0,
-        f"{THRESHOLD_RANKS}:check_the_same_decision",
-        world=2,
-        args=("gumbel", "none", 10),
-        red=("ValueError",),
-    ),
-    Mutant(
-        "used samples compete with unused ones",
-        "mads.console.decide:_best",
-        lambda original: lambda candidates, key, level, *rest: original(candidates, key, None, *rest),
-        f"{DECIDE}:test_consume_once_comes_before_the_score",
-    ),
-    Mutant(
         "ids are broadcast to the data-parallel group only",
         "mads.console.exchange:broadcast_array",
         _only_rank_0s_replicas_get_it,
@@ -381,7 +339,7 @@ MUTANTS = [
     Mutant(
         "the ledger is not restored",
         "mads.data.ledger:Ledger.load",
-        lambda original: classmethod(lambda cls, path, samples: cls(samples)),
+        lambda original: classmethod(lambda cls, path, size, start, stop, **rest: cls(size, start, stop)),
         f"{RESUME}:check_resumed_run",
         world=2,
         args=([],),
@@ -412,8 +370,8 @@ def run_mutated(name: str) -> str | None:
     return outcome(next(m for m in MUTANTS if m.name == name))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_mutant_is_caught(mutant):
+def check_caught(mutant: Mutant, run_mutated: Callable[[str], str | None]) -> None:
+    """The mutant's check goes red. run_mutated: finds a mutant by name and gives its outcome; for workers."""
     mutant.check_function()  # its folder is on sys.path now, which the harness hands to the workers
     if mutant.world == 1:
         outcomes = [outcome(mutant)]
@@ -427,6 +385,11 @@ def test_mutant_is_caught(mutant):
     assert reds, f"{mutant.check} stayed green although {mutant.name}"
     wrong = [o for o in reds if not any(kind in o.split(":")[0].split() for kind in mutant.red)]
     assert not wrong, f"{mutant.check} failed for another reason than {mutant.red}: {wrong[0]}"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_mutant_is_caught(mutant):
+    check_caught(mutant, run_mutated)
 
 
 def test_a_mutant_that_breaks_nothing_leaves_its_check_green():

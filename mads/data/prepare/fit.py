@@ -20,7 +20,7 @@ from mads.data.prepare.plan import Plan
 from mads.data.references import JsonlReferences, split_parts
 from mads.data.schema import AttributeSchema, DataError
 from mads.data.tokenizer import Tokenizer, train_sentencepiece
-from mads.label.base import Labeller, attribute_schema, load_labeller, save_labeller
+from mads.label.base import Labeller, attribute_schema, open_labeller, save_labeller
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 TOKENIZER_FILES = {"sentencepiece": "tokenizer.model", "huggingface": "tokenizer.json"}
@@ -168,7 +168,10 @@ class Fitted:
 def fitted_records(job: Job) -> tuple[dict[str, Any], list[AttributeSchema]]:
     """The manifest's entries for tokenizer and attributes."""
     if job.before is not None:
-        return job.before.tokenizer, job.before.attributes
+        added = Plan.load(job).about["labels"]
+        return job.before.tokenizer, [
+            dataclasses.replace(s, labels=s.labels + tuple(added.get(s.name, ()))) for s in job.before.attributes
+        ]
     read = [json.loads((job.directory / job.result("fit", i, ".json")).read_text()) for i in range(1 + len(job.labellers))]
     return read[0], [AttributeSchema(**value) for value in read[1:]]
 
@@ -177,6 +180,6 @@ def load_fitted(job: Job) -> Fitted:
     """Open what `fit`, or an earlier generation, left in the directory."""
     record, schemas = fitted_records(job)
     for schema in schemas:
-        load_labeller(job.directory / "labellers" / f"{schema.folder}.npz", job.labellers[schema.name])
+        open_labeller(job.directory, schema, job.labellers[schema.name])
     tokenizer = Tokenizer.open(job.directory / record["file"], record["kind"])
     return Fitted(record, tokenizer, {schema.name: job.labellers[schema.name] for schema in schemas}, schemas)

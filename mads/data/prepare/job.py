@@ -54,7 +54,8 @@ class Job:
     @property
     def record(self) -> dict[str, Any]:
         """What job.json holds."""
-        return {"generation": self.generation, **self.identity}
+        before = self.before.fingerprint if self.before is not None else None
+        return {"generation": self.generation, "before": before, **self.identity}
 
     def list_name(self, kind: str) -> str:
         """File name of this generation's list of what was `rejected` or `removed`."""

@@ -18,6 +18,7 @@ from mads.data.prepare.survey import Surveyed, read_surveys
 from mads.data.rejects import raise_if_too_many
 from mads.data.schema import DataError
 from mads.data.split import fit_documents, heldout_documents
+from mads.label.base import open_labeller
 
 TRAIN, HELDOUT, REMOVED = 0, 1, 2
 _LABELLER_BYTES = 64e6  # training text that labellers learn from
@@ -54,8 +55,10 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     arrays = {"keys": found.keys, "lines": found.lines, "state": state, "tokenizer": tokenizer, "labellers": labellers}
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
+    labels = _new_labels(job, found, kept) if job.before is not None else {}
     plan = {
         "units": found.units,
+        "labels": labels,
         "domains": found.domains,
         "rejected": found.rejected,
         "first_rejected": found.first_rejected,
@@ -75,11 +78,25 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
         [note]
         + ([f"removed {_listed(removals.counts)}; listed in {job.list_name('removed')}"] if removals.counts else [])
         + removals.notes()
+        + [f"attribute {name} has {len(new)} further labels: {', '.join(new[:10])}" for name, new in labels.items()]
     )
 
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+
+
+def _new_labels(job: Job, found: Surveyed, kept: np.ndarray) -> dict[str, list[str]]:
+    """Attribute -> labels that an addition brings, behind those that the directory has."""
+    new, classes = {}, [found.codes, *found.categories.values()]
+    firsts = np.unique(np.concatenate([kept[np.unique(codes[kept], return_index=True)[1]] for codes in classes]))
+    examples = [found.without_text(index) for index in firsts.tolist()]
+    for schema in job.before.attributes:
+        labeller = job.labellers[schema.name]
+        open_labeller(job.directory, schema, labeller)
+        if labels := labeller.new_labels(examples):
+            new[schema.name] = labels
+    return new
 
 
 def _heldout(job: Job, found: Surveyed, kept: np.ndarray) -> np.ndarray:

@@ -56,6 +56,8 @@ def seal(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     manifest = Manifest(
         job.settings.seq_length, dict(sorted(files.items())), parts, schemas, references["counts"], tokenizer, generations
     )
+    if job.before is not None and Manifest.read(job.directory).fingerprint != job.before.fingerprint:
+        raise DataError(f"{job.directory} was changed while documents were added to it; run the command again")
     notes += _remove_strangers(job, manifest)
     manifest.write(scratch)
     return notes

@@ -119,7 +119,7 @@ class Surveyed:
 
     pairs: uint64 [n, 2], key and check of each text (mads.data.split.text_keys); sizes: uint32 [n], bytes; lines: int64 [n]
     codes, origin_codes: int32 [n], index into `domains` and `origins`
-    categories: field -> codes int32 [n]
+    categories: field -> codes int32 [n], index into values[field]
     contaminated: (index, detail, examples) of each document that shares a gram with examples (mads.hygiene.contamination.Hit)
     units: per unit of the source {"documents", "marks"} and, of a file, {"bytes", "sha256"}
     """
@@ -132,6 +132,7 @@ class Surveyed:
     origin_codes: np.ndarray
     origins: tuple[str, ...]
     categories: dict[str, np.ndarray]
+    values: dict[str, list[Any]]
     units: list[dict[str, Any]]
     rejected: Counter
     first_rejected: list[list]
@@ -144,6 +145,11 @@ class Surveyed:
 
     def origin(self, index: int) -> str:
         return self.origins[self.origin_codes[index]]
+
+    def without_text(self, index: int) -> Document:
+        """A document with all that is known of it."""
+        fields = {name: self.values[name][codes[index]] for name, codes in self.categories.items()}
+        return Document("", self.domains[self.codes[index]], self.origin(index), int(self.lines[index]), fields)
 
     def place(self, index: int) -> str:
         """Where a document is, for people."""
@@ -179,6 +185,7 @@ def read_surveys(job: Job) -> Surveyed:
         joined["origins"],
         tuple(origins.values),
         {name: joined[f"category-{i}"] for i, name in enumerate(categories)},
+        {name: codes.values for name, codes in categories.items()},
         units,
         rejected,
         first,

@@ -11,10 +11,12 @@ from mads.config.validate import CHOICES, RANGES, precision_of, validate
 
 # Key -> overrides under which it exists.
 WHERE = {
+    "data.hygiene.near_duplicates": ["data.hygiene.near_duplicates=0.8"],
     "data.max_megabytes": ["data=demo"],
     "selection.probes_per_agent": ["selection=paper"],
     "selection.use_decay": ["selection=paper"],
     "selection.shares": ["selection=stratified"],
+    "selection.max_uses": ["selection.max_uses=2"],
     "reward.relative_step": ["reward=finite_difference"],
     "schedule.min_ratio": ["schedule=wsd"],
     "schedule.decay_fraction": ["schedule=wsd"],

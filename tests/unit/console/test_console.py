@@ -1,17 +1,19 @@
 """The console over several rounds in one process: against a NumPy transcription of the paper's loop, and through a checkpoint."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from decide_support import select_random
 from fake_pool import FakePool, OneRank, random_pool
 from support import make_pool
 
 from mads.agents import LabelAgent
 from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, RandomSelectionConfig, StratifiedSelectionConfig
 from mads.console.console import Console
-from mads.console.decide import Candidates, select_random
+from mads.console.decide import Candidates
 from mads.console.record import DecisionHeader, DecisionRecord
 from mads.console.strategy import build_strategy
 from mads.reward.probes import RoundRewards
@@ -155,12 +157,14 @@ def test_state_of_another_run_is_refused():
         two.load_state(state, pending)
 
 
-def test_x1_chunks_of_scoring_do_not_matter_and_progress_is_reported():
+def test_x1_pieces_and_exchanges_do_not_matter_and_progress_is_reported():
     pool, lines = random_pool(n=1500), []
     whole = _run(_console(MADS, pool), pool, 3, np.zeros(1500, np.uint16))
-    pieces = _run(_console(MADS, pool, score_chunk=97, progress=lines.append), pool, 3, np.zeros(1500, np.uint16))
-    assert [r.hash for r in whole] == [r.hash for r in pieces]
-    assert sum("scored" in line for line in lines) == 2 * -(-1500 // 97)
+    for exchange in ("gather", "threshold"):
+        config, lines = dataclasses.replace(MADS, exchange=exchange), []
+        pieces = _run(_console(config, pool, piece=97, progress=lines.append), pool, 3, np.zeros(1500, np.uint16))
+        assert [r.hash for r in whole] == [r.hash for r in pieces]
+        assert sum("samples of this slice" in line for line in lines) >= 2
 
 
 def test_first_rounds_follow_their_rule():
@@ -200,7 +204,7 @@ def test_record_is_complete_json():
     record = _run(console, pool, 2, uses)[1]
     again = DecisionRecord.from_json(record.to_json())
     assert again == record
-    assert set(record.seconds) == {"probes", "update", "scoring", "exchange", "decision"} and record.seconds["probes"] == 1.5
+    assert set(record.seconds) == {"probes", "update", "exchange", "decision"} and record.seconds["probes"] == 1.5
     assert record.direction == {"mode": "test"} and record.step == 50 and record.consumed_tokens == 123
     chosen = console.pending
     assert record.hash == DecisionHeader.of(1, chosen).hash and record.chosen == len(chosen)
@@ -259,3 +263,57 @@ def test_the_prepared_pool_on_disk_serves_the_console(tmp_path):
     copy = FakePool(pool.ids, pool.lengths, {a: (np.array(pool.codes(a)), pool.labels(a)) for a in pool.attributes})
     on_disk, in_memory = (_run(_console(MADS, p), p, 3, np.zeros(len(p), np.uint16)) for p in (pool, copy))
     assert [r.hash for r in on_disk] == [r.hash for r in in_memory] and len(set(r.hash for r in on_disk)) == 3
+
+
+def _longer(pool, extra, labels=()):
+    """The pool with `extra` samples behind it; a domain with more labels if `labels` are given."""
+    more = random_pool(n=extra, seed=9)
+    columns = {}
+    for name in pool.attributes:
+        codes = np.concatenate([pool.codes(name), more.codes(name)])
+        columns[name] = (codes, pool.labels(name))
+    if labels:
+        codes = columns["domain"][0].copy()
+        codes[-50:] = len(pool.labels("domain"))
+        columns["domain"] = (codes, pool.labels("domain") + labels)
+    ids = np.concatenate([pool.ids, more.ids + (1 << 40)])
+    return FakePool(ids, np.concatenate([pool.lengths, more.lengths]), columns)
+
+
+@pytest.mark.parametrize("config", [PAPER, MADS], ids=["paper", "mads"])
+def test_a_longer_pool_between_rounds_keeps_what_was_learned(config):
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = _console(config, pool)
+    _run(console, pool, 3, uses)
+    weights, theta = {a.name: a.weights.copy() for a in console.agents}, console.theta.copy()
+    longer = _longer(pool, 700, ("added",))
+    console.rebind(longer)
+    for agent in console.agents:
+        known = len(weights[agent.name])
+        np.testing.assert_array_equal(agent.weights[:known], weights[agent.name])
+        codes, tokens = longer.codes(agent.attribute), longer.lengths.astype(float)
+        shares = np.bincount(codes, weights=tokens, minlength=len(agent.labels)) / tokens.sum()
+        np.testing.assert_allclose(agent.shares, shares, rtol=1e-12)
+        if agent.name == "domain":
+            assert agent.labels[known:] == ("added",) and len(agent.weights) == known + 1
+            assert agent.weights[known] == (shares[known] if config is PAPER else 0)
+            assert agent.describe()[known].reward_mean is None and agent.describe()[known].probes == 0
+    np.testing.assert_array_equal(console.theta, theta)
+    grown = np.concatenate([uses, np.zeros(700, np.uint16)])
+    probes = console.draw_probes()
+    assert probes.positions.max() >= 1500
+    records = _run(console, longer, 2, grown)
+    assert grown[1500:].sum() > 0 and {r.label for r in records[0].labels["domain"]} >= {"added"}
+    state, pending = json.loads(json.dumps(console.state())), console.pending
+    resumed = _console(config, longer)
+    resumed.load_state(state, pending)
+    assert resumed.state() == console.state()
+
+
+def test_a_pool_that_is_not_a_longer_one_is_refused():
+    pool = random_pool(n=1500)
+    console = _console(MADS, pool)
+    with pytest.raises(ValueError, match="cannot shrink from 1500 to 900"):
+        console.rebind(random_pool(n=900))
+    with pytest.raises(ValueError, match="attribute 'topic' had the labels .* labels may be added at the end, not changed"):
+        console.rebind(random_pool(n=1600, sizes=(("quality", 5), ("domain", 7), ("topic", 12))))

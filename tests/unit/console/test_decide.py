@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from decide_support import select_gumbel, select_random, select_stratified, select_top_k
 
-from mads.console.decide import Candidates, combine, select_gumbel, select_random, select_stratified, select_top_k
+from mads.console.decide import Candidates, combine
 from mads.noise import gumbel, hash64
 
-NAMES = ["quality", "domain", "topic"]
 THETA = np.array([0.5, 0.3, 0.2])
 
 
@@ -40,7 +40,7 @@ def _naive(candidates, rows, seed, round_, budget):
 def test_x1_top_k_equals_a_naive_full_sort(seed):
     c, budget = _candidates(seed), [1, 500, 4000, 15000][seed % 4]
     scores = _label_scores(seed, 300)
-    decision = select_top_k(c, scores, THETA, NAMES, 0.1, seed, seed, budget)
+    decision = select_top_k(c, scores, THETA, 0.1, seed, seed, budget)
     total = [0.5 * a + 0.3 * b + 0.2 * d for a, b, d in scores.T.tolist()]
     low, high = min(total), max(total)
     rows = [(-((s - low) / (high - low)) / (1 + 0.1 * int(u)),) for s, u in zip(total, c.uses)]
@@ -53,7 +53,7 @@ def test_x1_top_k_equals_a_naive_full_sort(seed):
 def test_x1_gumbel_equals_a_naive_full_sort(seed):
     c, budget = _candidates(seed), [1, 500, 8000, 15000][seed % 4]
     scores = _label_scores(seed, 300)
-    decision = select_gumbel(c, scores, THETA, NAMES, 0.5, seed, seed, budget)
+    decision = select_gumbel(c, scores, THETA, 0.5, seed, seed, budget)
     key = THETA @ scores / 0.5 + gumbel(seed, "decide/noise", seed, c.ids)
     ids, tokens = _naive(c, [(int(u), -k) for u, k in zip(c.uses, key)], seed, seed, budget)
     assert decision.ids.tolist() == ids and decision.tokens == tokens
@@ -66,14 +66,14 @@ def test_the_naive_sort_would_notice_a_wrong_tie():
     assert len(np.unique(total)) <= 24
     by_position = set(c.ids[np.lexsort((np.arange(300), -total))[:100]].tolist())
     tokens = int(c.lengths[np.lexsort((np.arange(300), -total))[:100]].sum())
-    chosen = select_top_k(c, scores, THETA, NAMES, 0.0, 3, 3, tokens).ids.tolist()
+    chosen = select_top_k(c, scores, THETA, 0.0, 3, 3, tokens).ids.tolist()
     assert set(chosen) != by_position
 
 
 def test_x6_uniform_scores_select_exactly_what_random_selects():
     c = _candidates(5, n=2000)
     for scores in (np.zeros((3, 2000)), np.full((3, 2000), 0.1), np.repeat([[0.3], [7.0], [-1.0]], 2000, axis=1)):
-        mads = select_gumbel(c, scores, THETA, NAMES, 0.5, 7, 3, 20000)
+        mads = select_gumbel(c, scores, THETA, 0.5, 7, 3, 20000)
         np.testing.assert_array_equal(mads.ids, select_random(c, 7, 3, 20000).ids)
 
 
@@ -95,14 +95,14 @@ def test_gumbel_prefers_high_scores_in_proportion():
     scores = np.array([[0.0, 1.0, 2.0, 3.0]])
     counts = np.zeros(4)
     for round_ in range(4000):
-        counts[select_gumbel(c, scores, np.ones(1), ["a"], 0.7, 3, round_, 1).positions] += 1
+        counts[select_gumbel(c, scores, np.ones(1), 0.7, 3, round_, 1).positions] += 1
     expected = 4000 * np.exp(scores[0] / 0.7) / np.exp(scores[0] / 0.7).sum()
     assert ((counts - expected) ** 2 / expected).sum() < 20  # chi-square, 3 degrees of freedom
 
 
 def test_training_order_is_not_score_order_and_changes_with_the_round():
     c, scores = _candidates(1, n=1000, max_uses=0), np.random.default_rng(0).normal(size=(3, 1000))
-    decision = select_top_k(c, scores, THETA, NAMES, 0.1, 1, 1, 30000)
+    decision = select_top_k(c, scores, THETA, 0.1, 1, 1, 30000)
     rank = np.argsort(np.argsort(-combine(scores, THETA)[decision.positions]))
     assert abs(np.corrcoef(rank, np.arange(len(rank)))[0, 1]) < 0.2
     other = select_random(c, 1, 2, 30000)
@@ -114,18 +114,18 @@ def test_use_decay_never_raises_a_sample():
     """Negative raw scores: a used sample must not overtake its unused twin (dividing the raw score would let it)."""
     c = Candidates(np.arange(4, dtype=np.int64), np.full(4, 10), np.array([0, 5, 0, 5]))
     scores = np.array([[-3.0, -3.0, -1.0, -1.0]])
-    assert set(select_top_k(c, scores, np.ones(1), ["a"], 0.1, 0, 0, 10).positions.tolist()) == {2}
-    assert set(select_top_k(c, scores, np.ones(1), ["a"], 0.1, 0, 0, 20).positions.tolist()) == {2, 3}
-    equal = select_top_k(c, np.full((1, 4), -3.0), np.ones(1), ["a"], 0.1, 0, 0, 20)
+    assert set(select_top_k(c, scores, np.ones(1), 0.1, 0, 0, 10).positions.tolist()) == {2}
+    assert set(select_top_k(c, scores, np.ones(1), 0.1, 0, 0, 20).positions.tolist()) == {2, 3}
+    equal = select_top_k(c, np.full((1, 4), -3.0), np.ones(1), 0.1, 0, 0, 20)
     assert set(equal.positions.tolist()) == {0, 2}
 
 
 def test_consume_once_comes_before_the_score():
     c = Candidates(np.arange(6, dtype=np.int64), np.full(6, 10), np.array([1, 0, 2, 0, 1, 0]))
     scores = np.array([[9.0, 0.0, 99.0, 0.0, 9.0, 0.0]])
-    fresh = select_gumbel(c, scores, np.ones(1), ["a"], 0.1, 0, 0, 30)
+    fresh = select_gumbel(c, scores, np.ones(1), 0.1, 0, 0, 30)
     assert set(fresh.positions.tolist()) == {1, 3, 5} and fresh.reused == 0 and fresh.notes == ()
-    short = select_gumbel(c, scores, np.ones(1), ["a"], 0.1, 0, 0, 50)
+    short = select_gumbel(c, scores, np.ones(1), 0.1, 0, 0, 50)
     assert set(short.positions.tolist()) == {0, 1, 3, 4, 5} and short.reused == 2
     assert short.notes == ("2 of 5 chosen samples were trained on before",)
 
@@ -136,8 +136,8 @@ def test_x5_fewer_candidates_than_asked_takes_all_and_says_so():
     total = int(c.lengths.sum())
     for decision in (
         select_random(c, 0, 0, 10**9),
-        select_top_k(c, np.ones((1, 20)), np.ones(1), ["a"], 0.1, 0, 0, 10**9),
-        select_gumbel(c, np.ones((1, 20)), np.ones(1), ["a"], 0.5, 0, 0, 10**9),
+        select_top_k(c, np.ones((1, 20)), np.ones(1), 0.1, 0, 0, 10**9),
+        select_gumbel(c, np.ones((1, 20)), np.ones(1), 0.5, 0, 0, 10**9),
         select_stratified(c, codes, labels, np.ones(2), 0, 0, 10**9),
     ):
         assert sorted(decision.ids.tolist()) == c.ids.tolist() and decision.tokens == total
@@ -151,17 +151,10 @@ def test_x5_bad_input_is_named():
         Candidates(np.array([1, 1]), np.ones(2), np.zeros(2))
     with pytest.raises(ValueError, match="2 ids, 1 lengths"):
         Candidates(np.array([1, 2]), np.ones(1), np.zeros(2))
-    c, scores = _candidates(0, n=10), np.zeros((3, 10))
-    scores[1, [2, 5]] = np.nan, np.inf
-    for select in (
-        lambda: select_gumbel(c, scores, THETA, NAMES, 0.5, 0, 0, 10),
-        lambda: select_top_k(c, scores, THETA, NAMES, 0.1, 0, 0, 10),
-    ):
-        with pytest.raises(ValueError, match="agent 'domain' gave 2 of 10"):
-            select()
+    c = _candidates(0, n=10)
     for select in (
         lambda: select_random(c, 0, 0, 0),
-        lambda: select_gumbel(c, np.zeros((3, 10)), THETA, NAMES, 0.5, 0, 0, 0),
+        lambda: select_gumbel(c, np.zeros((3, 10)), THETA, 0.5, 0, 0, 0),
         lambda: select_stratified(c, np.zeros(10, int), ["a"], np.ones(1), 0, 0, -3),
     ):
         with pytest.raises(ValueError, match="token budget is"):

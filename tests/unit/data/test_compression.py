@@ -4,6 +4,8 @@ import gzip
 import json
 import lzma
 import random
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -123,3 +125,24 @@ def test_xz_that_asks_for_too_much_memory_is_damage(tmp_path):
     path.write_bytes(bytes(raw))
     with open_stream(str(path)) as stream, pytest.raises(DamagedStream, match="[Mm]emory"):
         stream.read()
+
+
+_READ_DAMAGED = """
+import resource, sys
+from mads.data.files import FilesSource
+from mads.data.rejects import Rejects
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+rejects = Rejects()
+for _ in range(100):
+    assert not list(FilesSource([sys.argv[1]]).documents(rejects))
+print(rejects.total)
+"""
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_damaged_text_files_leave_no_memory_behind(tmp_path, ending):
+    """Each read asks for up to 64 MiB; what pyarrow was to fill when it failed was never freed."""
+    path = tmp_path / f"in.txt.{ending}"
+    path.write_bytes(PACK[ending](content())[:-20])
+    done = subprocess.run([sys.executable, "-c", _READ_DAMAGED, str(path)], capture_output=True, text=True)
+    assert done.stdout.strip() == "100", done.stderr[-500:]

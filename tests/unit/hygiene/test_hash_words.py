@@ -61,15 +61,17 @@ def test_each_word_has_the_hash_of_its_letters_whatever_is_around_it():
 def test_long_texts_are_hashed_in_pieces_without_cutting_words(monkeypatch, piece):
     rng = random.Random(piece)
     texts = [" ".join("ab漢c é"[rng.randrange(7) :][:3] for _ in range(rng.randrange(60))) for _ in range(50)]
-    whole = hash_words(texts)
+    whole, words = hash_words(texts), [words_of(t) for t in texts]
     monkeypatch.setattr(words_module, "PIECE", piece)
     words_module._powers.cache_clear()
     try:
-        cut = hash_words(texts)
+        cut, words_cut = hash_words(texts), [words_of(t) for t in texts]
+        some = [words_of(t, np.arange(1, len(w), 3)) for t, w in zip(texts, words)]
     finally:
         monkeypatch.undo()
         words_module._powers.cache_clear()
     assert np.array_equal(whole.hashes, cut.hashes) and np.array_equal(whole.offsets, cut.offsets)
+    assert words == words_cut and some == [w[1::3] for w in words]
 
 
 def test_hashes_are_the_same_in_another_process():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_labellers import natural
+from label_support import natural
 
 from mads.data.schema import DataError
 from mads.label.base import attribute_schema, load_labeller, save_labeller, state_bytes, state_hash
@@ -44,6 +44,11 @@ def check_round_trip(name, folder):
     assert same(fitted.label(unseen), fresh.label(unseen))
     assert fitted.schema() == fresh.schema() and attribute_schema("a", fitted) == attribute_schema("a", fresh)
     assert state_bytes(fitted.state()) == state_bytes(fresh.state())
+
+
+def check_that_every_part_of_the_state_counts(folder):
+    for name in MAKERS:
+        check_round_trip(name, folder)
 
 
 @pytest.mark.parametrize("name", MAKERS)

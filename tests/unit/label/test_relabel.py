@@ -178,6 +178,11 @@ def check_that_a_killed_run_leaves_the_directory_as_it_was(directory):
         assert len(Pool.open(directory).labels("topic")) == 4
 
 
+def check_that_a_killed_run_leaves_a_fresh_directory_as_it_was(folder):
+    write_prepared(folder / "fresh")
+    check_that_a_killed_run_leaves_the_directory_as_it_was(folder / "fresh")
+
+
 def test_a_killed_run_leaves_the_directory_as_it_was_and_the_next_one_succeeds(directory, tmp_path):
     shutil.copytree(directory, tmp_path / "undisturbed")
     check_that_a_killed_run_leaves_the_directory_as_it_was(directory)

@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from fake_pool import FakePool, random_pool
@@ -108,3 +111,36 @@ def test_x5_too_few_probes_and_empty_pools_are_named():
         draw_probes(pool, SharedProbes(36), AGENTS, 0, 0)
     with pytest.raises(ValueError, match="empty"):
         draw_probes(pool.view(slice(0, 0)), SharedProbes(60), AGENTS, 0, 0)
+
+
+def _in_parts(pool, plan, cuts, piece):
+    """The draws of several processes, each with its part of the pool, that meet at every exchange as in an all-gather."""
+    parts = [slice(a, b) for a, b in zip(cuts, cuts[1:])]
+    barrier, sent = threading.Barrier(len(parts)), [None] * len(parts)
+
+    def draw(at):
+        def join(rows):
+            sent[at] = rows
+            barrier.wait()
+            everything = np.concatenate(sent)
+            barrier.wait()
+            return everything
+
+        return draw_probes(pool, plan, AGENTS, 5, 2, parts[at], join, piece)
+
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return list(threads.map(draw, range(len(parts))))
+
+
+def check_cuts(plan, cuts, piece):
+    pool = random_pool(n=700)
+    whole = draw_probes(pool, plan, AGENTS, 5, 2)
+    for part in _in_parts(pool, plan, cuts, piece):
+        assert part.positions.tolist() == whole.positions.tolist() and part.importance.tolist() == whole.importance.tolist()
+        assert {a: m.tolist() for a, m in part.members.items()} == {a: m.tolist() for a, m in whole.members.items()}
+
+
+@pytest.mark.parametrize("plan", [SharedProbes(90), PerAgentProbes(40)])
+@pytest.mark.parametrize("cuts, piece", [([0, 700], 64), ([0, 0, 1, 350, 700], 1000), ([0, 699, 700], 97)])
+def test_x1_the_draw_is_the_same_however_the_pool_is_cut_and_read(plan, cuts, piece):
+    check_cuts(plan, cuts, piece)

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fake_pool import OneRank
@@ -31,7 +32,8 @@ class Second(OneRank):
 def parts():
     engine = SimpleNamespace(device="cpu", shapes={"w": torch.Size([3, 4])})
     pool = type("Pool", (), {"total_tokens": 11, "__len__": lambda self: 2})()
-    return SimpleNamespace(engine=engine, pool=pool)
+    console = SimpleNamespace(round=2, pending=np.arange(3))
+    return SimpleNamespace(engine=engine, pool=pool, console=console)
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def record():
 
 def test_a_decision_is_one_line_and_its_times_are_phases(opened, tmp_path):
     journal, _ = opened
-    journal.decision(record())
+    journal.decision(record(), np.arange(3))
     journal.evaluation(5, 640, {"heldout": {"a": 5.0}, "heldout_mean": 5.0, "references": {}, "references_mean": None})
     assert [json.loads(x)["hash"] for x in (tmp_path / "decisions.jsonl").read_text().splitlines()] == [7]
     phase, other, evaluation = lines(tmp_path)
@@ -123,7 +125,7 @@ def test_ranks_other_than_0_write_nothing(tmp_path):
     journal = Journal(compose([*OVERRIDES, f"run_dir={tmp_path}/run"]), Second())
     journal.open(None, 0, parts())
     journal.train(1, 100, RESULT, 1e-3, 0)
-    journal.decision(None)
+    journal.decision(None, np.arange(3))
     journal.evaluation(1, 100, {})
     journal.close(1, 100, finished=True)
     assert list(tmp_path.iterdir()) == []

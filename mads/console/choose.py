@@ -1,0 +1,153 @@
+"""From a recipe to a decision: the plan, and the way in which slices of the pool meet. The ids are the same either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mads.agents.base import Agent
+from mads.agents.label import LabelAgent
+from mads.collectives import all_gather_json
+from mads.console.decide import Bounds, Candidates, Decision, Plan, Strata, decide
+from mads.console.exchange import gather_column, raise_together
+from mads.console.order import Draw
+from mads.console.shards import select_shards
+from mads.console.slices import CallScore, Cells, LabelScore, PoolSlice, SliceScores, Window
+from mads.console.strategy import Limits, Recipe
+from mads.console.threshold import select_by_threshold
+from mads.topology import Topology
+
+GATHER_UP_TO = 2_000_000  # samples; a whole pool of so many takes tens of megabytes on rank 0
+MOST_STRATA = 1 << 24  # joint cells; a table of them is held
+
+
+def choose(
+    recipe: Recipe,
+    limits: Limits,
+    draw: Draw,
+    budget: int,
+    pool: Any,
+    agents: Sequence[Agent],
+    theta: np.ndarray,
+    uses: np.ndarray,
+    topology: Topology,
+    piece: int,
+    alive: Callable[[str], None],
+) -> Decision | None:
+    """Collective: one decision; on rank 0, None elsewhere.
+
+    Args:
+        budget: tokens to cover.
+        uses: int, use counts of this rank's slice (`own_slice`).
+        piece: samples read at a time.
+
+    Raises:
+        ValueError: what is wrong with the budget, the pool or the scores; RankFailedError when another rank raised.
+    """
+    plan, cells, part, scores, error = None, None, None, None, None
+    start, stop = own_slice(pool, topology)
+    try:
+        split, attributes = _split(recipe, limits, pool)
+        plan = Plan(recipe.order, draw, budget, split, limits.max_uses)
+        part = PoolSlice(Window(pool.ids, start, stop), Window(pool.lengths, start, stop), np.asarray(uses))
+        if recipe.order.scored:
+            scores = SliceScores([_score(agent, pool, start, stop) for agent in agents], theta)
+        if attributes:
+            cells = _cells(pool, attributes, start, stop)
+    except Exception as caught:  # told to the other ranks, then raised
+        error = caught
+    raise_together(error, topology, "the decision")
+    group = topology.group("control")
+    if limits.unit == "shard":
+        return select_shards(plan, part, scores, group, piece, alive)
+    if limits.exchange == "gather" or (limits.exchange == "auto" and len(pool) <= GATHER_UP_TO):
+        return _gathered(plan, attributes, pool, part, scores, topology, piece, alive)
+    return select_by_threshold(plan, part, cells, scores, group, piece, alive=alive)
+
+
+def own_slice(pool: Any, topology: Topology) -> tuple[int, int]:
+    """(start, stop) of the samples that this rank scores and counts uses of: a replica leader's slice, empty on other ranks."""
+    return pool.slice_bounds(topology.coordinate("dp"), topology.size("dp")) if topology.is_replica_leader else (0, 0)
+
+
+def _split(recipe: Recipe, limits: Limits, pool: Any) -> tuple[Strata | Bounds | None, Sequence[str]]:
+    """How labels share the budget, and the attributes whose labels these are."""
+    if recipe.strata:
+        sizes = [len(pool.labels(attribute)) for attribute in recipe.strata]
+        if np.prod(sizes, dtype=np.float64) > MOST_STRATA:
+            raise ValueError(
+                f"the labels of {list(recipe.strata)} form {'x'.join(map(str, sizes))} joint cells, at most {MOST_STRATA} can be "
+                "stratified; use attributes with fewer labels"
+            )
+
+        def name(cell: int) -> str:
+            codes = np.unravel_index(cell, sizes)
+            return "/".join(pool.labels(attribute)[code] for attribute, code in zip(recipe.strata, codes))
+
+        return Strata(int(np.prod(sizes)), name, recipe.shares), recipe.strata
+    for attribute, bounds in limits.bounds.items():
+        labels = pool.labels(attribute)
+        if unknown := sorted(set(bounds) - set(labels)):
+            raise ValueError(f"selection.bounds.{attribute} names {unknown}; the labels are {list(labels)}")
+        shares = np.array([bounds.get(label, (0.0, 1.0)) for label in labels], dtype=np.float64)
+        return Bounds(labels, shares[:, 0], shares[:, 1]), (attribute,)
+    return None, ()
+
+
+def _cells(pool: Any, attributes: Sequence[str], start: int, stop: int) -> Cells:
+    columns = [Window(pool.codes(attribute), start, stop) for attribute in attributes]
+    return Cells(attributes, columns, [len(pool.labels(attribute)) for attribute in attributes])
+
+
+def _score(agent: Agent, pool: Any, start: int, stop: int) -> LabelScore | CallScore:
+    """A label agent's weights are looked up; any other agent is asked."""
+    if getattr(type(agent), "score", None) is LabelAgent.score:
+        return LabelScore(agent.name, Window(pool.codes(agent.attribute), start, stop), agent.weights)
+    return CallScore(agent.name, lambda where: agent.score(pool.view(slice(start + where.start, start + where.stop))))
+
+
+def _gathered(
+    plan: Plan,
+    attributes: Sequence[str],
+    pool: Any,
+    part: PoolSlice,
+    scores: SliceScores | None,
+    topology: Topology,
+    piece: int,
+    alive: Callable[[str], None],
+) -> Decision | None:
+    """S and use counts meet on rank 0, which sorts."""
+    total, wrong, error = np.zeros(0 if scores is None else len(part)), np.zeros(0, np.int64), None
+    try:
+        if scores is not None:
+            wrong = np.zeros(len(scores.agents), dtype=np.int64)
+            for where in part.pieces(piece):
+                total[where], bad = scores.checked_total(where)
+                wrong += bad
+                alive(f"scored {where.stop} of {len(part)} samples of this slice")
+    except Exception as caught:  # told to the other ranks, then raised
+        error = caught
+    raise_together(error, topology, "scoring")
+    if scores is not None:
+        _check_scores(np.sum(all_gather_json(wrong.tolist(), topology.group("control")), axis=0), scores, len(pool))
+    total = None if scores is None else gather_column(total, topology, len(pool))
+    uses = gather_column(np.asarray(part.uses), topology, len(pool))
+    decision, error = None, None
+    if topology.rank == 0:
+        try:
+            candidates = Candidates(np.asarray(pool.ids), np.asarray(pool.lengths), uses)
+            everything = slice(0, len(pool))
+            cells = _cells(pool, attributes, 0, len(pool))[everything] if attributes else None
+            decision = decide(plan, candidates, total, cells)
+        except Exception as caught:  # told to the other ranks, then raised
+            error = caught
+    raise_together(error, topology, "the decision")
+    return decision
+
+
+def _check_scores(wrong: np.ndarray, scores: SliceScores, candidates: int) -> None:
+    for agent, count in zip(scores.agents, wrong):
+        if count:
+            raise ValueError(f"agent {agent.name!r} gave {count} of {candidates} samples a score that is NaN or infinite")
