@@ -1,14 +1,18 @@
-"""The command `mads`: prepare, train, report."""
+"""The command `mads`: prepare, label, train, report."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 USAGE = """usage: mads COMMAND [ARGUMENTS]
 
-  prepare [key=value ...]              documents -> tokens, attributes, references, manifest
+  prepare [--workers N] [--append] [key=value ...]
+                                       documents -> tokens, attributes, references, manifest; goes on with what was interrupted
+  label [--remove NAME] [key=value ...]
+                                       show, add, replace or remove attributes of a prepared directory
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
   report RUN [--compare RUN ...]       one HTML page from a run folder
 
@@ -19,7 +23,12 @@ Every key=value is a Hydra override of conf/."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 1 failed, 2 bad input)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"prepare": prepare, "train": train, "report": report}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "prepare": prepare,
+        "label": label,
+        "train": train,
+        "report": report,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -65,7 +74,10 @@ def prepare(arguments: list[str]) -> int:
     from mads.data.prepare import prepare as prepare_data
     from mads.data.settings import PrepareSettings
 
-    known, overrides = _parse(argparse.ArgumentParser(prog="mads prepare"), arguments)
+    parser = argparse.ArgumentParser(prog="mads prepare")
+    parser.add_argument("--workers", type=int, help="processes on this machine; default: one per core")
+    parser.add_argument("--append", action="store_true", help="add these documents to the complete directory data.dir")
+    known, overrides = _parse(parser, arguments)
     config = compose(overrides)
     if known.cfg:
         print(to_yaml(config), end="")
@@ -79,12 +91,16 @@ def prepare(arguments: list[str]) -> int:
         seq_length=data.seq_length,
         min_sample_tokens=data.min_sample_tokens,
         heldout_fraction=data.heldout_fraction,
-        shard_tokens=data.shard_tokens,
+        shard_megabytes=data.shard_megabytes,
         seed=data.seed,
         max_rejected_fraction=data.max_rejected_fraction,
         tokenizer_kind=data.tokenizer.kind,
         tokenizer_path=data.tokenizer.path,
         tokenizer_megabytes=data.tokenizer.train_megabytes,
+        exact_duplicates=data.hygiene.exact_duplicates,
+        near_duplicates=data.hygiene.near_duplicates,
+        decontaminate=data.hygiene.decontaminate,
+        evaluation_paths=dict(data.hygiene.evaluation_paths),
     )
     # A corpus without reference tasks can be prepared; selections that need rewards refuse it with a remedy.
     has_references = "reference_paths" not in data or data.reference_paths
@@ -96,7 +112,54 @@ def prepare(arguments: list[str]) -> int:
         settings=settings,
         attribute_settings=to_dict(config)["data"]["attributes"],
         progress=lambda line: print(line, flush=True),
+        workers=known.workers if known.workers is not None else len(os.sched_getaffinity(0)),
+        append=known.append,
     )
+    return 0
+
+
+def label(arguments: list[str]) -> int:
+    """`mads label`: see mads.label.relabel and mads.label.summary."""
+    from mads.config.compose import ConfigError, compose, to_dict, to_yaml
+    from mads.config.factory import build_all
+    from mads.label.prepared import read_column_file
+    from mads.label.relabel import label_prepared, remove_attributes
+    from mads.label.summary import as_text, summarize
+    from mads.report.labels import write_label_page
+
+    parser = argparse.ArgumentParser(
+        prog="mads label",
+        description="Show the attributes of a prepared directory (data=prepared data.dir=DIR); first add or replace those that "
+        "data.attributes.NAME._target_=... names.",
+    )
+    parser.add_argument("--remove", action="append", default=[], metavar="NAME", help="take this attribute out")
+    parser.add_argument("--workers", type=int, default=1, help="processes that label shards; default: 1")
+    parser.add_argument("--page", help="where the page goes; default: labels.html in the directory")
+    known, overrides = _parse(parser, arguments)
+    config = compose(overrides)
+    if known.cfg:
+        print(to_yaml(config), end="")
+        return 0
+    data = to_dict(config)["data"]
+    if data["source"] or data["dir"] == "???":
+        raise ConfigError("mads label works on a prepared directory: mads label data=prepared data.dir=DIR")
+    if known.workers < 1:
+        raise ConfigError(f"--workers={known.workers} must be at least 1")
+    if known.remove:
+        remove_attributes(data["dir"], known.remove)
+    nodes = {name: dict(node) for name, node in data["attributes"].items()}
+    files = {name: node.pop("column") for name, node in nodes.items() if "column" in node}
+    labellers = build_all(nodes, "data.attributes")
+    columns = {}
+    for name, path in files.items():
+        columns |= read_column_file(path, labellers[name].fields)
+    if labellers:
+        label_prepared(data["dir"], labellers, columns, data["seed"], known.workers, lambda line: print(line, flush=True))
+    summary = summarize(data["dir"])
+    print(as_text(summary))
+    page = known.page or f"{data['dir']}/labels.html"
+    write_label_page(summary, page)
+    print(f"page: {page}")
     return 0
 
 

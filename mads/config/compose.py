@@ -94,6 +94,8 @@ RUN_INDEPENDENT = (
     "train.eval_samples",
     "train.invariant_interval",
     "train.prefetch",
+    "train.loader_workers",
+    "train.grow_pool",  # RUN/pool.jsonl says what was taken up, and when
 )
 
 

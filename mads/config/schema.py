@@ -22,6 +22,16 @@ class TokenizerConfig:
 
 
 @dataclass
+class HygieneConfig:
+    """What is left out on purpose; listed in removed.jsonl and counted in the manifest."""
+
+    exact_duplicates: bool = True  # of several documents with the same text the first stays
+    near_duplicates: Optional[float] = None  # Jaccard similarity of word 5-grams from which documents are the same; 0.8 is usual
+    decontaminate: bool = True  # documents that share 13 words in a row with a reference or evaluation example
+    evaluation_paths: dict[str, str] = field(default_factory=dict)  # task -> JSONL, beside the references; in the same layouts
+
+
+@dataclass
 class DataConfig:
     """How documents become samples; the fields of every source."""
 
@@ -29,10 +39,11 @@ class DataConfig:
     seq_length: int = 128  # tokens of a packed row, and the longest sample
     min_sample_tokens: int = 16  # a shorter rest of a document is joined to the window before it, or rejected and counted
     heldout_fraction: float = 0.02  # of the documents of each domain
-    shard_tokens: int = 100_000_000
+    shard_megabytes: float = 400.0  # text that becomes one shard, the unit of work of a preparation
     seed: int = 0
     max_rejected_fraction: float = 0.05  # more bad input than this stops the preparation
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    hygiene: HygieneConfig = field(default_factory=HygieneConfig)
     source: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)  # name -> labeller
     references: dict[str, Any] = field(default_factory=dict)
@@ -53,6 +64,7 @@ class JsonlDataConfig(DataConfig):
     paths: list[str] = MISSING  # files, folders or globs; plain, .gz, .zst or .xz
     text_field: str = "text"
     domain_field: Optional[str] = "domain"  # None: the file's name is the domain
+    attribute_fields: list[str] = field(default_factory=list)  # further fields that labellers read
     reference_paths: dict[str, str] = field(default_factory=dict)  # task -> JSONL
 
 
@@ -61,6 +73,21 @@ class FilesDataConfig(JsonlDataConfig):
     """data=files: JSON lines, Parquet, Arrow or plain text."""
 
     format: str = "auto"  # jsonl | parquet | arrow | text; auto = by each file's ending
+
+
+@dataclass
+class SlimpajamaLabeledDataConfig(FilesDataConfig):
+    """data=slimpajama_labeled: a corpus whose records carry their labels."""
+
+
+@dataclass
+class MegatronDataConfig(DataConfig):
+    """data=megatron: token files, taken as they are; data.tokenizer.path is what they were made with."""
+
+    paths: list[str] = MISSING  # prefixes, .bin or .idx files, folders or globs
+    domain_field: Optional[str] = None  # of PREFIX.attributes.parquet (.arrow, .jsonl); None: the file's name is the domain
+    attribute_fields: list[str] = field(default_factory=list)  # further fields of it that labellers read
+    reference_paths: dict[str, str] = field(default_factory=dict)  # task -> JSONL
 
 
 @dataclass
@@ -226,7 +253,9 @@ class TrainConfig:
     eval_interval: int = 50
     eval_samples: int = 32  # held-out samples per domain, and reference examples per task
     invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
-    prefetch: int = 2  # micro-batches packed ahead by a thread
+    prefetch: int = 2  # micro-batches read and packed ahead by a thread
+    loader_workers: int = 0  # processes that read and pack for that thread; 0 = it does so itself
+    grow_pool: bool = False  # at each decision, take up the shards that `mads prepare --append` has added to data.dir since
 
 
 @dataclass

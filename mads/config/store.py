@@ -7,7 +7,13 @@ from hydra.core.config_store import ConfigStore
 from mads.config import schema
 
 VARIANTS = {
-    "data": {"demo": schema.DemoDataConfig, "jsonl": schema.JsonlDataConfig, "files": schema.FilesDataConfig},
+    "data": {
+        "demo": schema.DemoDataConfig,
+        "jsonl": schema.JsonlDataConfig,
+        "files": schema.FilesDataConfig,
+        "slimpajama_labeled": schema.SlimpajamaLabeledDataConfig,
+        "megatron": schema.MegatronDataConfig,
+    },
     "selection": {
         "random": schema.RandomSelectionConfig,
         "stratified": schema.StratifiedSelectionConfig,

@@ -54,7 +54,7 @@ RANGES = {
     "model.init_std": "(0, inf)",
     "data.seq_length": "[2, inf)",
     "data.heldout_fraction": "(0, 1)",
-    "data.shard_tokens": "[1, inf)",
+    "data.shard_megabytes": "(0, inf)",
     "data.max_rejected_fraction": "[0, 1]",
     "data.max_megabytes": "(0, inf)",
     "data.tokenizer.train_megabytes": "(0, inf)",
@@ -66,6 +66,7 @@ RANGES = {
     "train.eval_samples": "[1, inf)",
     "train.invariant_interval": "[1, inf)",
     "train.prefetch": "[0, inf)",
+    "train.loader_workers": "[0, inf)",
     "selection.interval": "[1, inf)",
     "selection.margin": "[0, inf)",
     "selection.max_uses": "[1, inf)",
@@ -161,6 +162,8 @@ def _numbers(config) -> Iterator[str]:
     if not 2 <= config.data.min_sample_tokens <= config.data.seq_length:
         shortest, longest = config.data.min_sample_tokens, config.data.seq_length
         yield f"data.min_sample_tokens={shortest} must lie between 2 and data.seq_length={longest}"
+    if config.train.loader_workers and not config.train.prefetch:
+        yield f"train.loader_workers={config.train.loader_workers} work ahead of training: set train.prefetch to 1 or more"
     if config.schedule.warmup_steps >= config.train.steps:
         yield f"schedule.warmup_steps={config.schedule.warmup_steps} leaves nothing of train.steps={config.train.steps}"
 

@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow IPC files (file and stream format) as strings, a batch at a time.
+"""Rows of Parquet and Arrow IPC files (file and stream format) as strings and plain values, a batch at a time.
 
 Only the named columns are read. Held in memory: a slice of a Parquet row group of about _BATCH_BYTES (at least one row and one
 page of the file), or one Arrow record batch, as its writer cut it.
@@ -7,12 +7,12 @@ page of the file), or one Arrow record batch, as its writer cut it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mads.data.documents import LineError, Rejects, decoded
+from mads.data.documents import LineError, Rejects, at_lines, checked_value, decoded
 from mads.data.schema import DataError
 
 _BATCH_BYTES = 1 << 23
@@ -41,12 +41,22 @@ _TEXT_TYPES = (
     pa.types.is_binary_view,
     pa.types.is_null,
 )
+_VALUE_TYPES = (*_TEXT_TYPES, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
-Row = tuple[int, list[str]]
+Row = tuple[int, list[Any]]
 
 
-def read_parquet(path: str, name: str, columns: Sequence[str], rejects: Rejects) -> Iterator[Row]:
-    """(row number from 1, its strings in the order of `columns`); all other rows become rejects.
+def read_parquet(
+    path: str,
+    name: str,
+    columns: Sequence[str],
+    rejects: Rejects,
+    values: Sequence[str] = (),
+    lines: Sequence[int] | None = None,
+) -> Iterator[Row]:
+    """(row number from 1, its strings in the order of `columns`, then strings, numbers and booleans in the order of `values`).
+
+    All other rows become rejects. With `lines`, ascending row numbers, only those rows; row groups outside are not read.
 
     A row group that does not decode loses its remaining rows, which are counted; the next row group is read.
 
@@ -56,32 +66,36 @@ def read_parquet(path: str, name: str, columns: Sequence[str], rejects: Rejects)
     try:
         with open(path, "rb") as plain:
             file = pq.ParquetFile(plain)
-            problem = _unusable(file.schema_arrow, columns)
+            problem = _unusable(file.schema_arrow, columns, values)
             if problem is not None:
                 _reject_rows(rejects, problem, name, 0, file.metadata.num_rows)
                 return
             # pre_buffer holds whole row groups. Read as codes, one long string in many rows is not written out for each of them.
             streamed = {"pre_buffer": False, "buffer_size": 1 << 20, "read_dictionary": list(columns)}
             file = pq.ParquetFile(plain, metadata=file.metadata, **streamed)
-            yield from _row_groups(file, name, columns, rejects)
+            bounds = (1, file.metadata.num_rows) if lines is None else (lines[0], lines[-1]) if len(lines) else (1, 0)
+            yield from at_lines(_row_groups(file, name, columns, rejects, values, bounds), lines)
     except _DAMAGE as error:
         _raise_if_disk(error, name)
         rejects.add("damaged parquet", name, 1, f"nothing was read: {error}")
 
 
-def _row_groups(file: pq.ParquetFile, name: str, columns: Sequence[str], rejects: Rejects) -> Iterator[Row]:
-    first = 0
+def _row_groups(file: pq.ParquetFile, name: str, columns, rejects: Rejects, values, bounds: tuple[int, int]) -> Iterator[Row]:
+    first, names = 0, list(dict.fromkeys([*columns, *values]))
     for group in range(file.num_row_groups):
         record = file.metadata.row_group(group)
         rows, done, trouble = max(0, record.num_rows), 0, "it ended early"
+        if first + rows < bounds[0] or first >= bounds[1]:
+            first += rows
+            continue
         try:
             # The sizes of single columns would be closer, but pyarrow aborts the process on damaged metadata of a column.
             batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows // max(1, record.total_byte_size)))
-            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=list(columns), use_threads=False):
+            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=names, use_threads=False):
                 if batch.num_rows > rows - done:
                     raise pa.ArrowInvalid(f"it holds more than the {rows} rows that it should")
-                cells = [_as_bytes(batch.column(column)) for column in columns]
-                yield from _rows(cells, first + done, name, columns, rejects)
+                cells = [_as_bytes(batch.column(column)) for column in (*columns, *values)]
+                yield from _rows(cells, first + done, name, columns, rejects, values)
                 done += batch.num_rows
         except _DAMAGE as error:
             _raise_if_disk(error, name)
@@ -95,20 +109,32 @@ def _row_groups(file: pq.ParquetFile, name: str, columns: Sequence[str], rejects
         rejects.add("damaged parquet", name, first + 1, detail, lost)
 
 
-def read_arrow(path: str, name: str, columns: Sequence[str], rejects: Rejects) -> Iterator[Row]:
+def read_arrow(
+    path: str,
+    name: str,
+    columns: Sequence[str],
+    rejects: Rejects,
+    values: Sequence[str] = (),
+    lines: Sequence[int] | None = None,
+) -> Iterator[Row]:
     """As read_parquet, for Arrow IPC. A record batch that does not decode ends the file: how many rows are lost is not known.
 
     Raises:
         DataError: if the file cannot be opened or read at all.
     """
+    yield from at_lines(_arrow_rows(path, name, columns, rejects, values, 1 if not lines else lines[0]), lines)
+
+
+def _arrow_rows(path: str, name: str, columns, rejects: Rejects, values, first: int) -> Iterator[Row]:
+    """All rows but those of record batches that end before row `first`."""
     done, problem = 0, None
     try:
-        for schema, batch in _record_batches(path, columns):
-            problem = _unusable(schema, columns)
-            if problem is None:
-                cells = [_as_bytes(batch.column(column)) for column in columns]
+        for schema, batch in _record_batches(path, [*columns, *values]):
+            problem = _unusable(schema, columns, values)
+            if problem is None and done + batch.num_rows >= first:
+                cells = [_as_bytes(batch.column(column)) for column in (*columns, *values)]
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
-                    yield from _rows([c.slice(start, _BATCH_ROWS) for c in cells], done + start, name, columns, rejects)
+                    yield from _rows([c.slice(start, _BATCH_ROWS) for c in cells], done + start, name, columns, rejects, values)
             done += batch.num_rows
     except _DAMAGE as error:
         _raise_if_disk(error, name)
@@ -149,9 +175,9 @@ def _check_end(stream: BinaryIO) -> None:
         raise pa.ArrowInvalid("the stream has no end marker: it may have been cut off")
 
 
-def _unusable(schema: pa.Schema, columns: Sequence[str]) -> LineError | None:
+def _unusable(schema: pa.Schema, columns: Sequence[str], values: Sequence[str]) -> LineError | None:
     """Why no row of such a file can be read."""
-    for column in columns:
+    for place, column in enumerate((*columns, *values)):
         found = schema.get_all_field_indices(column)
         if not found:
             return LineError("missing field", f"{column!r}, the columns are {schema.names}")
@@ -159,8 +185,9 @@ def _unusable(schema: pa.Schema, columns: Sequence[str]) -> LineError | None:
             return LineError("wrong type", f"{column!r} names {len(found)} columns")
         kind = schema.field(found[0]).type
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(test(value) for test in _TEXT_TYPES):
-            return LineError("wrong type", f"{column!r} is a column of {kind}, not of strings")
+        tests, what = (_TEXT_TYPES, "strings") if place < len(columns) else (_VALUE_TYPES, "strings, numbers or booleans")
+        if not any(test(value) for test in tests):
+            return LineError("wrong type", f"{column!r} is a column of {kind}, not of {what}")
     return None
 
 
@@ -188,14 +215,15 @@ def _values(array: pa.Array) -> list[bytes | None]:
     return [used.get(code) for code in codes]
 
 
-def _rows(cells: Sequence[pa.Array], first: int, name: str, columns: Sequence[str], rejects: Rejects) -> Iterator[Row]:
-    for row, values in enumerate(zip(*map(_values, cells), strict=True), first + 1):
+def _rows(cells: Sequence[pa.Array], first: int, name: str, columns, rejects: Rejects, values) -> Iterator[Row]:
+    for row, found in enumerate(zip(*map(_values, cells), strict=True), first + 1):
         try:
-            texts = [_text(value, column) for value, column in zip(values, columns)]
+            texts = [_text(value, column) for value, column in zip(found, columns)]
+            others = [_value(value, column) for value, column in zip(found[len(columns) :], values)]
         except LineError as error:
             rejects.add(error.reason, name, row, error.detail)
         else:
-            yield row, texts
+            yield row, texts + others
 
 
 def _text(value: bytes | None, column: str) -> str:
@@ -204,10 +232,17 @@ def _text(value: bytes | None, column: str) -> str:
     return decoded(value, repr(column))
 
 
+def _value(value: Any, column: str) -> Any:
+    if isinstance(value, bytes):
+        return decoded(value, repr(column))
+    # Some versions of pyarrow give half floats as NumPy scalars.
+    return checked_value(value.item() if hasattr(value, "item") else value, column)
+
+
 def _reject_rows(rejects: Rejects, problem: LineError, name: str, first: int, rows: int) -> None:
     """One entry for `rows` rows after the first `first`."""
     if rows > 0:
-        rejects.add(problem.reason, name, first + 1, f"rows {first + 1} to {first + rows}: {problem.detail}", rows)
+        rejects.add(problem.reason, name, first + 1, problem.detail, rows)
 
 
 def _raise_if_disk(error: Exception, name: str) -> None:

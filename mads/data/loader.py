@@ -8,16 +8,18 @@ are not trained on: their samples stay in the pool, and the ledger never hears o
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mads.data.batch import PackedBatch, make_batch
-from mads.data.packing import Packing, pack
+from mads.data.batch import PackedBatch
+from mads.data.packing import Packer
 from mads.data.pool import Pool
 from mads.data.schema import DataError
+from mads.data.workers import WorkerBatches, build
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,29 @@ class StepBatch:
     tokens: int
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The samples of a global batch: positions int64 [n], row-major, row r from starts[r] to starts[r + 1]."""
+
+    positions: np.ndarray
+    starts: np.ndarray
+    tokens: int
+
+    def rows(self, first: int, last: int) -> list[np.ndarray]:
+        """Positions of the samples of the rows first .. last - 1, one array a row."""
+        return [self.positions[self.starts[r] : self.starts[r + 1]] for r in range(first, last)]
+
+
 class Loader:
     """Packed batches of one data-parallel rank.
 
-    A thread packs up to `prefetch` micro-batches ahead (0: packed when asked for). It only fills a queue in a fixed order, so the
-    batches are the same bit for bit whatever its speed.
+    A thread packs and reads up to `prefetch` micro-batches ahead (0: when asked for), itself or by `workers` processes. Rows are
+    packed a step before their samples are due, and the operating system is asked for the samples' pages then. All of it fills a
+    queue in a fixed order, so the batches are the same bit for bit whatever the speed and the number of workers.
 
     Raises:
-        ValueError: a global batch size that micro_batch_size * dp_size does not divide, or a rank outside the group.
+        ValueError: a global batch size that micro_batch_size * dp_size does not divide, a rank outside the group, or workers
+            without prefetch.
     """
 
     def __init__(
@@ -56,14 +73,17 @@ class Loader:
         dp_rank: int,
         dp_size: int,
         prefetch: int = 0,
+        workers: int = 0,
     ):
         if min(global_batch_size, micro_batch_size, dp_size) < 1 or global_batch_size % (micro_batch_size * dp_size):
             raise ValueError(
                 f"global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size} x "
                 f"data-parallel size {dp_size} = {micro_batch_size * dp_size}"
             )
-        if not 0 <= dp_rank < dp_size or prefetch < 0:
-            raise ValueError(f"dp_rank {dp_rank} of dp_size {dp_size} with prefetch {prefetch} is not possible")
+        if not 0 <= dp_rank < dp_size or min(prefetch, workers) < 0 or (workers and not prefetch):
+            raise ValueError(
+                f"dp_rank {dp_rank} of dp_size {dp_size} with prefetch {prefetch}, workers {workers} is not possible"
+            )
         if seq_length < pool.manifest.seq_length:
             raise ValueError(f"seq_length {seq_length} is shorter than the prepared samples, {pool.manifest.seq_length} tokens")
         self.pool, self.seq_length = pool, seq_length
@@ -72,12 +92,20 @@ class Loader:
         self.accumulation = global_batch_size // (micro_batch_size * dp_size)
         self.round = -1
         self.position = 0
-        self._packing: Packing | None = None
-        self._positions = np.zeros(0, np.int64)
-        self._batches = 0
+        self._packer: Packer | None = None
+        self._positions = self._lengths = np.zeros(0, np.int64)
+        self._consumed = 0  # tokens of the round
+        self._plans: dict[int, _Plan | None] = {}  # by step, from the current one on; None once the round is at its end
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="mads-loader") if prefetch else None
+        self._worker_count, self._workers, self._begun = workers, None, False
         self._ahead: deque[Future] = deque()
         self._scheduled = 0  # micro-batches of this round handed to the thread so far, counted from its first batch
+
+    def rebind(self, pool: Pool) -> None:
+        """Read from a longer pool, whose first samples are those of the one before, from the next `begin_round` on."""
+        self._cancel()
+        self._end_workers()  # they hold maps of the former pool's files
+        self.pool = pool
 
     def begin_round(self, round_: int, ids: np.ndarray, position: int = 0) -> None:
         """Start on a decision: `ids` in decided order. `position` global batches of it were consumed before (on resume).
@@ -87,29 +115,39 @@ class Loader:
                 the end.
         """
         positions = self.pool.positions_of(ids)
-        unique, first, counts = np.unique(positions, return_index=True, return_counts=True)
-        if len(unique) != len(positions):
-            repeated = int(np.asarray(ids)[first[np.argmax(counts > 1)]])
-            again = len(positions) - len(unique)
-            raise DataError(f"round {round_}: {again} of {len(positions)} sample ids occur again, one is {repeated}")
-        packing = pack(self.pool.lengths[positions], self.seq_length)
-        batches = packing.rows // self.global_batch_size
-        if batches == 0:
+        _check_unique(round_, ids, positions)
+        lengths = self.pool.lengths[positions]
+        packer = Packer(lengths, self.seq_length)
+        consumed = packer.take(position * self.global_batch_size) if position >= 0 else None
+        if consumed is None:
             raise DataError(
-                f"round {round_}: {len(positions)} samples fill {packing.rows} rows of {self.seq_length} tokens, "
-                f"a global batch takes {self.global_batch_size}: prepare more data or lower train.global_batch_size"
+                f"round {round_} fills {packer.take_all().rows // self.global_batch_size} global batches; "
+                f"it cannot be continued at batch {position}"
             )
-        if not 0 <= position <= batches:
-            raise DataError(f"round {round_} has {batches} global batches; it cannot be continued at batch {position}")
         self._cancel()
         self.round, self.position = round_, position
-        self._packing, self._positions, self._batches = packing, positions, batches
-        self._scheduled = position * self.accumulation
+        self._packer, self._positions, self._lengths, self._plans = packer, positions, lengths, {}
+        self._scheduled, self._consumed = position * self.accumulation, int(lengths[consumed.order].sum(dtype=np.int64))
+        if self._plan(position) is None and position == 0:
+            self._plans = {}
+            raise DataError(
+                f"round {round_}: {len(positions)} samples fill {packer.take_all().rows} rows of {self.seq_length} tokens, "
+                f"a global batch takes {self.global_batch_size}: prepare more data or lower train.global_batch_size"
+            )
 
     @property
-    def batches_left(self) -> int:
-        """Global batches that the round still holds."""
-        return self._batches - self.position
+    def tokens_left(self) -> int:
+        """Tokens of the decided samples that no step has consumed."""
+        return int(self._lengths.sum(dtype=np.int64)) - self._consumed
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the round holds no further global batch."""
+        if self._packer is None:
+            return True
+        if self.position not in self._plans and self._executor is not None:
+            self._executor.submit(self._plan, self.position).result()  # the packer belongs to the thread
+        return self._plan(self.position) is None
 
     def next(self) -> StepBatch:
         """The next global batch's share of this rank.
@@ -117,27 +155,65 @@ class Loader:
         Raises:
             DataError: the round has no batch left, or the data could not be read.
         """
-        if self.batches_left <= 0:
+        if self.exhausted:
             raise DataError(f"round {self.round} has no batch left after {self.position}; begin the next round")
-        first = self.position * self.global_batch_size
-        last = first + self.global_batch_size
         start = self.position * self.accumulation
         try:
             micro_batches = [self._take(index) for index in range(start, start + self.accumulation)]
         except BaseException:
             self._cancel()  # what is queued no longer begins at this step
+            self._end_workers()  # one of them may be gone
             self._scheduled = start
             raise
-        positions = self._positions[self._packing.samples_of_rows(first, last)]
-        batch = StepBatch(
-            micro_batches,
-            valid_tokens=self._packing.valid_tokens(first, last),
-            sample_ids=self.pool.ids[positions],
-            sample_positions=positions,
-            tokens=self._packing.tokens(first, last),
-        )
+        plan = self._plans.pop(self.position)
         self.position += 1
-        return batch
+        self._consumed += plan.tokens
+        return StepBatch(
+            micro_batches,
+            valid_tokens=plan.tokens - len(plan.positions),  # a sample of n tokens has n - 1 targets
+            sample_ids=self.pool.ids[plan.positions],
+            sample_positions=plan.positions,
+            tokens=plan.tokens,
+        )
+
+    def _plan(self, step: int) -> _Plan | None:
+        """The samples of a step that comes next or was planned before; None if the round's rows do not fill it."""
+        if step not in self._plans:
+            packing = self._packer.take(self.global_batch_size)
+            plan = None
+            if packing is not None:
+                plan = _Plan(
+                    self._positions[packing.order], packing.starts, int(self._lengths[packing.order].sum(dtype=np.int64))
+                )
+                for a in range(self.accumulation):
+                    self.pool.token_shards.will_need(np.concatenate(plan.rows(*self._own_rows(a))))
+            self._plans[step] = plan
+        return self._plans[step]
+
+    def _own_rows(self, accumulated: int) -> tuple[int, int]:
+        """(first, last + 1) row in the global batch of this rank's micro-batch `accumulated`."""
+        first = (accumulated * self.dp_size + self.dp_rank) * self.micro_batch_size
+        return first, first + self.micro_batch_size
+
+    def _rows(self, index: int) -> list[np.ndarray] | None:
+        """The rows of micro-batch `index` of this rank, counted from the round's first batch; None behind the last one."""
+        step, accumulated = divmod(index, self.accumulation)
+        plan = self._plan(step)
+        if plan is None:
+            return None
+        if accumulated == 0:
+            self._plan(step + 1)  # its pages arrive while this step is trained on
+        return plan.rows(*self._own_rows(accumulated))
+
+    def _work_from(self, index: int) -> Iterator[list[np.ndarray]]:
+        while (rows := self._rows(index)) is not None:
+            yield rows
+            index += 1
+
+    def _build(self, index: int) -> PackedBatch | None:
+        """Micro-batch `index` of this rank; None behind the last one."""
+        rows = self._rows(index)
+        return None if rows is None else build(self.pool.token_shards, rows, self.seq_length)
 
     def _take(self, index: int) -> PackedBatch:
         if self._executor is None:
@@ -148,44 +224,27 @@ class Loader:
         return batch
 
     def _schedule(self) -> None:
-        while len(self._ahead) < self.prefetch and self._scheduled < self._batches * self.accumulation:
-            self._ahead.append(self._executor.submit(self._build, self._scheduled))
+        if self._worker_count and not self._begun:
+            self._executor.submit(self._begin_workers, self._scheduled).result()
+        while len(self._ahead) < self.prefetch:
+            ahead = (self._workers.take,) if self._workers else (self._build, self._scheduled)
+            self._ahead.append(self._executor.submit(*ahead))
             self._scheduled += 1
 
-    def _build(self, index: int) -> PackedBatch:
-        """Micro-batch `index` of this rank, counted from the round's first batch."""
-        stride = self.dp_size * self.micro_batch_size  # accumulation * stride = global_batch_size, so steps need no extra term
-        first = index * stride + self.dp_rank * self.micro_batch_size
-        rows = range(first, first + self.micro_batch_size)
-        return make_batch([self.pool.tokens(self._positions[self._packing.samples_of_row(r)]) for r in rows], self.seq_length)
+    def _begin_workers(self, index: int) -> None:
+        if self._workers is None:
+            self._workers = WorkerBatches(self.pool.token_shards, self.seq_length, self._worker_count)
+        self._workers.begin(lambda: self._work_from(index))
+        self._begun = True
 
-    def state(self) -> dict[str, Any]:
-        """JSON state: with the round's ids (which the console keeps) it resumes at exactly the next sample."""
-        return {
-            "fingerprint": self.pool.fingerprint,
-            "part": self.pool.part,
-            "seq_length": self.seq_length,
-            "global_batch_size": self.global_batch_size,
-            "round": self.round,
-            "position": self.position,
-        }
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raises DataError if `state` is of other data, or counts batches of another shape."""
-        own = self.state()
-        if state["fingerprint"] != own["fingerprint"]:
-            raise DataError(
-                f"the checkpoint was trained on data with fingerprint {state['fingerprint']}, "
-                f"data.dir holds {own['fingerprint']}: point data.dir to the former data or start a new run"
-            )
-        for key in ("part", "seq_length", "global_batch_size"):
-            if state[key] != own[key]:
-                raise DataError(
-                    f"the checkpoint counts batches with {key} {state[key]}, this run has {own[key]}; resume with the former"
-                )
+    def _end_workers(self) -> None:
+        if self._workers is not None:
+            self._workers.close()
+        self._workers, self._begun = None, False
 
     def _cancel(self) -> None:
         """Forget what was packed ahead; returns when the thread is idle."""
+        self._begun = False
         for future in self._ahead:
             future.cancel()
         while self._ahead:
@@ -194,8 +253,9 @@ class Loader:
                 future.exception()
 
     def close(self) -> None:
-        """End the thread. The loader gives no further batch with prefetch > 0."""
+        """End the thread and the workers. The loader gives no further batch with prefetch > 0."""
         self._cancel()
+        self._end_workers()
         if self._executor is not None:
             self._executor.shutdown(wait=True)
 
@@ -204,3 +264,46 @@ class Loader:
 
     def __exit__(self, kind, value, traceback) -> None:
         self.close()
+
+    # ------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """JSON state: with the round's ids (which the console keeps) it resumes at exactly the next sample."""
+        return {
+            "fingerprint": self.pool.fingerprint,
+            "shards": len(self.pool.shards),
+            "part": self.pool.part,
+            "seq_length": self.seq_length,
+            "global_batch_size": self.global_batch_size,
+            "round": self.round,
+            "position": self.position,
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """The pool may have grown since: its first shards have to be those of the state.
+
+        Raises:
+            DataError: if `state` is of other data, or counts batches of another shape.
+        """
+        own = self.state()
+        for key in ("part", "seq_length", "global_batch_size"):
+            if state[key] != own[key]:
+                raise DataError(
+                    f"the checkpoint counts batches with {key} {state[key]}, this run has {own[key]}; resume with the former"
+                )
+        shards, here = state["shards"], len(self.pool.shards)
+        found = self.pool.manifest.shards_fingerprint(self.pool.part, min(shards, here))
+        if shards > here or found != state["fingerprint"]:
+            raise DataError(
+                f"the checkpoint was trained on {shards} shards with fingerprint {state['fingerprint']}, data.dir holds {here}, "
+                f"the first {min(shards, here)} with fingerprint {found}: point data.dir to the former data or start a new run"
+            )
+
+
+def _check_unique(round_: int, ids: np.ndarray, positions: np.ndarray) -> None:
+    """Raises DataError for a sample that occurs twice."""
+    ordered = np.sort(positions)  # several times faster than np.unique with counts, on millions
+    if (ordered[1:] == ordered[:-1]).any():
+        unique, first, counts = np.unique(positions, return_index=True, return_counts=True)
+        repeated, again = int(np.asarray(ids)[first[np.argmax(counts > 1)]]), len(positions) - len(unique)
+        raise DataError(f"round {round_}: {again} of {len(positions)} sample ids occur again, one is {repeated}")

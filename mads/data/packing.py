@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
 from mads.data.schema import DataError
 
+OPEN_ROWS = 256
+_CHUNK = 1 << 12  # samples that are placed at a time; the result does not depend on it
+
 
 @dataclass(frozen=True)
 class Packing:
-    """Which samples share a row. Rows are numbered in the order of their first sample, so early rows hold early decisions.
+    """Which samples share a row: consecutive rows.
 
     order: int64 [n], sample indices grouped by row, inside a row in the order of their place in it
     starts: int64 [rows + 1], row r holds order[starts[r]:starts[r + 1]]
     """
 
-    seq_length: int
     order: np.ndarray
     starts: np.ndarray
-    _targets: np.ndarray  # int64 [n + 1], running sum of (length - 1) along `order`
-    _tokens: np.ndarray  # int64 [n + 1], running sum of length along `order`
 
     @property
     def rows(self) -> int:
@@ -29,85 +31,125 @@ class Packing:
 
     def samples_of_row(self, row: int) -> np.ndarray:
         """Sample indices of a row, left to right, int64."""
-        return self.samples_of_rows(row, row + 1)
-
-    def samples_of_rows(self, first: int, last: int) -> np.ndarray:
-        """Sample indices of the rows first .. last - 1, in row-major order, int64."""
-        return self.order[self.starts[first] : self.starts[last]]
-
-    def valid_tokens(self, first: int, last: int) -> int:
-        """Targets in the rows first .. last - 1: a sample of n tokens has n - 1."""
-        return int(self._targets[self.starts[last]] - self._targets[self.starts[first]])
-
-    def tokens(self, first: int, last: int) -> int:
-        """Tokens in the rows first .. last - 1, padding not counted."""
-        return int(self._tokens[self.starts[last]] - self._tokens[self.starts[first]])
+        return self.order[self.starts[row] : self.starts[row + 1]]
 
 
-def _place(lengths: np.ndarray, seq_length: int, open_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best fit of samples shorter than seq_length: (row of each sample, index of the sample that opened each row).
+class Packer:
+    """Packs samples into rows one after another: rows come out as they are finished, long before the last sample is placed.
 
-    `occupied` is a bit set over free space: bit f is set while some open row has f positions left. The smallest sufficient free
-    space is then one shift and one lowest-bit extraction, whatever the number of open rows. When a row more than `open_rows`
-    would be open, the fullest one is closed.
-    """
-    smallest = int(lengths.min())
-    by_free: list[list[int]] = [[] for _ in range(seq_length)]
-    bit = [1 << f for f in range(seq_length)]
-    occupied, open_count, opened = 0, 0, []
-    rows = [0] * len(lengths)
-    for i, n in enumerate(lengths.tolist()):
-        fitting = occupied >> n
-        if fitting:
-            free = n + (fitting & -fitting).bit_length() - 1
-            stack = by_free[free]
-            row = stack.pop()
-            if not stack:
-                occupied ^= bit[free]
-            open_count -= 1
-            free -= n
-        else:
-            row, free = len(opened), seq_length - n
-            opened.append(i)
-        rows[i] = row
-        if free < smallest:  # nothing fits any more
-            continue
-        by_free[free].append(row)
-        occupied |= bit[free]
-        open_count += 1
-        if open_count > open_rows:
-            fullest = (occupied & -occupied).bit_length() - 1
-            by_free[fullest].pop()
-            if not by_free[fullest]:
-                occupied ^= bit[fullest]
-            open_count -= 1
-    return np.array(rows, dtype=np.int64), np.array(opened, dtype=np.int64)
+    Best fit over the rows that may still grow: a sample goes into the row with the least free space that suffices, of equal ones
+    into the one that reached it last, else into a new row. A row is closed when it is full, when `open_rows` newer rows were
+    opened by samples shorter than a row, or when it is SPAN samples old. Rows are numbered in the order of their first sample,
+    so early rows hold early decisions. Deterministic: a pure function of the lengths, however the rows are taken.
 
-
-def pack(lengths: np.ndarray, seq_length: int, open_rows: int = 64) -> Packing:
-    """Pack samples of `lengths` [n] (tokens, in decided order) into rows of `seq_length`. Every sample is placed exactly once.
-
-    Best fit over at most `open_rows` rows that may still grow: deterministic, about a microsecond a sample; samples of full
-    length take a row each without entering the search.
+    Args:
+        lengths: integers [n], tokens of each sample, in decided order.
 
     Raises:
         DataError: a sample without tokens, or longer than seq_length.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    if seq_length < 1 or open_rows < 1:
-        raise ValueError(f"seq_length {seq_length} and open_rows {open_rows} must be at least 1")
-    n = len(lengths)
-    if n and not (1 <= lengths.min() and lengths.max() <= seq_length):
-        bad = int(np.argmax((lengths < 1) | (lengths > seq_length)))
-        raise DataError(f"sample {bad} of the list has {lengths[bad]} tokens; a row of {seq_length} takes 1 to {seq_length}")
-    opener = np.arange(n, dtype=np.int64)  # index of the sample that opened this sample's row: a full sample opens its own
-    short = np.flatnonzero(lengths < seq_length)
-    if len(short):
-        rows, opened = _place(lengths[short], seq_length, open_rows)
-        opener[short] = short[opened[rows]]
-    is_opener = opener == np.arange(n)
-    row_of_sample = (np.cumsum(is_opener) - 1)[opener]
-    order = np.argsort(row_of_sample, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(row_of_sample, minlength=int(is_opener.sum())))]).astype(np.int64)
-    ordered = lengths[order]
-    return Packing(seq_length, order, starts, np.append(0, np.cumsum(ordered - 1)), np.append(0, np.cumsum(ordered)))
+
+    SPAN = 1 << 15  # samples; without it a single short sample among full rows would hold them back to the end
+
+    def __init__(self, lengths: np.ndarray, seq_length: int, open_rows: int = OPEN_ROWS):
+        lengths = np.asarray(lengths)
+        if seq_length < 1 or open_rows < 1:
+            raise ValueError(f"seq_length {seq_length} and open_rows {open_rows} must be at least 1")
+        if len(lengths) and not (1 <= lengths.min() and lengths.max() <= seq_length):
+            bad = int(np.argmax((lengths < 1) | (lengths > seq_length)))
+            raise DataError(f"sample {bad} of the list has {lengths[bad]} tokens; a row of {seq_length} takes 1 to {seq_length}")
+        self._lengths, self._seq_length, self._open_rows = lengths, seq_length, open_rows
+        self._placed = 0  # samples
+        self._rows = self._taken = self._ready = 0  # rows opened, handed out, and known to be finished
+        self._samples = self._row_of = np.zeros(0, np.int64)  # placed and not handed out: index and row
+        # Rows of short samples, counted by their *turn*. Those that may grow, by ascending free space, of equal ones the newest
+        # first; and the window of turns from `_oldest` on: the index of the sample that opened each, and its row.
+        self._free: list[int] = []
+        self._open: list[int] = []
+        self._free_of: dict[int, int] = {}
+        self._oldest = 0
+        self._openers: deque[int] = deque()
+        self._numbers: list[int] = []
+
+    def take(self, count: int) -> Packing | None:
+        """The next `count` rows, or None if the samples do not fill that many; nothing is lost then."""
+        while self._ready - self._taken < count:
+            if self._placed == len(self._lengths):
+                return None
+            self._place()
+        self._taken += count
+        due = self._row_of < self._taken
+        samples, rows = self._samples[due], self._row_of[due]
+        self._samples, self._row_of = self._samples[~due], self._row_of[~due]
+        counts = np.bincount(rows - (self._taken - count), minlength=count)
+        return Packing(samples[np.argsort(rows, kind="stable")], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+    def take_all(self) -> Packing:
+        """All rows that were not taken yet."""
+        while self._placed < len(self._lengths):
+            self._place()
+        return self.take(self._ready - self._taken)
+
+    def _place(self) -> None:
+        """Place the next samples. Full ones take a row each without entering the search."""
+        first, last = self._placed, min(self._placed + _CHUNK, len(self._lengths))
+        lengths = self._lengths[first:last]
+        short = np.flatnonzero(lengths < self._seq_length)
+        oldest, opened = self._oldest, self._oldest + len(self._openers)
+        turns = self._search((short + first).tolist(), lengths[short].tolist())
+        newest = self._oldest + len(self._openers)
+        opens = lengths == self._seq_length
+        if newest > opened:
+            opens[short[np.searchsorted(np.maximum.accumulate(turns), np.arange(opened, newest))]] = True
+        row_of = self._rows - 1 + np.cumsum(opens)
+        numbers = np.concatenate([np.array(self._numbers, np.int64), row_of[opens & (lengths < self._seq_length)]])
+        row_of[short] = numbers[turns - oldest]
+        self._rows += int(opens.sum())
+        self._samples = np.concatenate([self._samples, np.arange(first, last)])
+        self._row_of = np.concatenate([self._row_of, row_of])
+        self._placed = last
+        while self._openers and (self._oldest not in self._free_of or self._openers[0] < last - self.SPAN):
+            self._close_oldest()
+        self._numbers = numbers[self._oldest - oldest :].tolist()
+        everything = last == len(self._lengths) or not self._numbers
+        self._ready = self._rows if everything else self._numbers[0]
+
+    def _search(self, samples: list[int], lengths: list[int]) -> np.ndarray:
+        """The turn of the row of each short sample, int64."""
+        free, open_, free_of, openers = self._free, self._open, self._free_of, self._openers
+        span, seq_length, open_rows, turns = self.SPAN, self._seq_length, self._open_rows, []
+        for i, n in zip(samples, lengths):
+            while openers and openers[0] < i - span:
+                self._close_oldest()
+            at = bisect_left(free, n)
+            if at < len(free):
+                rest = free.pop(at) - n
+                turn = open_.pop(at)
+            else:
+                rest = seq_length - n
+                turn = self._oldest + len(openers)
+                openers.append(i)
+                if len(openers) > open_rows:
+                    self._close_oldest()
+            turns.append(turn)
+            if rest:
+                at = bisect_left(free, rest)
+                free.insert(at, rest)
+                open_.insert(at, turn)
+                free_of[turn] = rest
+            else:
+                free_of.pop(turn, None)
+        return np.array(turns, dtype=np.int64)
+
+    def _close_oldest(self) -> None:
+        self._openers.popleft()
+        rest = self._free_of.pop(self._oldest, None)
+        if rest is not None:
+            at = self._open.index(self._oldest, bisect_left(self._free, rest))
+            del self._free[at], self._open[at]
+        self._oldest += 1
+
+
+def pack(lengths: np.ndarray, seq_length: int, open_rows: int = OPEN_ROWS) -> Packing:
+    """All rows at once; see Packer. Every sample is placed exactly once."""
+    return Packer(lengths, seq_length, open_rows).take_all()

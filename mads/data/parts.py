@@ -89,7 +89,12 @@ def written_files(directory: str | os.PathLike) -> list[Path]:
     directory = Path(directory)
     patterns = ["tokenizer.model", "tokenizer.json", "rejected*.jsonl", "removed*.jsonl", "references/*.jsonl", "labellers/*.npz"]
     for part in PARTS:
-        patterns += [f"{part}/shard-*.bin", f"{part}/shard-*.idx", f"{part}/attributes/*/shard-*.arrow"]
+        patterns += [
+            f"{part}/shard-*.bin",
+            f"{part}/shard-*.idx",
+            f"{part}/attributes/*/shard-*.arrow",
+            f"{part}/keys/shard-*.npy",
+        ]
     found = (path for pattern in patterns for suffix in ("", ".tmp") for path in directory.glob(pattern + suffix))
     return sorted(path for path in found if path.is_file())
 

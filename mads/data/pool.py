@@ -9,7 +9,7 @@ import numpy as np
 
 from mads.data.attributes import AttributeColumn, read_column
 from mads.data.columns import IdColumn, ShardedColumn
-from mads.data.indexed import IndexedReader
+from mads.data.indexed import IndexedReader, TokenShards
 from mads.data.schema import AttributeSchema, DataError, Manifest, shard_name, split_ids
 
 
@@ -18,9 +18,14 @@ def shard_prefix(directory: str | os.PathLike, part: str, shard: int) -> Path:
     return Path(directory) / part / shard_name(shard)
 
 
-def attribute_path(directory: str | os.PathLike, part: str, name: str, shard: int) -> Path:
-    """Path of an attribute's column over a shard."""
-    return Path(directory) / part / "attributes" / name / f"{shard_name(shard)}.arrow"
+def attribute_path(directory: str | os.PathLike, part: str, folder: str, shard: int) -> Path:
+    """Path of an attribute's column over a shard; `folder` is AttributeSchema.folder."""
+    return Path(directory) / part / "attributes" / folder / f"{shard_name(shard)}.arrow"
+
+
+def key_path(directory: str | os.PathLike, part: str, shard: int) -> Path:
+    """Path of the hashes of a shard's documents, by which a document that is added later is known to be there already."""
+    return Path(directory) / part / "keys" / f"{shard_name(shard)}.npy"
 
 
 class PoolView:
@@ -52,7 +57,7 @@ class Pool:
     """All samples of one part. A *position* is the rank of a sample's id among the pool's ids.
 
     ids: int64 [n], ascending; lengths: int32 [n], tokens; both columns (mads.data.columns)
-    shards: samples of each shard; readers: their token files
+    shards: samples of each shard; readers: their token files; token_shards: all of them as one
     manifest: of the prepared directory; fingerprint: of the shards that are open (which samples have which ids)
     total_tokens: the sum of lengths
     """
@@ -61,11 +66,12 @@ class Pool:
         self.manifest, self.part = manifest, part
         self.fingerprint = manifest.shards_fingerprint(part, len(shards))
         self.shards = tuple(len(shard) for shard in shards)
-        self.readers = tuple(shards)
+        self.readers, self.token_shards = tuple(shards), TokenShards(shards)
         self.ids = IdColumn(self.shards)
         self.lengths = ShardedColumn([shard.lengths for shard in shards], np.dtype("<i4"))
         self.total_tokens = sum(int(shard.lengths.sum(dtype=np.int64)) for shard in shards)
-        self._schemas: dict[str, AttributeSchema] = {a.name: a for a in manifest.attributes}
+        # Labels are those of the open shards: later ones may have brought more.
+        self._schemas = {name: max((c.schema for c in own), key=lambda s: len(s.labels)) for name, own in columns.items()}
         self._codes = {name: ShardedColumn([c.codes for c in own], np.dtype(np.uint16)) for name, own in columns.items()}
         self._values = {
             name: ShardedColumn([c.values for c in own], np.dtype(np.float32))
@@ -163,10 +169,7 @@ class Pool:
 
     def tokens(self, positions: np.ndarray) -> list[np.ndarray]:
         """Token ids of the samples at `positions`: read-only views of the files, uint16 or int32 [length of the sample]."""
-        positions = self._checked(positions)
-        shards = self.ids.shards_of(positions)
-        rows = positions - self.ids.first[shards]
-        return [self.readers[s][r] for s, r in zip(shards.tolist(), rows.tolist())]
+        return self.token_shards.tokens(self._checked(positions))
 
     def _checked(self, positions: np.ndarray) -> np.ndarray:
         positions = np.asarray(positions, dtype=np.int64)
@@ -176,7 +179,7 @@ class Pool:
 
 
 def _read_columns(directory: str | os.PathLike, part: str, schema: AttributeSchema, sizes: list[int]) -> list[AttributeColumn]:
-    columns = [read_column(attribute_path(directory, part, schema.name, i), size) for i, size in enumerate(sizes)]
+    columns = [read_column(attribute_path(directory, part, schema.folder, i), size) for i, size in enumerate(sizes)]
     for i, column in enumerate(columns):
         # Labels are only ever added at the end, so the codes of older shards keep their meaning.
         if column.schema.labels != schema.labels[: len(column.schema.labels)] or column.schema.continuous != schema.continuous:

@@ -6,7 +6,9 @@ Layout of a prepared directory:
     tokenizer.model                             SentencePiece model (or tokenizer.json of Hugging Face `tokenizers`)
     labellers/NAME.npz                          a fitted labeller: documents that are added later get labels by the same measure
     train/shard-00000.bin|.idx                  tokens, Megatron MMIDIDX; one sequence per sample, documents in the document index
-    train/attributes/NAME/shard-00000.arrow     one column over the samples of a shard (see mads.data.attributes)
+    train/attributes/NAME/shard-00000.arrow     one column over the samples of a shard (see mads.data.attributes); once an
+                                                attribute has been replaced, NAME is NAME@1, NAME@2, ... here and above
+    train/keys/shard-00000.npy                  uint64 [documents, 2], hashes by which a document is known if it comes again
     heldout/...                                 the same for the held-out documents of the same stretch of input
     references/TASK.jsonl                       reference tasks: {"id", "text", "part"}, part one of direction, audit, report
     rejected.jsonl                              what could not be used, with file, line and reason
@@ -61,12 +63,20 @@ class AttributeSchema:
     labels: names of the categorical codes 0..n-1. Names live in data, not in code.
     continuous: whether the column also holds a float32 value per sample (for example the raw quality score).
     provenance: labeller, its version and parameters, as JSON values.
+    revision: how often the attribute was replaced. Its files lie under `folder`: old and new ones are never the same, so the old
+        manifest stays true until the new one takes its place.
     """
 
     name: str
     labels: tuple[str, ...]
     continuous: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
+    revision: int = 0
+
+    @property
+    def folder(self) -> str:
+        """The attribute's name in the paths of its files; "@" cannot be in a name."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
 
     def __post_init__(self):
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -118,7 +128,8 @@ class Manifest:
     def attribute_fingerprint(self, part: str, name: str, count: int | None = None) -> str:
         """SHA-256 over an attribute's columns for a part's first `count` shards (None: all)."""
         count = len(self.parts[part]["shards"]) if count is None else count
-        return self._hash(f"{part}/attributes/{name}/{shard_name(i)}.arrow" for i in range(count))
+        folder = next((a.folder for a in self.attributes if a.name == name), name)
+        return self._hash(f"{part}/attributes/{folder}/{shard_name(i)}.arrow" for i in range(count))
 
     @property
     def source(self) -> dict[str, Any]:

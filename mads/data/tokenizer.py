@@ -108,7 +108,7 @@ class Tokenizer:
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of some ids."""
-        return self._decode([int(t) for t in tokens])
+        return self._decode(np.asarray(tokens).tolist())
 
     def lossy_texts(self, texts: Sequence[str]) -> list[int]:
         """Indices of the texts that do not come back from encode and decode as they were."""
@@ -144,7 +144,7 @@ class _SentencePiece(Tokenizer):
         self._space = space_bytes if self._model.decode(pieces[0] + space_bytes + pieces[1]) == f"a{_SPACE}b" else None
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        out = self._model.encode(texts)
+        out = self._model.encode(texts, num_threads=1)  # its default starts a thread for every core
         if self._space is not None:
             for i, text in enumerate(texts):
                 if _SPACE in text:

@@ -47,7 +47,7 @@ class HeldOut:
             raise DataError(
                 f"held-out losses are reported by {attribute!r}; the prepared data has only {sorted(pool.attributes)}"
             )
-        self._model, self._topology = model, topology
+        self.pool, self._model, self._topology = pool, model, topology
         samples: list[np.ndarray] = []
         self._groups: list[tuple[str, str, slice]] = []  # kind, name, samples
         codes = np.asarray(pool.codes(attribute))

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 import sklearn
-from sklearn.linear_model import LogisticRegression
 
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
+from mads.label.base import FittedLabeller
+from mads.label.calibration import LABELS, QUANTILES, SCORES, bins_of, knots_of, score_of
 from mads.label.corruption import corrupt
+from mads.label.linear import check_columns, train_linear
 from mads.label.rules import RULES, rule_score
 from mads.label.sampling import choose
 from mads.label.statistics import text_statistics
 from mads.label.words import batches, hashed_ngrams, split_words
 
-LABELS = ("[0,1)", "[1,2)", "[2,3)", "[3,4)", "[4,5]")
-SCORES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
-QUANTILES = (0.0, 0.1, 0.3, 0.7, 0.9, 1.0)  # of the fit sample, at which the score takes the values SCORES
 _FEWEST = 20
 _LONGEST = 20_000  # characters of a document that the classifier learns from
 
 
-class QualityLabeller:
+class QualityLabeller(FittedLabeller):
     """Score in [0, 5] of how much a document reads like intact natural text, in the bins of the FineWeb-Edu score.
 
     Two raw measures: the weighted share of rules passed (mads.label.rules), and the log-odds of a logistic regression over
@@ -53,15 +52,14 @@ class QualityLabeller:
         regularization: float = 10.0,
         fail_below: float = 0.7,
     ):
-        if columns < 2 or columns & (columns - 1):
-            raise DataError(f"columns={columns} of the quality classifier must be a power of two")
+        check_columns(columns)
         self.seed, self.max_fit_documents, self.columns = seed, max_fit_documents, columns
         self.regularization, self.fail_below = regularization, fail_below
         self._coefficients: np.ndarray | None = None  # [columns]
         self._intercept = 0.0
         self._center = self._scale = np.zeros(2)  # of (rule score, log-odds) over the fit sample
         self._knots = np.zeros(len(QUANTILES))  # raw sums at QUANTILES
-        self._fitted: dict[str, Any] = {}
+        self._learned: dict[str, Any] = {}
 
     def fit(self, documents: Sequence[Document]) -> None:
         """Raises:
@@ -80,25 +78,21 @@ class QualityLabeller:
         self._train(features, passed, worsened_features)
         measures = np.stack([rules, self._log_odds(features)])
         self._center, self._scale = measures.mean(axis=1), np.maximum(measures.std(axis=1), 1e-6)
-        knots = np.quantile(self._raw(measures), QUANTILES)
-        steps = np.maximum(np.diff(knots), 1e-6)  # ties at a quantile would make two knots equal
-        self._knots = knots[0] + np.concatenate([[0.0], np.cumsum(steps)])
-        self._fitted = {
+        self._knots = knots_of(self._raw(measures))
+        self._learned = {
+            "scikit_learn": sklearn.__version__,
             "fit_documents": len(chosen),
             "failing": int((~passed).sum()),
             "knots": [float(k) for k in self._knots],
             "rule_score_natural": float(rules.mean()),
             "rule_score_worsened": float(worsened.mean()),
         }
+        self._fitted = True
 
     def _train(self, features, passed: np.ndarray, worsened_features) -> None:
         both = scipy.sparse.vstack([features, worsened_features], format="csr")
         target = np.concatenate([passed, np.zeros(worsened_features.shape[0], dtype=bool)])
-        model = LogisticRegression(
-            C=self.regularization, class_weight="balanced", solver="lbfgs", max_iter=200, random_state=self.seed
-        )
-        model.fit(both, target)
-        self._coefficients, self._intercept = model.coef_[0], float(model.intercept_[0])
+        self._coefficients, self._intercept = train_linear(both, target, self.regularization, self.seed)
 
     def _measure(self, texts: Sequence[str]):
         """(rule score [n], hashed features [n, columns]) of the texts."""
@@ -121,38 +115,46 @@ class QualityLabeller:
         Raises:
             RuntimeError: before `fit`.
         """
-        if self._coefficients is None:
-            raise RuntimeError("QualityLabeller.label was called before fit")
+        self._require_fit()
         if not documents:
             return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.float32)
         texts = [d.text for d in documents]
         scores = []
         for part in batches(texts):
             rules, features = self._measure(texts[part])
-            scores.append(np.interp(self._raw(np.stack([rules, self._log_odds(features)])), self._knots, SCORES))
-        score = np.concatenate(scores).astype(np.float32)
+            scores.append(score_of(self._raw(np.stack([rules, self._log_odds(features)])), self._knots))
+        score = np.concatenate(scores)
         return bins_of(score), score
 
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "max_fit_documents": self.max_fit_documents,
+            "columns": self.columns,
+            "regularization": self.regularization,
+            "fail_below": self.fail_below,
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        return self._learned
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "coefficients": self._coefficients,
+            "intercept": np.array(self._intercept),
+            "center": self._center,
+            "scale": self._scale,
+            "knots": self._knots,
+        }
+
+    def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self._learned, self._coefficients = facts, arrays["coefficients"]
+        self._intercept = float(arrays["intercept"])
+        self._center, self._scale, self._knots = arrays["center"], arrays["scale"], arrays["knots"]
+
     def schema(self) -> AttributeSchema:
-        return AttributeSchema(
-            self.name,
-            LABELS,
-            continuous=True,
-            provenance={
-                "labeller": "mads.label.quality.QualityLabeller",
-                "scikit_learn": sklearn.__version__,
-                "seed": self.seed,
-                "max_fit_documents": self.max_fit_documents,
-                "columns": self.columns,
-                "regularization": self.regularization,
-                "fail_below": self.fail_below,
-                "rules": {rule.__name__: weight for rule, weight in RULES},
-                "calibration": {"quantiles": list(QUANTILES), "scores": list(SCORES)},
-                **self._fitted,
-            },
-        )
-
-
-def bins_of(score: np.ndarray) -> np.ndarray:
-    """uint16 [n]: 0 for [0, 1) up to 4 for [4, 5]."""
-    return np.minimum(np.floor(score), len(LABELS) - 1).astype(np.uint16)
+        self._require_fit()
+        rules = {rule.__name__: weight for rule, weight in RULES}
+        calibration = {"quantiles": list(QUANTILES), "scores": list(SCORES)}
+        provenance = self.provenance(rules=rules, calibration=calibration, **self._learned)
+        return AttributeSchema(self.name, LABELS, continuous=True, provenance=provenance)

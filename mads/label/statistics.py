@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mads.label.words import WordBatch
 
@@ -102,7 +104,11 @@ def _line_counts(text: str) -> tuple[int, int, int, int, int, int, int]:
 def _stop_words(batch: WordBatch) -> np.ndarray:
     """How many of STOP_WORDS occur in each document, [n]."""
     place = {word: i for i, word in enumerate(STOP_WORDS)}
-    which = np.fromiter((place.get(term, -1) for term in batch.terms), np.int64, len(batch.vocabulary))[batch.word]
+    stop = np.full(len(batch.vocabulary), -1)
+    for i, term in enumerate(batch.terms):
+        if term in place:
+            stop[i] = place[term]
+    which = stop[batch.word]
     found = np.zeros((batch.texts, len(STOP_WORDS)))
     found[batch.document[which >= 0], which[which >= 0]] = 1
     return found.sum(axis=1)
@@ -110,8 +116,12 @@ def _stop_words(batch: WordBatch) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Grams:
-    """The n-grams of a batch. number: int64 [max(w - n + 1, 0)], of the n-gram that starts at each word, -1 where it would run
-    into the next document; first, count: of each number, where it occurs first and how often."""
+    """The n-grams that a document has at least twice. An n-gram that occurs once is part of none that occurs twice, so longer
+    ones are looked for only where the shorter ones repeat, which is exact and leaves little to do.
+
+    number: int64 [w], of the n-gram that starts at each word, -1 where none of these does
+    first, count: of each number, where it occurs first and how often
+    """
 
     n: int
     number: np.ndarray
@@ -119,18 +129,29 @@ class _Grams:
     count: np.ndarray
 
 
-def _number(n: int, keys: np.ndarray, inside: np.ndarray) -> _Grams:
-    number = np.full(len(keys), -1, dtype=np.int64)
-    places = np.flatnonzero(inside)
-    _, first, number[places], count = np.unique(keys[places], return_index=True, return_inverse=True, return_counts=True)
-    return _Grams(n, number, places[first], count)
+def _repeating(n: int, keys: np.ndarray, places: np.ndarray, words: int) -> tuple[_Grams, np.ndarray]:
+    """The n-grams that occur twice, and the first place of every one.
+
+    keys: int64, one for each of the n-grams that start at the ascending `places`; equal keys are one n-gram
+    """
+    number = pc.dictionary_encode(pa.array(keys)).indices.to_numpy()
+    count = np.bincount(number)
+    first = np.empty(len(count), dtype=np.int64)
+    first[number[::-1]] = places[::-1]  # of several, the last assignment stays
+    again = count > 1
+    renumbered = np.where(again, np.cumsum(again) - 1, -1)
+    everywhere = np.full(words, -1, dtype=np.int64)
+    everywhere[places] = renumbered[number]
+    return _Grams(n, everywhere, first[again], count[again]), first
 
 
-def _pair(left: _Grams, right: _Grams, n: int, document: np.ndarray) -> _Grams:
-    """n-grams as pairs of a shorter one and the shorter one that ends where they end (they may overlap)."""
-    length = max(len(document) - n + 1, 0)
-    keys = left.number[:length] * np.int64(len(right.first) + 1) + right.number[n - right.n :][:length]
-    return _number(n, keys, document[:length] == document[n - 1 :][:length])
+def _pair(left: _Grams, right: _Grams, n: int, words: int) -> _Grams:
+    """n-grams as pairs of a shorter one and the shorter one that ends where they end (they may overlap). A pair across the border
+    of two documents occurs once, since the shorter ones are of one document, so it drops out."""
+    length, later = max(words - n + 1, 0), n - right.n
+    one, two = left.number[:length], right.number[later:][:length]
+    places = np.flatnonzero((one >= 0) & (two >= 0))
+    return _repeating(n, one[places] * np.int64(len(right.first) + 1) + two[places], places, words)[0]
 
 
 def _ngram_shares(batch: WordBatch, lengths: np.ndarray, characters: np.ndarray):
@@ -139,24 +160,25 @@ def _ngram_shares(batch: WordBatch, lengths: np.ndarray, characters: np.ndarray)
     Longer n-grams are numbered by pairs of shorter ones, which is exact; the document is part of the number, so counts are per
     document.
     """
-    document = batch.document
-    one = _number(1, document * np.int64(len(batch.vocabulary)) + batch.word, np.ones(len(document), bool))
-    two = _pair(one, one, 2, document)
-    three = _pair(two, one, 3, document)
-    four = _pair(two, two, 4, document)
-    five = _pair(four, one, 5, document)
-    ten = _pair(five, five, 10, document)
+    document, every = batch.document, np.arange(len(batch.document))
+    keys = document * np.int64(len(batch.vocabulary)) + batch.word
+    one, first = _repeating(1, keys, every, len(document))
+    distinct = np.bincount(document[first], minlength=batch.texts).astype(np.float64)
+    two = _pair(one, one, 2, len(document))
+    three = _pair(two, one, 3, len(document))
+    four = _pair(two, two, 4, len(document))
+    five = _pair(four, one, 5, len(document))
+    ten = _pair(five, five, 10, len(document))
     before = np.concatenate([[0.0], np.cumsum(lengths)])
     top = {grams.n: _top_share(grams, document, before, characters) for grams in (two, three, four)}
     repeated = {grams.n: _repeated_share(grams, document, lengths, characters) for grams in (five, ten)}
-    return top, repeated, np.bincount(document[one.first], minlength=batch.texts).astype(np.float64)
+    return top, repeated, distinct
 
 
 def _top_share(grams: _Grams, document: np.ndarray, before: np.ndarray, characters: np.ndarray) -> np.ndarray:
     """Largest share of a document's characters that one n-gram takes, over n-grams that occur at least twice."""
-    first, count = grams.first[grams.count > 1], grams.count[grams.count > 1]
     most = np.zeros_like(characters)
-    np.maximum.at(most, document[first], count * (before[first + grams.n] - before[first]))
+    np.maximum.at(most, document[grams.first], grams.count * (before[grams.first + grams.n] - before[grams.first]))
     return np.minimum(_share(most, characters), 1.0)  # an n-gram that overlaps itself counts some characters twice
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,17 @@ import scipy.sparse
 import sklearn
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from sklearn.preprocessing import normalize
 
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
+from mads.label.base import FittedLabeller, pack_json, unpack_json
 from mads.label.sampling import choose
-from mads.label.words import WordBatch, batches, count_matrix, normalize_rows, split_words
+from mads.label.vocabulary import Vocabulary
+from mads.label.words import batches, split_words
 
 
-class TopicLabeller:
+class TopicLabeller(FittedLabeller):
     """k-means over latent semantic analysis: TF-IDF of the words, projected by a truncated SVD, rows of unit length, clustered by
     MiniBatchKMeans; a document belongs to the centre with the largest cosine. A document with no known word belongs to the
     largest cluster. Labels are named by the words that set a cluster apart ("space-nasa-orbit").
@@ -48,12 +49,11 @@ class TopicLabeller:
             raise DataError(f"topics={topics} must be at least 2")
         self.topics, self.seed, self.max_fit_documents = topics, seed, max_fit_documents
         self.terms, self.dimensions, self.max_document_share = terms, dimensions, max_document_share
-        self._columns: dict[str, int] = {}  # word -> column
+        self._vocabulary = Vocabulary([], np.zeros(0))
         self._weights: np.ndarray | None = None  # [columns, topics]: TF-IDF row @ weights ranks the topics
-        self._idf = np.zeros(0)
         self._largest = 0
         self._names: tuple[str, ...] = ()
-        self._fitted: dict[str, Any] = {}
+        self._learned: dict[str, Any] = {}
 
     def fit(self, documents: Sequence[Document]) -> None:
         """Raises:
@@ -62,13 +62,13 @@ class TopicLabeller:
         chosen = choose(list({d.text: d for d in documents}.values()), self.max_fit_documents, self.seed, "topic-fit")
         texts = [d.text for d in chosen]
         parts = [split_words(texts[part]) for part in batches(texts)]
-        self._learn_vocabulary(parts, len(texts))
-        if min(len(texts), len(self._columns)) <= 2 * self.topics:
+        self._vocabulary = Vocabulary.learn(parts, self.terms, self.max_document_share)
+        if min(len(texts), len(self._vocabulary)) <= 2 * self.topics:
             raise DataError(
-                f"{len(texts)} different documents with {len(self._columns)} words in common are too few for {self.topics} "
+                f"{len(texts)} different documents with {len(self._vocabulary)} words in common are too few for {self.topics} "
                 "topics; give more text or fewer topics"
             )
-        matrix = scipy.sparse.vstack([self._tfidf(part) for part in parts], format="csr")
+        matrix = scipy.sparse.vstack([self._vocabulary.tfidf(part) for part in parts], format="csr")
         svd = TruncatedSVD(min(self.dimensions, min(matrix.shape) - 1), random_state=self.seed)
         projected = normalize(svd.fit_transform(matrix))
         kmeans = MiniBatchKMeans(self.topics, random_state=self.seed, n_init=5, batch_size=2048).fit(projected)
@@ -76,33 +76,14 @@ class TopicLabeller:
         member = self._nearest(matrix)
         sizes = np.bincount(member, minlength=self.topics)
         self._largest = int(sizes.argmax())
-        self._names = self._name_topics(matrix, member)
-        self._fitted = {"fit_documents": len(texts), "terms_used": len(self._columns), "fit_sizes": sizes.tolist()}
-
-    def _learn_vocabulary(self, parts: Sequence[WordBatch], documents: int) -> None:
-        """Choose the words by document count (ties by spelling) and set their columns and inverse document frequencies."""
-        counts: dict[str, int] = {}
-        for part in parts:
-            terms = sorted(set(filter(_is_topical, part.terms)))
-            column = {term: i for i, term in enumerate(terms)}
-            found = self._counted(part, column)
-            for term, count in zip(terms, np.bincount(found.indices, minlength=len(terms)).tolist()):
-                counts[term] = counts.get(term, 0) + count
-        fewest, most = max(2, documents // 2000), max(self.max_document_share * documents, 2)
-        usable = sorted((-count, term) for term, count in counts.items() if fewest <= count <= most)[: self.terms]
-        self._columns = {term: i for i, (_, term) in enumerate(usable)}
-        self._idf = 1.0 + np.log((1 + documents) / (1 + np.array([-count for count, _ in usable], dtype=np.float64)))
-
-    @staticmethod
-    def _counted(batch: WordBatch, column: dict[str, int]) -> scipy.sparse.csr_matrix:
-        of_word = np.fromiter((column.get(term, -1) for term in batch.terms), np.int64, len(batch.vocabulary))[batch.word]
-        known = of_word >= 0
-        return count_matrix(batch.document[known], of_word[known], (batch.texts, max(len(column), 1)))
-
-    def _tfidf(self, batch: WordBatch) -> scipy.sparse.csr_matrix:
-        matrix = self._counted(batch, self._columns)
-        matrix.data = (1.0 + np.log(matrix.data)) * self._idf[matrix.indices]
-        return normalize_rows(matrix)
+        self._names = self._vocabulary.name_clusters(matrix, member, self._weights)
+        self._learned = {
+            "scikit_learn": sklearn.__version__,
+            "fit_documents": len(texts),
+            "terms_used": len(self._vocabulary),
+            "fit_sizes": sizes.tolist(),
+        }
+        self._fitted = True
 
     def _nearest(self, matrix: scipy.sparse.csr_matrix) -> np.ndarray:
         """The projection is linear and its length the same for all topics, so one product ranks them."""
@@ -110,53 +91,43 @@ class TopicLabeller:
         nearest[np.diff(matrix.indptr) == 0] = self._largest
         return nearest
 
-    def _name_topics(self, matrix: scipy.sparse.csr_matrix, member: np.ndarray) -> tuple[str, ...]:
-        """Three words by how much more weight they have in the cluster than overall; more, and at last a number, where two
-        clusters would share a name."""
-        terms = list(self._columns)
-        overall = np.asarray(matrix.mean(axis=0))[0]
-        names: list[str] = []
-        for topic in range(self.topics):
-            inside = member == topic
-            lift = np.asarray(matrix[inside].mean(axis=0))[0] - overall if inside.any() else self._weights[:, topic]
-            order = np.argsort(-lift, kind="stable")
-            length = 3
-            while (name := "-".join(terms[i] for i in order[:length])) in names and length < len(terms):
-                length += 1
-            if name in names:
-                name = f"{name}-{topic}"
-            names.append(name)
-        return tuple(names)
-
     def label(self, documents: Sequence[Document]) -> tuple[np.ndarray, None]:
         """(topic uint16 [n], None).
 
         Raises:
             RuntimeError: before `fit`.
         """
-        if self._weights is None:
-            raise RuntimeError("TopicLabeller.label was called before fit")
+        self._require_fit()
         texts = [d.text for d in documents]
-        codes = [self._nearest(self._tfidf(split_words(texts[part]))) for part in batches(texts)]
+        codes = [self._nearest(self._vocabulary.tfidf(split_words(texts[part]))) for part in batches(texts)]
         return np.concatenate(codes or [np.zeros(0)]).astype(np.uint16), None
 
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "topics": self.topics,
+            "seed": self.seed,
+            "max_fit_documents": self.max_fit_documents,
+            "terms": self.terms,
+            "dimensions": self.dimensions,
+            "max_document_share": self.max_document_share,
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        return {"names": self._names, "learned": self._learned}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "terms": pack_json(list(self._vocabulary.terms)),
+            "idf": self._vocabulary.idf,
+            "weights": self._weights,
+        }
+
+    def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self._names, self._learned = tuple(facts["names"]), facts["learned"]
+        self._largest = int(np.argmax(self._learned["fit_sizes"]))
+        self._vocabulary = Vocabulary(unpack_json(arrays["terms"]), arrays["idf"])
+        self._weights = arrays["weights"]
+
     def schema(self) -> AttributeSchema:
-        return AttributeSchema(
-            self.name,
-            self._names,
-            provenance={
-                "labeller": "mads.label.topic.TopicLabeller",
-                "scikit_learn": sklearn.__version__,
-                "topics": self.topics,
-                "seed": self.seed,
-                "max_fit_documents": self.max_fit_documents,
-                "terms": self.terms,
-                "dimensions": self.dimensions,
-                "max_document_share": self.max_document_share,
-                **self._fitted,
-            },
-        )
-
-
-def _is_topical(term: str) -> bool:
-    return len(term) > 2 and term.isalpha() and term not in ENGLISH_STOP_WORDS
+        self._require_fit()
+        return AttributeSchema(self.name, self._names, provenance=self.provenance(**self._learned))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mads.report.scale import FONT, Scale, escape, shorten, significant, text_width, tick_texts, ticks
@@ -83,4 +84,28 @@ def interval_chart(title: str, rows: list[tuple[str, float, float]], x_label: st
         parts.append(f'<circle class="mark s0" cx="{x(mean):.1f}" cy="{y}" r="4">{hover}</circle>')
     middle, base = (x.start + x.end) / 2, bottom + 14 + FONT + 5
     parts.append(f'<text class="axis" x="{middle:.1f}" y="{base}" text-anchor="middle">{escape(x_label)}</text>')
+    return "".join(parts) + "</svg>"
+
+
+def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_label: str) -> str:
+    """Counts over [edges[i], edges[i + 1]) as upright bars on one axis; each bar's numbers are in its hover text."""
+    x = Scale(float(edges[0]), float(edges[-1]), 10.0, WIDTH - 10)
+    bottom, top, most = 150.0, 20.0, max(max(counts), 1)
+    parts = [_open(title, bottom + 40)]
+    for low, high, count in zip(edges, edges[1:], counts):
+        height = (bottom - top) * count / most
+        hover = f"<title>{significant(low)} to {significant(high)}: {count:,}</title>"
+        width = max(x(high) - x(low) - 0.8, 0.5)
+        parts.append(
+            f'<rect class="fill s0" x="{x(low):.1f}" y="{bottom - height:.1f}" width="{width:.1f}" height="{height:.1f}">'
+            f"{hover}</rect>"
+        )
+        if count == most:
+            middle = min(max((x(low) + x(high)) / 2, 40), WIDTH - 40)
+            parts.append(f'<text class="value tiny" x="{middle:.1f}" y="{top - 6}" text-anchor="middle">{count:,}</text>')
+    parts.append(f'<line class="rule" x1="{x(edges[0]):.1f}" x2="{x(edges[-1]):.1f}" y1="{bottom}" y2="{bottom}"/>')
+    values = ticks(float(edges[0]), float(edges[-1]), 6)
+    for v, text in zip(values, tick_texts(values)):
+        parts.append(f'<text class="tick" x="{x(v):.1f}" y="{bottom + 14}" text-anchor="middle">{text}</text>')
+    parts.append(f'<text class="axis" x="{WIDTH / 2}" y="{bottom + 32}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join(parts) + "</svg>"

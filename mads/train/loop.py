@@ -13,8 +13,10 @@ from mads.checkpoint.manifest import find_latest
 from mads.config.compose import differences, trajectory
 from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
+from mads.data.pool import Pool
 from mads.data.schema import DataError
 from mads.topology import Topology
+from mads.train.growth import PoolEntry, grow, open_history
 from mads.train.invariants import check_replicas
 from mads.train.journal import Journal
 from mads.train.ledgers import save_ledger
@@ -43,7 +45,8 @@ class Trainer:
         self.round_start = 0
         self.journal = Journal(config, topology)
         checkpoint = self._find_checkpoint()  # before the model is built: other settings are told at once
-        self.parts = build_parts(config, topology, device, self.journal.message)
+        self.history = open_history(self.root, topology, fresh=checkpoint is None)
+        self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
         resumed = self._resume(checkpoint) if checkpoint else None
         if self.finished:
             self.journal.message(
@@ -51,6 +54,8 @@ class Trainer:
             )
         else:
             self.journal.open(resumed, self.tokens, self.parts)
+            if topology.rank == 0 and not self.history.entries:
+                self.history.append(PoolEntry.of(0, self.parts.pool, len(self.parts.heldout.pool.shards)))
 
     @property
     def finished(self) -> bool:
@@ -107,14 +112,11 @@ class Trainer:
     def _selection_due(self) -> bool:
         """Every `interval` steps of a round; sooner if the decided samples ran out (a pool smaller than an interval)."""
         steps_in_round = self.step - self.round_start
-        return (
-            self.parts.console.round == 0
-            or steps_in_round >= self.config.selection.interval
-            or self.parts.loader.batches_left == 0
-        )
+        return self.parts.console.round == 0 or steps_in_round >= self.config.selection.interval or self.parts.loader.exhausted
 
     def _select(self) -> None:
         config, parts = self.config, self.parts
+        grown = grow(parts, self.history, config.data.dir, config.train.grow_pool, self.topology)
         rewards = None
         if parts.console.needs_rewards():
             probes = parts.console.draw_probes()
@@ -124,6 +126,9 @@ class Trainer:
         ids, record = parts.console.decide(rewards, parts.ledger.counts, budget, self.step, self.tokens)
         parts.loader.begin_round(parts.console.round - 1, ids)
         self.round_start = self.step
+        if grown and record:
+            record.notes.append(grown)
+            self.journal.message(f"round {record.round}: {grown}")
         self.journal.decision(record, ids)
 
     def _evaluate(self) -> None:
@@ -140,6 +145,7 @@ class Trainer:
             "tokens": self.tokens,
             "round_start": self.round_start,
             "loader": parts.loader.state(),
+            "attributes": {name: parts.pool.attribute_fingerprint(name) for name in parts.pool.attributes},
             "console": parts.console.state(),
             "trajectory": trajectory(self.config),
             "topology": str(self.topology.grid),
@@ -185,11 +191,19 @@ class Trainer:
             )
         return self.root / "checkpoints" / found if found else None
 
+    def _known_shards(self, checkpoint: Path | None) -> tuple[int | None, int | None]:
+        """How many shards of the training and of the held-out part the run knew at the checkpoint; of a fresh run all are new."""
+        if checkpoint is None:
+            return None, None
+        heldout = self.history.entries[0].heldout_shards if self.history.entries else None
+        return canonical.read_state(checkpoint)[0]["loader"]["shards"], heldout
+
     def _resume(self, path: Path) -> int:
         """Load a checkpoint; returns its step."""
         parts = self.parts
         state, arrays = canonical.read_state(path)
         parts.loader.check_state(state["loader"])
+        _check_attributes(state["attributes"], parts.pool)
         canonical.load(path, parts.engine, self.topology, verified=True)
         parts.console.load_state(state["console"], arrays["pending_ids"])
         own = own_slice(parts.pool, self.topology)
@@ -198,6 +212,20 @@ class Trainer:
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
         self.journal.message(
             f"resuming {path.name}: step {self.step}, round {parts.console.round - 1}, "
-            f"{parts.loader.batches_left} batches of the decision left"
+            f"{parts.loader.tokens_left:,} tokens of the decision left"
         )
         return self.step
+
+
+def _check_attributes(recorded: dict[str, str], pool: Pool) -> None:
+    """The columns that decisions are made from must be those of the checkpoint; further ones may have been added.
+
+    Raises:
+        DataError: naming those that are not.
+    """
+    changed = [n for n, value in recorded.items() if n not in pool.attributes or pool.attribute_fingerprint(n) != value]
+    if changed:
+        raise DataError(
+            f"attributes {changed} were removed or labelled anew since the checkpoint; restore them, or start a new run with "
+            "another run_dir"
+        )

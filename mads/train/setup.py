@@ -117,8 +117,17 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
             )
 
 
-def build_parts(config: DictConfig, topology: Topology, device: torch.device, progress: Callable[[str], None]) -> Parts:
+def build_parts(
+    config: DictConfig,
+    topology: Topology,
+    device: torch.device,
+    progress: Callable[[str], None],
+    shards: tuple[int | None, int | None] = (None, None),
+) -> Parts:
     """Open the data, build the model and the engine, the agents and the console.
+
+    Args:
+        shards: how many of the training and of the held-out part to open; None: all.
 
     Raises:
         ConfigError, DataError: before any training, with a remedy.
@@ -127,7 +136,7 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
     strategy = build_strategy(config.selection)
     inputs, error = None, None
     try:
-        inputs = _open_inputs(config, needs_rewards=strategy.learning is not None)
+        inputs = _open_inputs(config, shards, needs_rewards=strategy.learning is not None)
     except (ConfigError, DataError) as caught:
         error = caught
     raise_together(error, topology, "opening the data")
@@ -162,20 +171,23 @@ def build_parts(config: DictConfig, topology: Topology, device: torch.device, pr
         topology.coordinate("dp"),
         topology.size("dp"),
         config.train.prefetch,
+        config.train.loader_workers,
     )
     return Parts(pool, Ledger(len(pool), *own_slice(pool, topology)), loader, console, engine, model, heldout, rewarder)
 
 
-def _open_inputs(config: DictConfig, needs_rewards: bool) -> tuple[Pool, Pool, list[ReferenceTask], list[Agent]]:
+def _open_inputs(
+    config: DictConfig, shards: tuple[int | None, int | None], needs_rewards: bool
+) -> tuple[Pool, Pool, list[ReferenceTask], list[Agent]]:
     """What this rank reads, without a word to the others: the pool, the held-out pool, the reference tasks, the agents."""
-    pool = Pool.open(config.data.dir)
+    pool = Pool.open(config.data.dir, shards=shards[0])
     check_data(config, pool)
     check_selection(config, pool)
     references = _references(config, pool, needs_rewards)
     agents = []
     if needs_rewards:
         agents = [build(node, f"agents.members.{name}", name=name) for name, node in config.agents.members.items()]
-    return pool, Pool.open(config.data.dir, "heldout"), references, agents
+    return pool, Pool.open(config.data.dir, "heldout", shards[1]), references, agents
 
 
 def _references(config: DictConfig, pool: Pool, needed: bool) -> list[ReferenceTask]:

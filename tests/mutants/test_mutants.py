@@ -55,17 +55,6 @@ def _prefetched_counts_as_consumed(original):
     return lambda self: original(self) | {"position": self._scheduled // self.accumulation}
 
 
-def _every_rank_reads_rank_0s_rows(original):
-    def build(self, index):
-        rank, self.dp_rank = self.dp_rank, 0
-        try:
-            return original(self, index)
-        finally:
-            self.dp_rank = rank
-
-    return build
-
-
 def _targets_cross_borders(original):
     def make_batch(rows, seq_length):
         batch = original(rows, seq_length)
@@ -256,14 +245,14 @@ MUTANTS = [
     ),
     Mutant(
         "every data-parallel rank reads the same rows",
-        "mads.data.loader:Loader._build",
-        _every_rank_reads_rank_0s_rows,
+        "mads.data.loader:Loader._own_rows",
+        lambda original: lambda self, a: tuple(row - self.dp_rank * self.micro_batch_size for row in original(self, a)),
         f"{LOADER}:check_alone",
         args=("check_d2",),
     ),
     Mutant(
         "a target crosses the border of two samples",
-        "mads.data.loader:make_batch",
+        "mads.data.workers:make_batch",
         _targets_cross_borders,
         f"{LOADER}:check_alone",
         args=("check_d3",),

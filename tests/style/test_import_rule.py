@@ -16,7 +16,8 @@ ROOMS = {
     "mads.config": (),
     "mads.tensor": ("mads.collectives", "mads.layout"),
     "mads.model": ("mads.collectives", "mads.kernels", "mads.tensor"),
-    "mads.data": ("mads.noise", "mads.label.base"),
+    "mads.data": ("mads.noise", "mads.label.base", "mads.hygiene"),
+    "mads.hygiene": ("mads.data.schema",),
     "mads.label": ("mads.noise", "mads.data"),
     "mads.agents": (),
     "mads.console": ("mads.noise", "mads.topology", "mads.collectives", "mads.agents", "mads.reward.probes"),
@@ -25,7 +26,7 @@ ROOMS = {
     "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.train.interface"),
     "mads.checkpoint": ("mads.collectives", "mads.data.schema"),
     "mads.logging": ("mads.console.record",),
-    "mads.report": ("mads.console.record", "mads.data.schema", "mads.logging"),
+    "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
     "mads.train.interface": ("mads.data.batch",),
     "mads.train": (
         "mads.agents",
@@ -42,7 +43,7 @@ ROOMS = {
         "mads.reward",
         "mads.topology",
     ),
-    "mads.cli": ("mads.config", "mads.data", "mads.launch", "mads.report", "mads.train.worker"),
+    "mads.cli": ("mads.config", "mads.data", "mads.label", "mads.launch", "mads.report", "mads.train.worker"),
 }
 # Library -> the only modules that may import it.
 LIBRARIES = {
@@ -61,6 +62,7 @@ BLIND = (
     "noise",
     "tensor",
     "data",
+    "hygiene",
     "label",
     "agents",
     "console",

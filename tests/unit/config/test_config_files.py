@@ -18,7 +18,9 @@ from mads.config.validate import validate
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 CHOICES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml") if path.parent != CONF)
-OPEN = ("data/attributes/default",)  # any name -> labeller; the class that `_target_` names checks the keys below it
+OPEN = tuple(
+    c for c in CHOICES if c.startswith("data/attributes/")
+)  # any name -> labeller; the class that `_target_` names checks the keys below it
 
 
 def overrides_for(choice: str) -> list[str]:
@@ -30,6 +32,8 @@ def overrides_for(choice: str) -> list[str]:
     given = {
         "data/jsonl": ["data.paths=[corpus.jsonl]"],
         "data/files": ["data.paths=[corpus]"],
+        "data/slimpajama_labeled": ["data.paths=[corpus]"],
+        "data/megatron": ["data.paths=[tokens]", "data.tokenizer.path=tokenizer.model"],
         "data/prepared": ["data.dir=elsewhere"],
     }
     return chosen + given.get(choice, [])

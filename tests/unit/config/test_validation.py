@@ -11,6 +11,7 @@ from mads.config.validate import CHOICES, RANGES, precision_of, validate
 
 # Key -> overrides under which it exists.
 WHERE = {
+    "data.hygiene.near_duplicates": ["data.hygiene.near_duplicates=0.8"],
     "data.max_megabytes": ["data=demo"],
     "selection.probes_per_agent": ["selection=paper"],
     "selection.use_decay": ["selection=paper"],

@@ -4,11 +4,14 @@ import gzip
 import json
 import lzma
 import random
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
 import pytest
 import zstandard
+from reject_support import rejected_lines
 
 from mads.data.compression import XZ_MEMORY, DamagedStream, open_stream
 from mads.data.documents import read_lines
@@ -77,10 +80,12 @@ def test_fuzz_lines_before_the_damage_are_exact_and_the_damage_is_counted(tmp_pa
         path.write_bytes(bytes(broken))
         rejects = Rejects()
         found = list(read_lines(str(path), "in", rejects))
-        assert [number for number, _ in found] == list(range(1, len(found) + 1))
+        *blank, last = [("", 0), *rejected_lines(rejects)]  # a flipped bit may make a line end
+        numbers = sorted([number for number, _ in found] + [line for reason, line in blank[1:] if reason == "blank line"])
+        assert numbers == list(range(1, len(found) + len(blank[1:]) + 1))
         if rejects.total:
             damaged += 1
-            assert rejects.counts == {f"damaged {CODEC[ending]}": 1} and rejects.entries[0][2] == len(found) + 1
+            assert last == (f"damaged {CODEC[ending]}", len(numbers) + 1)
         else:
             assert [line for _, line in found] == lines  # checksums: what does not fail is whole
     assert 100 < damaged < 300
@@ -120,3 +125,24 @@ def test_xz_that_asks_for_too_much_memory_is_damage(tmp_path):
     path.write_bytes(bytes(raw))
     with open_stream(str(path)) as stream, pytest.raises(DamagedStream, match="[Mm]emory"):
         stream.read()
+
+
+_READ_DAMAGED = """
+import resource, sys
+from mads.data.files import FilesSource
+from mads.data.rejects import Rejects
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+rejects = Rejects()
+for _ in range(100):
+    assert not list(FilesSource([sys.argv[1]]).documents(rejects))
+print(rejects.total)
+"""
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_damaged_text_files_leave_no_memory_behind(tmp_path, ending):
+    """Each read asks for up to 64 MiB; what pyarrow was to fill when it failed was never freed."""
+    path = tmp_path / f"in.txt.{ending}"
+    path.write_bytes(PACK[ending](content())[:-20])
+    done = subprocess.run([sys.executable, "-c", _READ_DAMAGED, str(path)], capture_output=True, text=True)
+    assert done.stdout.strip() == "100", done.stderr[-500:]

@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+from reject_support import rejected_lines
 
 from mads.data.documents import Document, JsonlSource, Rejects, find_files, read_lines, without_duplicates
 from mads.data.schema import DataError
@@ -131,7 +132,7 @@ def test_a_line_over_the_limit_is_one_reject(tmp_path):
     path.write_bytes(b"a" * 5 + b"\n" + b"b" * 25 + b"\n" + b"c" * 10 + b"\n" + b"d" * 9 + b"\n" + b"e" * 30)
     rejects = Rejects()
     assert [n for n, _ in read_lines(str(path), "in", rejects, max_line_bytes=10)] == [1, 4]
-    assert [line for _, _, line, _ in rejects.entries] == [2, 3, 5]
+    assert [line for _, line in rejected_lines(rejects)] == [2, 3, 5]
 
 
 def test_byte_order_mark_is_not_part_of_the_first_line(tmp_path):
@@ -154,7 +155,7 @@ def test_too_many_rejects_show_counts_and_the_first():
     for line in range(1, 8):
         rejects.add("malformed JSON", "in.jsonl", line, "why")
     rejects.raise_if_too_many(accepted=93, max_fraction=0.07)
-    with pytest.raises(DataError, match=r"7 of 99 .*7 malformed JSON(.|\n)*in.jsonl:1: malformed JSON \(why\)"):
+    with pytest.raises(DataError, match=r"7 of 99 .*7 malformed JSON(.|\n)*in.jsonl:1: malformed JSON \(1 to 7: why\)"):
         rejects.raise_if_too_many(accepted=92, max_fraction=0.07)
     Rejects().raise_if_too_many(accepted=0, max_fraction=0.0)
 
@@ -196,7 +197,7 @@ def test_fuzz_every_line_is_a_document_or_a_reject(tmp_path):
         content = b"\n".join(lines)
         path.write_bytes(content)
         documents, rejects = read(JsonlSource([str(path)]))
-        numbers = [d.line for d in documents] + [line for _, _, line, _ in rejects.entries]
+        numbers = [d.line for d in documents] + [line for _, line in rejected_lines(rejects)]
         expected = content.split(b"\n")
         expected = expected[:-1] if expected[-1] == b"" else expected
         assert sorted(numbers) == list(range(1, len(expected) + 1))

@@ -107,8 +107,8 @@ def test_a_column_that_is_missing_or_no_text_rejects_every_row_in_one_entry(tmp_
     path = tmp_path / f"in.{ending}"
     WRITERS[ending](path, table(TEXTS))
     for settings, reason, words in [
-        ({"text_field": "content"}, "missing field", "rows 1 to 4: 'content', the columns are ['id', 'text', 'domain']"),
-        ({"domain_field": "id"}, "wrong type", "rows 1 to 4: 'id' is a column of int64, not of strings"),
+        ({"text_field": "content"}, "missing field", "1 to 4: 'content', the columns are ['id', 'text', 'domain']"),
+        ({"domain_field": "id"}, "wrong type", "1 to 4: 'id' is a column of int64, not of strings"),
     ]:
         found, rejects = read(path, **settings)
         assert not found and rejects.counts == {reason: 4} and rejects.total == 4
@@ -131,7 +131,7 @@ def test_a_damaged_row_group_is_counted_and_the_next_one_is_read(tmp_path):
     path.write_bytes(bytes(raw))
     found, rejects = read(path)
     assert [d.line for d in found] == [*range(1, 101), *range(201, 301)]
-    assert rejects.counts == {"damaged parquet": 100} and rejects.entries[0][3].startswith("rows 101 to 200: row group 1: ")
+    assert rejects.counts == {"damaged parquet": 100} and rejects.entries[0][3].startswith("101 to 200: row group 1: ")
 
 
 def test_a_cut_arrow_stream_and_bytes_behind_it_are_damage(tmp_path):
@@ -253,12 +253,16 @@ def test_rejects_beyond_the_memory_limit_are_listed_from_disk(tmp_path, monkeypa
     monkeypatch.setattr(rejects_module, "_ENTRIES_IN_MEMORY", 3)
     rejects, other = Rejects(), Rejects()
     for line in range(1, 8):
-        (rejects if line < 6 else other).add("wrong type", "ä.jsonl", line, "détail", count=line)
+        (rejects if line < 6 else other).add("wrong type", "ä.jsonl", line, f"détail {line % 2}", count=line)
     rejects.extend(other)
     assert len(rejects.entries) == 3 and rejects.total == 28 and rejects.counts == {"wrong type": 28}
     rejects.write(tmp_path / "rejected.jsonl")
     written = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
-    assert written == [{"reason": "wrong type", "origin": "ä.jsonl", "line": n, "detail": "détail"} for n in range(1, 8)]
+    ranges = ["", *(f"{n} to {2 * n - 1}: " for n in range(2, 8))]
+    assert written == [
+        {"reason": "wrong type", "origin": "ä.jsonl", "line": n, "detail": f"{span}détail {n % 2}"}
+        for n, span in enumerate(ranges, 1)
+    ]
 
 
 _READ = """

@@ -1,6 +1,7 @@
 """D6: the files are read and written by an independent parser in this test, byte for byte."""
 
 import os
+import pickle
 import struct
 
 import numpy as np
@@ -10,10 +11,10 @@ from mads.data.indexed import IndexedReader, IndexedWriter, token_dtype
 from mads.data.schema import DataError
 
 
-def write_plain(prefix, sequences, documents, code, dtype, tokens=None):
-    """An independent writer: struct and bytes only. `documents` is the whole document index."""
+def write_plain(prefix, sequences, documents, code, dtype, tokens=None, pointers=None):
+    """An independent writer: struct and bytes only. `documents` is the whole document index; no pointers: without gaps."""
     item = np.dtype(dtype).itemsize
-    pointers = [item * sum(sequences[:i]) for i in range(len(sequences))]
+    pointers = pointers or [item * sum(sequences[:i]) for i in range(len(sequences))]
     with open(f"{prefix}.idx", "wb") as f:
         f.write(b"MMIDIDX\x00\x00" + struct.pack("<Q", 1) + struct.pack("<B", code))
         f.write(struct.pack("<QQ", len(sequences), len(documents)))
@@ -82,6 +83,40 @@ def test_d6_more_than_2_to_the_31_tokens_on_a_sparse_file(tmp_path):
     assert reader[3].tolist() == [7, 8, 9] and reader[2][0] == 5 and len(reader[2]) == 2**30 + 5
 
 
+def test_d6_an_index_may_leave_documents_out(tmp_path):
+    tokens = list(range(20))
+    write_plain(tmp_path / "s", [3, 4, 2], [0, 2, 2, 3], 8, np.uint16, tokens, [4, 10, 30])  # gaps before, between and behind
+    reader = IndexedReader(tmp_path / "s")
+    assert [r.tolist() for r in reader] == [[2, 3, 4], [5, 6, 7, 8], [15, 16]] and len(reader.tokens) == 20
+    again = pickle.loads(pickle.dumps(reader))  # as a worker process gets it
+    assert [r.tolist() for r in again] == [[2, 3, 4], [5, 6, 7, 8], [15, 16]]
+    write_plain(tmp_path / "s", [3, 4], [0, 2, 2], 8, np.uint16, tokens)  # the last document is left out
+    assert len(IndexedReader(tmp_path / "s")) == 2
+    write_plain(tmp_path / "s", [3, 4], [0, 1, 2], 8, np.uint16, tokens)  # no document is: the file does not belong to the index
+    with pytest.raises(DataError, match="has 40 bytes; s.idx describes 7 tokens of uint16, 14 bytes"):
+        IndexedReader(tmp_path / "s")
+
+
+def test_d6_an_index_longer_than_a_piece_is_checked_and_written_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("mads.data.indexed._CHUNK", 4)
+    lengths, documents = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [0, 2, 2, 3, 7, 8, 11]
+    tokens = np.random.default_rng(2).integers(0, 60000, sum(lengths)).tolist()
+    write_plain(tmp_path / "a", lengths, documents, 8, np.uint16, tokens)
+    reader = IndexedReader(tmp_path / "a")
+    with IndexedWriter(tmp_path / "b", np.uint16) as writer:
+        for first, last in zip(documents[:-1], documents[1:]):
+            writer.add_document(
+                np.concatenate([reader.tokens[:0], *(reader[i] for i in range(first, last))]), lengths[first:last]
+            )
+    assert (tmp_path / "a.idx").read_bytes() == (tmp_path / "b.idx").read_bytes()
+    for sequence in range(1, len(lengths)):  # one offset too early by a token, in every piece and on its borders
+        pointers = (2 * np.cumsum([0, *lengths[:-1]])).tolist()
+        pointers[sequence] -= 2
+        write_plain(tmp_path / "a", lengths, documents, 8, np.uint16, None, pointers)
+        with pytest.raises(DataError, match=f"sequence {sequence} of 11"):
+            IndexedReader(tmp_path / "a")
+
+
 def test_d6_empty_files(tmp_path):
     IndexedWriter(tmp_path / "s", np.uint16).close()
     assert parse_plain(tmp_path / "s") == (8, [], [0])
@@ -109,11 +144,21 @@ def test_d6_damaged_index_is_an_error(tmp_path):
             IndexedReader(tmp_path / "s")
     write_plain(tmp_path / "s", [3, 4], [0, 2], 8, np.uint16, [1] * 7)
     raw = bytearray((tmp_path / "s.idx").read_bytes())
-    for offset, match in ((0, "no MMIDIDX"), (9, "version"), (17, "dtype code"), (34 + 8 + 8, "byte offsets")):
+    for offset, match in ((0, "no MMIDIDX"), (9, "version"), (17, "dtype code"), (34 + 8 + 8, "describes 39 tokens")):
         broken = raw.copy()
         broken[offset] ^= 0x40
         (tmp_path / "s.idx").write_bytes(broken)
         with pytest.raises(DataError, match=match):
+            IndexedReader(tmp_path / "s")
+    for pointers in (
+        [0, 7],
+        [0, 4],
+        [2, 6],
+        [-8, 6],
+        [0, 2**62],
+    ):  # half a token, overlap, no room, before the file, far behind it
+        write_plain(tmp_path / "s", [3, 4], [0, 2], 8, np.uint16, [1] * 7, pointers)
+        with pytest.raises(DataError, match="inside another sequence or a token|describes"):
             IndexedReader(tmp_path / "s")
     (tmp_path / "s.idx").unlink()
     with pytest.raises(DataError, match="No such file"):

@@ -1,5 +1,6 @@
 import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mads.data.batch import IGNORE
 from mads.data.ledger import Ledger
 from mads.data.loader import Loader
 from mads.data.packing import pack
+from mads.data.pool import Pool
 from mads.data.schema import DataError
 
 SEQ, GLOBAL = 32, 8
@@ -31,13 +33,17 @@ def own_pool(folder):
     return pool, np.random.default_rng(5).permutation(pool.ids)
 
 
-def steps(pool, ids, *, micro=2, rank=0, size=1, prefetch=0, position=0, count=None):
-    with Loader(pool, SEQ, GLOBAL, micro, rank, size, prefetch) as loader:
+def rest_of(loader):
+    out = []
+    while not loader.exhausted:
+        out.append(loader.next())
+    return out
+
+
+def steps(pool, ids, *, micro=2, rank=0, size=1, prefetch=0, position=0, count=None, workers=0):
+    with Loader(pool, SEQ, GLOBAL, micro, rank, size, prefetch, workers) as loader:
         loader.begin_round(3, ids, position)
-        out = []
-        while loader.batches_left and (count is None or len(out) < count):
-            out.append(loader.next())
-        return out
+        return rest_of(loader) if count is None else [loader.next() for _ in range(count)]
 
 
 def rows_of(step):
@@ -75,7 +81,7 @@ def test_d2_same_global_batch_for_every_dp_size_and_ranks_disjoint(pool, ids, si
 
 
 def test_d2_batches_hold_the_rows_of_the_packing_in_order(pool, ids):
-    packing = pack(pool.lengths[pool.positions_of(ids)], SEQ)
+    packing = pack(pool.lengths[pool.positions_of(ids)], SEQ)  # the whole list at once
     got = steps(pool, ids)
     assert len(got) == packing.rows // GLOBAL
     for n, step in enumerate(got):
@@ -153,9 +159,10 @@ def test_d4_resume_on_another_dp_size_and_at_the_end_of_the_round(pool, ids):
         with Loader(pool, SEQ, GLOBAL, 2, rank, 4, prefetch=2) as loader:
             loader.check_state(state)
             loader.begin_round(state["round"], ids, state["position"])
-            check_same([loader.next() for _ in range(loader.batches_left)], whole[rank][3:])
+            assert loader.tokens_left == pool.lengths[pool.positions_of(ids)].sum() - sum(step.tokens for step in whole[rank][:3])
+            check_same(rest_of(loader), whole[rank][3:])
             loader.begin_round(3, ids, position=len(whole[0]))
-            assert loader.batches_left == 0
+            assert loader.exhausted and loader.tokens_left < GLOBAL * SEQ
             with pytest.raises(DataError, match="round 3 has no batch left"):
                 loader.next()
 
@@ -165,10 +172,28 @@ def test_d4_checkpoint_of_other_data_or_shape_is_refused(pool, tmp_path):
     loader = Loader(pool, SEQ, GLOBAL, 2, 0, 1)
     with pytest.raises(DataError) as error:
         loader.check_state(Loader(other, SEQ, GLOBAL, 2, 0, 1).state())
-    assert pool.fingerprint in str(error.value) and other.fingerprint in str(error.value)
+    assert pool.manifest.shards_fingerprint("train", 2) in str(error.value) and other.fingerprint in str(error.value)
     with pytest.raises(DataError, match="global_batch_size 4, this run has 8"):
         loader.check_state(Loader(pool, SEQ, 4, 2, 0, 1).state())
     loader.check_state(Loader(pool, SEQ, GLOBAL, 1, 1, 4).state())
+
+
+def test_d4_a_pool_that_grew_continues_and_one_that_shrank_is_refused(pool):
+    check_grown(pool, None)
+
+
+def check_grown(pool, _):
+    small = Pool.open(Path(pool.readers[0].bin_path).parents[1], shards=2)
+    ids = np.random.default_rng(1).permutation(small.ids)
+    before, after = Loader(small, SEQ, GLOBAL, 2, 0, 1), Loader(pool, SEQ, GLOBAL, 2, 0, 1)
+    before.begin_round(4, ids)
+    before.next()
+    after.check_state(before.state())
+    after.begin_round(4, ids, before.state()["position"])
+    check_same(rest_of(after), rest_of(before))
+    assert len(pool.shards) > 2 and after.state()["shards"] == len(pool.shards)
+    with pytest.raises(DataError, match=f"trained on {len(pool.shards)} shards .* data.dir holds 2"):
+        before.check_state(after.state())
 
 
 def test_d5_ledger_counts_what_was_consumed_and_no_sample_comes_twice(pool, ids):
@@ -195,7 +220,7 @@ def test_rounds_follow_each_other_with_prefetch(pool, ids):
         loader.begin_round(0, ids)
         loader.next()
         loader.begin_round(1, ids[::-1])
-        got = [loader.next() for _ in range(loader.batches_left)]
+        got = rest_of(loader)
     check_same(got, steps(pool, ids[::-1]))
 
 
@@ -218,6 +243,8 @@ def test_impossible_shapes_name_the_numbers(pool):
         Loader(pool, SEQ, 8, 3, 0, 2)
     with pytest.raises(ValueError, match="dp_rank 2 of dp_size 2"):
         Loader(pool, SEQ, 8, 2, 2, 2)
+    with pytest.raises(ValueError, match="prefetch 0, workers 1"):
+        Loader(pool, SEQ, 8, 2, 0, 1, prefetch=0, workers=1)
     with pytest.raises(ValueError, match="seq_length 16 is shorter"):
         Loader(pool, 16, 8, 2, 0, 1)
 
@@ -228,21 +255,62 @@ def test_an_error_while_packing_surfaces_in_next_and_can_be_retried(pool, ids, p
     with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch) as loader:
         loader.begin_round(3, ids)
         first = loader.next()
-        original, fail = pool.tokens, [True]
+        original, fail = pool.token_shards.tokens, [True]
 
         def broken(positions):
             if fail[0]:
                 raise OSError("disk gone")
             return original(positions)
 
-        monkeypatch.setattr(pool, "tokens", broken)
+        monkeypatch.setattr(pool.token_shards, "tokens", broken)
         with pytest.raises(OSError, match="disk gone"):
             for _ in range(3):  # some batches may have been packed before the fault
                 first = loader.next()
         fail[0] = False
         at = loader.position
-        check_same([loader.next() for _ in range(loader.batches_left)], expected[at:])
+        check_same(rest_of(loader), expected[at:])
         assert first.sample_ids.tolist() == expected[at - 1].sample_ids.tolist()
+
+
+def check_read_ahead(pool, ids):
+    """Samples whose pages were asked for are the pool's, in their order."""
+    loader = Loader(pool, SEQ, GLOBAL, 4, 1, 2)
+    loader.begin_round(3, ids)
+    got = rest_of(loader)
+    for step in got:
+        assert len(set(step.sample_ids.tolist())) == len(step.sample_ids)
+    decided = pack(pool.lengths[pool.positions_of(ids)], SEQ)
+    taken = np.concatenate([step.sample_ids for step in got])
+    assert taken.tolist() == ids[decided.order[: len(taken)]].tolist()
+
+
+def test_read_ahead_leaves_the_samples_as_they_are(pool, ids):
+    check_read_ahead(pool, ids)
+
+
+def check_other_shards(pool, ids):
+    """The state names the shards by their content."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = make_pool(folder, documents=80, seed=9, seq_length=SEQ)
+        with pytest.raises(DataError, match="was trained on"):
+            Loader(pool, SEQ, GLOBAL, 2, 0, 1).check_state(Loader(other, SEQ, GLOBAL, 2, 0, 1).state())
+
+
+def test_d4_shards_are_known_by_their_content(pool, ids):
+    check_other_shards(pool, ids)
+
+
+def test_rows_are_packed_and_pages_asked_for_a_step_ahead_and_no_further(pool, ids, monkeypatch):
+    asked, expected = [], steps(pool, ids)
+    monkeypatch.setattr(pool.token_shards, "will_need", lambda positions: asked.append(positions.tolist()))
+    loader = Loader(pool, SEQ, GLOBAL, 4, 1, 2)
+    loader.begin_round(3, ids)
+    for step in range(3):
+        got = loader.next()
+        assert sorted(loader._plans) == [step + 1] and len(asked) == step + 2
+        own = [p for p in got.sample_positions.tolist() if p in asked[step]]
+        assert own == asked[step] and 0 < len(own) < len(got.sample_positions)  # this rank's samples, no others
+    assert got.sample_ids.tolist() == expected[2].sample_ids.tolist()
 
 
 def test_close_ends_the_thread(pool, ids):

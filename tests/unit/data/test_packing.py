@@ -3,59 +3,92 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mads.data import packing as packing_module
 from mads.data.batch import IGNORE, make_batch, sum_by_sample, tokens_by_sample
-from mads.data.packing import pack
+from mads.data.packing import Packer, pack
 from mads.data.schema import DataError
 
 
-def best_fit_oracle(lengths, seq_length, open_rows):
+def best_fit_oracle(lengths, seq_length, open_rows, span):
     """Best fit by exhaustive search over open rows; rows numbered in the order they were opened."""
-    rows, open_, smallest = [], [], min((n for n in lengths if n < seq_length), default=1)
+    rows, reached, short = [], {}, []  # [free, members]; open row -> when it reached its free space; rows of short samples
     for i, n in enumerate(lengths):
-        fitting = [r for r in open_ if rows[r][0] >= n]
+        for r in [r for r in reached if rows[r][1][0] < i - span]:
+            del reached[r]
+        fitting = [r for r in reached if rows[r][0] >= n]
         if n == seq_length or not fitting:
             rows.append([seq_length - n, [i]])
             row = len(rows) - 1
+            if n < seq_length:
+                short.append(row)
+                if len(short) > open_rows:
+                    reached.pop(short[-open_rows - 1], None)
         else:  # least free space; of equals the row that reached it last
-            row = min(fitting, key=lambda r: (rows[r][0], -open_.index(r)))
-            open_.remove(row)
+            row = min(fitting, key=lambda r: (rows[r][0], -reached[r]))
             rows[row][0] -= n
             rows[row][1].append(i)
-        if n < seq_length and rows[row][0] >= smallest:
-            open_.append(row)
-            if len(open_) > open_rows:
-                open_.remove(min(open_, key=lambda r: (rows[r][0], -open_.index(r))))
+        reached[row] = i
+        if not rows[row][0]:
+            del reached[row]
     return [members for _, members in rows]
+
+
+def random_lengths(seed, count, seq_length, low, high):
+    return np.minimum(np.random.default_rng(seed).integers(low, high + 1, count), seq_length)
+
+
+def check_packing(seq_length, low, high, open_rows, span, chunk):
+    """Against the oracle, taken by one, by seven and all at once."""
+    before = Packer.SPAN, packing_module._CHUNK
+    Packer.SPAN, packing_module._CHUNK = span, chunk
+    try:
+        for seed in range(4):
+            lengths = random_lengths(seed, 150, seq_length, low, high)
+            expected = best_fit_oracle(lengths.tolist(), seq_length, open_rows, span)
+            for count in (1, 7, 0):
+                packer, got = Packer(lengths, seq_length, open_rows), []
+                while count and (packing := packer.take(count)) is not None:
+                    assert packing.rows == count
+                    got.append(packing)
+                got.append(packer.take_all())
+                assert [p.samples_of_row(r).tolist() for p in got for r in range(p.rows)] == expected
+    finally:
+        Packer.SPAN, packing_module._CHUNK = before
 
 
 @pytest.mark.parametrize(
     "seq_length, low, high, open_rows", [(16, 1, 16, 3), (32, 4, 40, 64), (7, 1, 7, 1), (64, 30, 64, 2), (5, 5, 9, 4)]
 )
-def test_packing_equals_brute_force_best_fit(seq_length, low, high, open_rows):
-    for seed in range(6):
-        lengths = np.minimum(np.random.default_rng(seed).integers(low, high + 1, 150), seq_length)
-        packing = pack(lengths, seq_length, open_rows)
-        rows = [packing.samples_of_row(r).tolist() for r in range(packing.rows)]
-        assert rows == best_fit_oracle(lengths.tolist(), seq_length, open_rows)
+@pytest.mark.parametrize("span, chunk", [(1 << 15, 4096), (9, 4096), (1 << 15, 5), (9, 1), (40, 7)])
+def test_packing_equals_brute_force_best_fit_however_it_is_taken(seq_length, low, high, open_rows, span, chunk):
+    check_packing(seq_length, low, high, open_rows, span, chunk)
 
 
-def test_packing_places_every_sample_once_and_counts_targets():
-    lengths = np.random.default_rng(0).integers(1, 33, 500)
+def test_rows_come_out_long_before_the_last_sample_is_placed():
+    lengths = random_lengths(0, 200_000, 64, 4, 64)
+    lengths[1000:] = 64  # one row of short samples stays open beside full rows
+    lengths[5] = 3
+    packer = Packer(lengths, 64)
+    assert packer.take(100).rows == 100 and packer._placed < 60_000
+    assert Packer(random_lengths(1, 200_000, 64, 4, 64), 64).take(8).rows == 8
+
+
+def test_packing_places_every_sample_once_and_fills_rows():
+    lengths = random_lengths(0, 20_000, 32, 1, 32)
     packing = pack(lengths, 32)
-    assert sorted(packing.order.tolist()) == list(range(500))
+    assert sorted(packing.order.tolist()) == list(range(20_000))
     rows = [packing.samples_of_row(r) for r in range(packing.rows)]
-    assert all(lengths[row].sum() <= 32 for row in rows)
-    assert packing.valid_tokens(3, 9) == sum(int((lengths[row] - 1).sum()) for row in rows[3:9])
-    assert packing.tokens(0, packing.rows) == lengths.sum() and packing.valid_tokens(5, 5) == 0
-    assert np.array_equal(packing.samples_of_rows(2, 5), np.concatenate(rows[2:5]))
+    assert all(lengths[row].sum() <= 32 for row in rows) and lengths.sum() > 0.97 * 32 * packing.rows
     first = [row[0] for row in rows]
     assert first == sorted(first)  # early decisions come first
 
 
 def test_packing_edge_cases():
-    assert pack(np.zeros(0, int), 8).rows == 0
+    assert pack(np.zeros(0, int), 8).rows == 0 and Packer(np.zeros(0, int), 8).take(1) is None
     full = pack(np.full(5, 8), 8)
     assert full.rows == 5 and full.order.tolist() == list(range(5))
+    packer = Packer(np.full(5, 8), 8)
+    assert packer.take(6) is None and packer.take(5).order.tolist() == list(range(5)) and packer.take(0).rows == 0
     with pytest.raises(DataError, match="sample 1 of the list has 9 tokens"):
         pack(np.array([3, 9]), 8)
     with pytest.raises(DataError, match="sample 0 of the list has 0 tokens"):

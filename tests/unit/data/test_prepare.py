@@ -1,4 +1,3 @@
-import fcntl
 import hashlib
 import json
 
@@ -8,22 +7,34 @@ import pytest
 from mads.data.documents import JsonlSource
 from mads.data.pool import Pool
 from mads.data.prepare import prepare
+from mads.data.prepare.board import Board, open_board, write_json
 from mads.data.references import JsonlReferences
 from mads.data.schema import AttributeSchema, DataError, Manifest
 from mads.data.settings import PrepareSettings
-from mads.data.split import Corpus
 from mads.data.tokenizer import Tokenizer, train_sentencepiece
+from mads.label.base import FittedLabeller
 
 SETTINGS = dict(
-    vocab_size=320, seq_length=32, min_sample_tokens=8, heldout_fraction=0.1, shard_tokens=1200, seed=3, max_rejected_fraction=0.2
+    vocab_size=320,
+    seq_length=32,
+    min_sample_tokens=8,
+    heldout_fraction=0.1,
+    shard_megabytes=0.006,
+    seed=3,
+    max_rejected_fraction=0.2,
 )
 WORDS = "rain fell softly over the old harbour while boats turned and import numpy return self value budget vote law 7 42".split()
 
 
-class LengthLabeller:
+class LengthLabeller(FittedLabeller):
     """Label by the number of characters, value = that number: a function of the text that the test can compute itself."""
 
     name = "length"
+    _fitted = True
+    seen = ()
+
+    def _restore(self, facts, arrays):
+        pass
 
     def fit(self, documents):
         self.seen = [d.text for d in documents]
@@ -36,11 +47,18 @@ class LengthLabeller:
         return AttributeSchema("length", ("short", "long"), continuous=True, provenance={"border": 200})
 
 
-class DomainOf:
+class DomainOf(FittedLabeller):
     name = "domain"
 
     def fit(self, documents):
-        self.names = sorted({d.domain for d in documents})
+        self._restore({"names": sorted({d.domain for d in documents})}, {})
+        self._fitted = True
+
+    def _facts(self):
+        return {"names": self.names}
+
+    def _restore(self, facts, arrays):
+        self.names = facts["names"]
 
     def label(self, documents):
         return np.array([self.names.index(d.domain) for d in documents], dtype=np.uint16), None
@@ -145,7 +163,7 @@ def test_equal_texts_never_lie_on_both_sides(tmp_path):
     again = [{"text": r["text"], "domain": "code" if r["domain"] == "news" else "news"} for r in rows]
     with open(tmp_path / "corpus.jsonl", "a") as f:
         f.writelines(json.dumps(r) + "\n" for r in again)
-    run(tmp_path, heldout_fraction=0.3)
+    run(tmp_path, heldout_fraction=0.3, exact_duplicates=False)
     train, held = ({t for t, _, _ in documents_of(tmp_path / "out", part)[1]} for part in ("train", "heldout"))
     assert held and train and not train & held
 
@@ -155,14 +173,13 @@ def hashes(directory):
     return {p.relative_to(directory).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_same_input_gives_the_same_bytes_and_a_larger_than_memory_source_too(tmp_path, corpus, monkeypatch):
+def test_same_input_gives_the_same_bytes_in_small_batches_too(tmp_path, corpus, monkeypatch):
     run(tmp_path, "a")
     run(tmp_path, "b")
-    monkeypatch.setattr("mads.data.prepare.Corpus", lambda source: Corpus(source, memory_bytes=10))
-    monkeypatch.setattr("mads.data.prepare._BATCH_BYTES", 500)
+    monkeypatch.setattr("mads.data.prepare.shards._BATCH_BYTES", 500)
     run(tmp_path, "c")
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b") == hashes(tmp_path / "c")
-    assert "preparing" not in hashes(tmp_path / "a") and not any(n.endswith(".tmp") for n in hashes(tmp_path / "a"))
+    assert not any("work" in n or n.endswith(".tmp") for n in hashes(tmp_path / "a"))
 
 
 def test_prepared_already_returns_at_once_and_other_settings_are_refused(tmp_path, corpus):
@@ -194,17 +211,42 @@ def test_an_interrupted_preparation_starts_again_cleanly(tmp_path, corpus):
     with pytest.raises(Interrupted):
         run(tmp_path, labellers={"length": Broken(), "domain": DomainOf()})
     out = tmp_path / "out"
-    assert not (out / "manifest.json").exists()
+    assert not (out / "manifest.json").exists() and (out / "tokenizer.model").exists()
     with pytest.raises(DataError, match="mads prepare"):
         Pool.open(out)
+    (out / "train").mkdir(exist_ok=True)
     (out / "train/shard-00099.bin").write_bytes(b"left over")
     (out / "train/shard-00099.idx.tmp").write_bytes(b"left over")
     (out / "notes.txt").write_text("mine")
     lines = []
-    run(tmp_path, lines=lines)
+    run(tmp_path, lines=lines)  # other settings: the class of a labeller is one
     assert any("removed" in line for line in lines) and (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
     assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def test_an_interrupted_preparation_goes_on_where_it_was(tmp_path, corpus, monkeypatch):
+    calls = []
+
+    def breaks(self, documents, label=LengthLabeller.label):
+        calls.append(len(documents))
+        if len(calls) > 2:
+            raise Interrupted
+        return label(self, documents)
+
+    lines = []
+    run(tmp_path, "whole")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(LengthLabeller, "label", breaks)
+        run(tmp_path)
+    shards = sorted((tmp_path / "out/train").glob("shard-*.bin"))
+    before = {path: path.stat().st_mtime_ns for path in [*shards, tmp_path / "out/tokenizer.model"]}
+    assert len(shards) == 2
+    (tmp_path / "out/train/shard-00099.bin").write_bytes(b"left over")
+    run(tmp_path, lines=lines)
+    assert "going on with the unfinished preparation" in lines[0] and any("removed 1 files" in line for line in lines)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
 def test_a_damaged_directory_is_prepared_again(tmp_path, corpus):
@@ -217,7 +259,7 @@ def test_a_damaged_directory_is_prepared_again(tmp_path, corpus):
     assert "should have" in lines[0] and hashes(tmp_path / "out") == good
 
 
-def test_foreign_and_busy_directories_are_left_alone(tmp_path, corpus):
+def test_foreign_directories_are_left_alone(tmp_path, corpus):
     (tmp_path / "out/references").mkdir(parents=True)
     (tmp_path / "out/references/mine.jsonl").write_text("{}")
     with pytest.raises(DataError, match=r"no preparation wrote \(references\); choose another data.dir"):
@@ -227,11 +269,20 @@ def test_foreign_and_busy_directories_are_left_alone(tmp_path, corpus):
     (tmp_path / "web/manifest.json").write_text('{"name": "app"}')
     with pytest.raises(DataError, match="is not a manifest of mads"):
         run(tmp_path, "web")
-    (tmp_path / "busy").mkdir()
-    with open(tmp_path / "busy/preparing", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is preparing"):
-            run(tmp_path, "busy")
+
+
+def test_a_directory_that_another_process_prepares_with_other_settings_is_left_alone(tmp_path, corpus, monkeypatch):
+    elsewhere = {"machine": "another", "pid": 1, "started": "1"}
+    job = open_board(tmp_path / "busy", {"generation": 0, "settings": {"seq_length": 64}})
+    assert job["settings"] == {"seq_length": 64}
+    write_json(tmp_path / "busy/work/claims/survey-00000", elsewhere)
+    with pytest.raises(DataError, match=r"another process is preparing .* with other settings .*it is at survey-00000"):
+        run(tmp_path, "busy")
+    assert (tmp_path / "busy/work/claims/survey-00000").exists()
+    # not renewed for too long: its owner is gone, whatever the clocks of the two machines say
+    monkeypatch.setattr("mads.data.prepare.board.STALE_S", 0.0)
+    board = Board(tmp_path / "busy")
+    assert not board.claim("survey-00000") and board.claim("survey-00000")
 
 
 def test_bad_input_is_explained(tmp_path):
@@ -251,7 +302,8 @@ def test_bad_input_is_explained(tmp_path):
     run(tmp_path, "short", seq_length=4096, lines=lines, references=False)
     assert any("no document fills seq_length=4096; the longest sample has" in line for line in lines)
     assert any("no reference tasks" in line for line in lines)
-    (tmp_path / "corpus.jsonl").write_text((tmp_path / "corpus.jsonl").read_text() + '{"text": "w", "domain": "news"}\n' * 40)
+    short = "".join(json.dumps({"text": f"w{i}", "domain": "news"}) + "\n" for i in range(40))
+    (tmp_path / "corpus.jsonl").write_text((tmp_path / "corpus.jsonl").read_text() + short)
     with pytest.raises(DataError, match="40 of 100 inputs were rejected.*40 too short"):
         run(tmp_path, "many")
 

@@ -14,6 +14,7 @@ from mads.label.domain import DomainLabeller
 from mads.label.quality import LABELS, QualityLabeller, bins_of
 from mads.label.sampling import choose
 from mads.label.topic import TopicLabeller
+from mads.label.vocabulary import Vocabulary
 
 SUBJECTS = {
     "space": "rocket orbit planet shuttle launch astronaut moon telescope comet gravity".split(),
@@ -110,10 +111,9 @@ def test_topics_find_the_subjects_and_are_named_after_them(topic):
 
 
 def test_topic_names_are_unique_even_for_equal_clusters():
-    labeller = TopicLabeller(topics=6, seed=0)
-    labeller._columns = {"alpha": 0, "beta": 1, "gamma": 2, "delta": 3}
-    labeller._weights = np.zeros((4, 6))  # six empty clusters that nothing tells apart, and only four words
-    names = labeller._name_topics(scipy.sparse.csr_matrix((5, 4)), np.full(5, -1))
+    vocabulary = Vocabulary(["alpha", "beta", "gamma", "delta"], np.ones(4))
+    # six empty clusters that nothing tells apart, and only four words
+    names = vocabulary.name_clusters(scipy.sparse.csr_matrix((5, 4)), np.full(5, -1), np.zeros((4, 6)))
     assert names[:2] == ("alpha-beta-gamma", "alpha-beta-gamma-delta") and len(set(names)) == 6
 
 

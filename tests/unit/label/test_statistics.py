@@ -96,6 +96,10 @@ def plain(text):
 
 
 def test_statistics_equal_plain_python_document_by_document():
+    check_statistics_equal_plain_python()
+
+
+def check_statistics_equal_plain_python():
     texts = random_texts(300)
     found = text_statistics(texts, split_words(texts))
     seen = Counter()
@@ -205,3 +209,14 @@ def test_each_rule_at_its_threshold(rule, field, passing, failing):
     assert all(rule(with_value(v))[0] for v in passing) and not any(rule(with_value(v))[0] for v in failing)
     assert 0.8 < rules.rule_score(with_value(failing[0]))[0] < 1.0  # one failed rule costs, and does not zero
     assert rules.rule_score(good_statistics()) == 1.0
+
+
+def test_words_are_those_of_python_whatever_the_white_space():
+    spaces = [chr(i) for i in range(0x3100) if chr(i).isspace()] + ["\ufeff", "\u200b", "\u2060"]  # the last three are none
+    texts = ["".join(f"w{i}{s}" * 2 for i, s in enumerate(spaces)), *spaces, *(f"{s}a{s}b{s}a" for s in spaces), "", "é e\u0301"]
+    batch = split_words(texts)
+    for i, text in enumerate(texts):
+        assert [batch.vocabulary[w] for w in batch.word[batch.document == i]] == text.split()
+    in_order = [word for text in texts for word in text.split()]
+    assert batch.vocabulary == list(dict.fromkeys(in_order))
+    assert batch.lengths.tolist() == [len(word) for word in batch.vocabulary]

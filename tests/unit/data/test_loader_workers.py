@@ -1,0 +1,124 @@
+"""D4 with worker processes: the same batches bit for bit, in every round; their errors and their ends."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from test_loader import GLOBAL, SEQ, check_same, own_pool, rest_of, steps
+
+from mads.data.loader import Loader
+from mads.data.schema import DataError
+
+ENDLESS = """
+import sys
+import numpy as np
+from mads.data.loader import Loader
+from mads.data.pool import Pool
+
+if __name__ == "__main__":
+    pool = Pool.open(sys.argv[1])
+    loader = Loader(pool, 32, 8, 2, 0, 1, prefetch=2, workers=2)
+    loader.begin_round(0, pool.ids[:])
+    loader.next()
+    print(*(p.pid for p in __import__("multiprocessing").active_children()), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return own_pool(tmp_path_factory.mktemp("pool"))
+
+
+def worker_pids():
+    return [p.pid for p in multiprocessing.active_children() if "Dataloader" in p.name or "ForkServer" in type(p).__name__]
+
+
+def check_workers(pool, ids, workers=2, prefetch=3):
+    """Two rounds, one of them left in the middle, then a resumed one: all by the same processes."""
+    with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch, workers) as loader:
+        loader.begin_round(0, ids)
+        first = [loader.next() for _ in range(2)]
+        pids = sorted(worker_pids())
+        loader.begin_round(1, ids[::-1])
+        second = rest_of(loader)
+        loader.begin_round(3, ids, 2)
+        third = rest_of(loader)
+        assert len(pids) == workers and sorted(worker_pids()) == pids
+    assert not worker_pids()
+    whole = steps(pool, ids)
+    check_same(first, whole[:2])
+    check_same(second, steps(pool, ids[::-1]))
+    check_same(third, whole[2:])
+
+
+def check_alone(check):
+    """Run a check on a pool of its own (for tests/mutants)."""
+    with tempfile.TemporaryDirectory() as folder:
+        globals()[check](*own_pool(folder))
+
+
+@pytest.mark.parametrize("workers, prefetch", [(1, 1), (2, 3), (2, 50)])
+def test_d4_any_number_of_workers_gives_the_same_batches_in_every_round(data, workers, prefetch):
+    check_workers(*data, workers, prefetch)
+
+
+def check_worker_order(pool, ids):
+    """One worker is slower than the other."""
+    whole = steps(pool, ids)
+    with Loader(pool, SEQ, GLOBAL, 1, 1, 2, prefetch=4, workers=2) as loader:
+        loader.begin_round(3, ids)
+        got = rest_of(loader)
+    check_same(got, steps(pool, ids, micro=1, rank=1, size=2))
+    assert [s.sample_ids.tolist() for s in got] == [s.sample_ids.tolist() for s in whole]
+
+
+def test_d2_workers_of_a_rank_build_that_ranks_rows(data):
+    check_worker_order(*data)
+
+
+def test_an_error_in_a_worker_surfaces_as_what_it_was_and_can_be_retried(tmp_path):
+    pool, ids = own_pool(tmp_path)
+    expected = steps(pool, ids)
+    hidden = tmp_path / "train" / "shard-00000.bin"
+    hidden.rename(tmp_path / "hidden")
+    with Loader(pool, SEQ, GLOBAL, 2, 0, 1, prefetch=2, workers=2) as loader:
+        loader.begin_round(3, ids)
+        with pytest.raises(DataError, match="shard-00000.bin .No such file"):
+            loader.next()  # a worker cannot open its files
+        (tmp_path / "hidden").rename(hidden)
+        check_same([loader.next()], expected[:1])
+        os.kill(worker_pids()[0], signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="exited unexpectedly"):
+            for _ in range(3):  # what was packed already is still handed out
+                loader.next()
+        at = loader.position
+        check_same(rest_of(loader), expected[at:])
+    assert not worker_pids()
+
+
+def test_workers_end_when_the_training_process_is_killed(data, tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    folder = Path(data[0].readers[0].bin_path).parents[1]
+    command = [sys.executable, str(tmp_path / "endless.py"), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2 and all(alive(pid) for pid in pids)
+        process.kill()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
