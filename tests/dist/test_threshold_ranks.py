@@ -65,7 +65,8 @@ def test_x5_a_bad_score_on_one_rank_is_raised_on_all():
 def test_x5_a_rank_that_cannot_read_its_slice_takes_all_with_it():
     zero, one = run_ranks(2, _error_on, 1, "type")
     assert one[0] == "ValueError" and "gave float32" in one[1]
-    assert zero[0] == "RankFailedError" and "survey failed on ranks [1]: rank 1: ValueError: agent 'length' gave float32" in zero[1]
+    assert zero[0] == "RankFailedError"
+    assert "survey failed on ranks [1]: rank 1: ValueError: agent 'length' gave float32" in zero[1]
 
 
 def test_slices_that_do_not_follow_in_rank_order_are_refused():
