@@ -56,7 +56,7 @@ def table(count: int, only: str | None) -> bool:
     sys.path.insert(0, str(TESTS / "fuzz"))
     from fuzz_inputs import DAMAGES
 
-    print("| damage | format | inputs | accepted | altered | rejected by kind | raised | crashes | peak MiB | slowest, s |")
+    print("| damage | format | inputs | accepted | altered | rejected by kind | raised | crashes | peak MiB | slowest, CPU s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     sums, problems = Counter(), []
     for damage, formats in DAMAGES.items():

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from topologies import topology as topology_of
 
 from mads.config.compose import compose
 from mads.data.batch import make_batch
 from mads.data.packing import pack
 from mads.model.decoder import Decoder
-from mads.topology import Grid, Topology
 from mads.train.engine import TrainEngine
 
 
@@ -33,7 +33,7 @@ def make_engine(zero_stage=1, dtype=torch.float32, accumulation=1, seed=0, overr
 
     world = dist.get_world_size()
     cfg = config(f"parallel=zero{zero_stage}", f"train.global_batch_size={2 * world * accumulation}", *overrides)
-    topology = Topology(Grid(dp=world))
+    topology = topology_of(dp=world)
     module = Decoder(cfg.model, seed=seed)
     engine = TrainEngine(module, topology, cfg.parallel, cfg.optim, cfg.train, dtype, torch.device("cpu"))
     return SimpleNamespace(engine=engine, topology=topology, config=cfg)

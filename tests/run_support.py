@@ -96,11 +96,11 @@ def trainer(config):
     """A Trainer on the default group's ranks, data parallel."""
     import torch
     import torch.distributed as dist
+    from topologies import topology as topology_of
 
-    from mads.topology import Grid, Topology
     from mads.train.loop import Trainer
 
-    return Trainer(config, Topology(Grid(dp=dist.get_world_size())), torch.device("cpu"))
+    return Trainer(config, topology_of(dp=dist.get_world_size()), torch.device("cpu"))
 
 
 def curve(run_dir):

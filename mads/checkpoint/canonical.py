@@ -130,6 +130,20 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return state, arrays
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """fp32 weights by parameter name, for one process that does not train.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+    """
+    verify(path)
+    weights = {}
+    for file in _listed(path, ".safetensors", start="weight-"):
+        with safe_open(os.fspath(file), framework="pt") as f:
+            weights |= {name: f.get_tensor(name) for name in f.keys()}
+    return weights
+
+
 def _listed(path: Path, ending: str, start: str = "") -> list[Path]:
     """Files that the manifest vouches for; anything else in the folder is not read."""
     names = json.loads((path / "manifest.json").read_text())["files"]

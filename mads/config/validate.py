@@ -56,6 +56,7 @@ RANGES = {
     "data.heldout_fraction": "(0, 1)",
     "data.shard_megabytes": "(0, inf)",
     "data.max_rejected_fraction": "[0, 1]",
+    "data.hygiene.near_duplicates": "(0, 1]",
     "data.max_megabytes": "(0, inf)",
     "data.tokenizer.train_megabytes": "(0, inf)",
     "train.steps": "[1, inf)",

@@ -50,33 +50,26 @@ def make_batch(rows: Sequence[Sequence[np.ndarray]], seq_length: int) -> PackedB
         raise ValueError("a batch needs at least one row")
     samples = [sample for row in rows for sample in row]
     lengths = np.array([len(sample) for sample in samples], dtype=np.int64)
-    first = np.cumsum([0] + [len(row) for row in rows])  # index of each row's first sample
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    borders = ends[first]  # of the rows in the tokens of all samples, one after another
-    used = np.diff(borders)
+    row_of_sample = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    used = np.bincount(row_of_sample, weights=lengths, minlength=len(rows)).astype(np.int64)
     if used.max() > seq_length or (len(samples) and lengths.min() < 1):
         worst = int(used.argmax())
         raise ValueError(
             f"row {worst} holds {used[worst]} tokens, seq_length is {seq_length}; the shortest sample has {lengths.min()} tokens"
         )
-    fields = np.zeros((4, len(rows), seq_length), np.int64)
-    tokens, labels, positions, segments = fields
-    labels.fill(IGNORE)
-    segments.fill(-1)
+    shape = (len(rows), seq_length)
+    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    labels, segments = np.full(shape, IGNORE, np.int64), np.full(shape, -1, np.int64)
     if samples:
-        flat = np.concatenate(samples)
-        place = np.arange(len(flat)) - np.repeat(ends[:-1], lengths)
-        index = np.repeat(np.arange(len(samples)), lengths)
-        for r, (start, end) in enumerate(zip(borders[:-1].tolist(), borders[1:].tolist())):
-            n = end - start
-            if n:
-                tokens[r, :n] = flat[start:end]
-                labels[r, : n - 1] = flat[start + 1 : end]
-                positions[r, :n] = place[start:end]
-                segments[r, :n] = index[start:end]
-        row_of_sample = np.repeat(np.arange(len(rows)), np.diff(first))
-        labels[row_of_sample, ends[1:] - borders[row_of_sample] - 1] = IGNORE  # the next token belongs to another sample
-    return PackedBatch(*torch.from_numpy(fields).unbind(0), samples=len(samples))
+        flat = np.concatenate(samples).astype(np.int64)
+        filled = np.arange(seq_length) < used[:, None]  # rows fill from the left, so row-major order is the order of `flat`
+        ends = np.cumsum(lengths)
+        targets = np.roll(flat, -1)
+        targets[ends - 1] = IGNORE  # the next token belongs to another sample
+        tokens[filled], labels[filled] = flat, targets
+        positions[filled] = np.arange(len(flat)) - np.repeat(ends - lengths, lengths)
+        segments[filled] = np.repeat(np.arange(len(samples)), lengths)
+    return PackedBatch(*(torch.from_numpy(x) for x in (tokens, labels, positions, segments)), samples=len(samples))
 
 
 def sum_by_sample(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

@@ -145,7 +145,7 @@ def _map(path: Path) -> memoryview | mmap.mmap:
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            remedy = "every shard takes two open files: raise the limit (ulimit -n), or prepare with larger data.shard_tokens"
+            remedy = "every shard takes two open files: raise the limit (ulimit -n), or prepare with larger data.shard_megabytes"
         else:
             remedy = "prepare the data again"
         raise DataError(f"cannot read {path} ({error.strerror}); {remedy}") from error

@@ -61,7 +61,7 @@ class Packer:
         self._lengths, self._seq_length, self._open_rows = lengths, seq_length, open_rows
         self._placed = 0  # samples
         self._rows = self._taken = self._ready = 0  # rows opened, handed out, and known to be finished
-        self._samples = self._row_of = np.zeros(0, np.int64)  # placed and not handed out: index and row
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []  # placed and not handed out: indices of samples, their rows
         # Rows of short samples, counted by their *turn*. Those that may grow, by ascending free space, of equal ones the newest
         # first; and the window of turns from `_oldest` on: the index of the sample that opened each, and its row.
         self._free: list[int] = []
@@ -78,9 +78,11 @@ class Packer:
                 return None
             self._place()
         self._taken += count
-        due = self._row_of < self._taken
-        samples, rows = self._samples[due], self._row_of[due]
-        self._samples, self._row_of = self._samples[~due], self._row_of[~due]
+        none = np.zeros(0, np.int64)
+        samples, rows = (np.concatenate(arrays) for arrays in zip((none, none), *self._waiting))
+        due = rows < self._taken
+        self._waiting = [(samples[~due], rows[~due])]
+        samples, rows = samples[due], rows[due]
         counts = np.bincount(rows - (self._taken - count), minlength=count)
         return Packing(samples[np.argsort(rows, kind="stable")], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
@@ -105,8 +107,7 @@ class Packer:
         numbers = np.concatenate([np.array(self._numbers, np.int64), row_of[opens & (lengths < self._seq_length)]])
         row_of[short] = numbers[turns - oldest]
         self._rows += int(opens.sum())
-        self._samples = np.concatenate([self._samples, np.arange(first, last)])
-        self._row_of = np.concatenate([self._row_of, row_of])
+        self._waiting.append((np.arange(first, last), row_of))
         self._placed = last
         while self._openers and (self._oldest not in self._free_of or self._openers[0] < last - self.SPAN):
             self._close_oldest()

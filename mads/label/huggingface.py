@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,9 @@ import numpy as np
 
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
-from mads.label.calibration import quantile_bins, quantile_edges, quantile_names
+from mads.label.bits import BitsPerByte
 from mads.label.given import bins_between, interval_names
 from mads.label.pretrained import ModelLabeller
-from mads.label.sampling import choose
 
 
 class HuggingFaceClassifier(ModelLabeller):
@@ -74,11 +72,8 @@ class HuggingFaceClassifier(ModelLabeller):
         return AttributeSchema(self.name, self.labels, continuous=self.continuous, provenance=self.provenance())
 
 
-class ModelPerplexity(ModelLabeller):
+class ModelPerplexity(ModelLabeller, BitsPerByte):
     """Bits per byte of a document's beginning under a causal language model, in quantile bins.
-
-    -1 / (B ln 2) times the sum of ln p(token i | tokens before i) over the tokens after the first, where B is the number of UTF-8
-    bytes that these tokens stand for; a document of one token has value 0.
 
     Args:
         path: folder of the model and its tokenizer.
@@ -87,8 +82,6 @@ class ModelPerplexity(ModelLabeller):
         max_fit_documents: most documents to set the bins by, chosen by a hash of their text.
         max_length, batch_size, device: see LocalModel.
     """
-
-    name = "perplexity"
 
     def __init__(
         self,
@@ -100,54 +93,15 @@ class ModelPerplexity(ModelLabeller):
         batch_size: int = 1,
         device: str = "cpu",
     ):
-        super().__init__(path, "AutoModelForCausalLM", max_length, batch_size, device)
-        if bins < 2:
-            raise DataError(f"bins={bins} must be at least 2")
-        self.bins, self.seed, self.max_fit_documents = bins, seed, max_fit_documents
+        BitsPerByte.__init__(self, bins, seed, max_fit_documents)
+        ModelLabeller.__init__(self, path, "AutoModelForCausalLM", max_length, batch_size, device)
 
     def parameters(self) -> dict[str, Any]:
-        return super().parameters() | {"bins": self.bins, "seed": self.seed, "max_fit_documents": self.max_fit_documents}
+        return ModelLabeller.parameters(self) | BitsPerByte.parameters(self)
 
-    def fit(self, documents: Sequence[Document]) -> None:
-        """Raises:
-        DataError: with fewer different documents than bins.
-        """
-        chosen = choose(list({d.text: d for d in documents}.values()), self.max_fit_documents, self.seed, "model-perplexity")
-        if len(chosen) < self.bins:
-            raise DataError(f"{len(chosen)} different documents are too few for {self.bins} bins")
-        self._edges = quantile_edges(self._bits(chosen), self.bins)
-        self._fitted = True
-
-    def _bits(self, documents: Sequence[Document]) -> np.ndarray:
-        """Bits per byte, float32 [n]."""
-        texts = [d.text for d in documents]
-        nats = self._local.collect(texts, _negative_log_likelihood, 1)[:, 0].astype(np.float64)
-        sizes = np.array([self._local.bytes_after_first(text) for text in texts], dtype=np.float64)
-        return (nats / (math.log(2) * np.maximum(sizes, 1.0))).astype(np.float32)
-
-    def label(self, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
-        """(bin uint16 [n], bits per byte float32 [n]).
-
-        Raises:
-            RuntimeError: before `fit`.
-            DataError: if the model gives a value that is not finite.
-        """
-        self._require_fit()
-        values = self._bits(documents)
-        if not np.isfinite(values).all():
-            bad = documents[int(np.argmin(np.isfinite(values)))]
-            raise DataError(f"the model gives {bad.origin}:{bad.line} a perplexity that is not finite; its weights are damaged")
-        return quantile_bins(values, self._edges), values
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {"edges": self._edges}
-
-    def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        self._edges = arrays["edges"]
-
-    def schema(self) -> AttributeSchema:
-        self._require_fit()
-        return AttributeSchema(self.name, quantile_names(self._edges), continuous=True, provenance=self.provenance())
+    def nats_and_bytes(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        nats = self._local.collect(texts, _negative_log_likelihood, 1)[:, 0]
+        return nats, np.array([self._local.bytes_after_first(text) for text in texts])
 
 
 def _negative_log_likelihood(out: Any, ids: Any, mask: Any) -> Any:

@@ -99,7 +99,7 @@ class LocalModel:
 
         tokens = self.encode(texts)
         order = np.argsort([len(ids) for ids in tokens], kind="stable")
-        with torch.inference_mode(), _one_thread(torch):
+        with torch.inference_mode(), one_thread(torch):
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
                 longest = len(tokens[chosen[-1]])
@@ -132,7 +132,7 @@ def _no_bar(logging: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread(torch: Any) -> Iterator[None]:
+def one_thread(torch: Any) -> Iterator[None]:
     """Sums on a CPU are split by thread: with one, they do not depend on the machine's cores or settings."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

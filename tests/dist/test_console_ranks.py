@@ -15,7 +15,7 @@ from mads.console.choose import own_slice
 from mads.console.exchange import broadcast_decision, gather_column
 from mads.console.strategy import build_strategy
 from mads.reward.probes import RoundRewards
-from mads.topology import Grid, Topology
+from topologies import topology as topology_of
 
 CONFIGS = {
     "paper": PaperSelectionConfig(name="paper", probes_per_agent=60),
@@ -34,7 +34,7 @@ def _error_of(call):
 
 
 def _rounds(grid, name, rounds, **settings):
-    pool, topology = random_pool(n=701), Topology(Grid(**grid))
+    pool, topology = random_pool(n=701), topology_of(**grid)
     uses, own = np.zeros(len(pool), np.uint16), slice(*own_slice(pool, topology))
     strategy = build_strategy(dataclasses.replace(CONFIGS[name], **settings))
     console = Console(topology, pool, [LabelAgent(a) for a in ("quality", "domain", "topic")], strategy, 3, piece=100)
@@ -99,7 +99,7 @@ def test_bounds_hold_and_used_samples_are_left_out():
 
 
 def check_columns_arrive(grid, cuts, values):
-    topology, local = Topology(Grid(**grid)), values[:0]
+    topology, local = topology_of(**grid), values[:0]
     if topology.is_replica_leader:
         d = topology.coordinate("dp")
         local = values[cuts[d] : cuts[d + 1]]
@@ -119,7 +119,7 @@ def test_x1_values_arrive_in_pool_order_however_the_pool_is_cut():
 
 
 def _short_gather(grid):
-    topology = Topology(Grid(**grid))
+    topology = topology_of(**grid)
     return _error_of(lambda: gather_column(np.zeros(5 if topology.rank == 0 else 4), topology, 10))
 
 
@@ -130,7 +130,7 @@ def test_slices_that_do_not_add_up_raise_everywhere():
 
 def check_damage_is_named(bad_rank, message, byte):
     """One byte of broadcast number `message` (0 = header, 1 = ids) is flipped on one rank after it arrived: every rank raises."""
-    topology, original, calls = Topology(Grid(dp=4)), exchange.broadcast_array, []
+    topology, original, calls = topology_of(dp=4), exchange.broadcast_array, []
 
     def flipping(*args, **kwargs):
         array = original(*args, **kwargs)
@@ -156,7 +156,7 @@ def test_x2_one_damaged_byte_fails_every_rank_and_names_the_one(bad_rank, messag
 
 
 def _out_of_step(lagging):
-    topology = Topology(Grid(dp=2))
+    topology = topology_of(dp=2)
     ids = np.arange(5) if topology.rank == 0 else None
     return _error_of(lambda: broadcast_decision(3 if topology.rank == lagging else 4, ids, topology))
 
@@ -167,7 +167,7 @@ def test_x2_a_rank_in_another_round_fails_every_rank():
 
 
 def check_ids_reach_every_rank(grid):
-    topology = Topology(Grid(**grid))
+    topology = topology_of(**grid)
     sent = (np.arange(7, dtype=np.int64)[::-1] << 40) + 5
     assert broadcast_decision(0, np.zeros(0, np.int64) if topology.rank == 0 else None, topology).tolist() == []
     received = broadcast_decision(1, sent if topology.rank == 0 else None, topology)
@@ -180,7 +180,7 @@ def test_x3_broadcast_delivers_order_and_large_ids_to_the_world(grid):
 
 
 def _agents_differ(case):
-    topology, pool = Topology(Grid(dp=4)), random_pool(n=100)
+    topology, pool = topology_of(dp=4), random_pool(n=100)
     names = ["quality", "domain", "topic"]
     if topology.rank == 2:
         names = {"absent": ["quality", "domain"], "order": ["domain", "quality", "topic"], "other": names}[case]
@@ -213,7 +213,7 @@ class _Failing(LabelAgent):
 
 
 def _one_rank_fails(phase, exchange):
-    topology, pool = Topology(Grid(dp=2)), random_pool(n=200)
+    topology, pool = topology_of(dp=2), random_pool(n=200)
     agent = _Failing("domain")
     console = Console(topology, pool, [agent], build_strategy(dataclasses.replace(CONFIGS["paper"], exchange=exchange)), 0)
     uses = np.zeros(100, np.uint16)

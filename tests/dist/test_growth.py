@@ -1,4 +1,4 @@
-"""A corpus that grows in the middle of a run: old samples keep ids and use counts, and what was taken up when is repeated exactly."""
+"""A corpus that grows in the middle of a run: old samples keep ids and use counts; what was taken up when is repeated exactly."""
 
 import json
 import shutil

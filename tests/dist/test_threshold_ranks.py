@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 from harness import run_ranks
 
-from mads.topology import Grid, Topology
+from topologies import topology as topology_of
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "unit" / "console"))
 from test_threshold import KINDS, assert_same, full_sort, make_case, make_plan, searched  # noqa: E402
@@ -18,7 +18,7 @@ CUTS = {1: [0, 1501], 2: [0, 1013, 1501], 4: [0, 0, 700, 701, 1501]}  # the firs
 
 def check_the_same_decision(kind, ties, gather_limit):
     """The decision from all ranks' slices is the full sort of the whole pool."""
-    topology = Topology(Grid(dp=dist.get_world_size()))
+    topology = topology_of(dp=dist.get_world_size())
     case = make_case(7, 1501, ties)
     everything = int(case["lengths"].sum())
     cut = slice(*CUTS[dist.get_world_size()][topology.rank : topology.rank + 2])
@@ -43,7 +43,7 @@ def check_all_kinds(ties, gather_limit):
 
 
 def _error_on(rank, spoil, world=2):
-    topology = Topology(Grid(dp=world))
+    topology = topology_of(dp=world)
     case = make_case(8, 1501, "none")
     cut = slice(*CUTS[world][topology.rank : topology.rank + 2])
     if spoil == "order":

@@ -49,7 +49,7 @@ def mads(capsys, monkeypatch, tmp_path):
         (None, ["no file matches", "input.jsonl", "give a file, a glob, or a folder"]),
         ("", ["holds no document", "input.jsonl"]),
         ('{"text": \n' * 20, ["20 of 20 inputs were rejected", "input.jsonl:1: malformed JSON", "Mend the input"]),
-        ('{"body": "text"}\n' * 20, ["missing field ('text', the line has ['body'])", "data.text_field"]),
+        ('{"body": "text"}\n' * 20, ["missing field (1 to 20: 'text', the line has ['body'])", "data.text_field"]),
     ],
     ids=["missing", "empty", "malformed", "other field"],
 )

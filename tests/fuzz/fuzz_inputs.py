@@ -148,7 +148,7 @@ def _lines_case(damage: str, format: str, rng: random.Random, folder: Path) -> C
     name = f"in.{format}"
     case = Case(damage, format, folder / name, {}, checksum=rng.random() < 0.5)
     rows, exact = [], {}
-    many = rng.choice((3, 30, 30, 400)) if damage in ("truncated", "bit flips", "spliced") else 30
+    many = rng.choice((3, 30, 30, 30, 400, 3000)) if damage in ("truncated", "bit flips", "spliced") else 30
     for number in range(1, rng.randrange(1, many) + 1):
         text = _text(rng)
         if damage in _BAD_LINES and rng.random() < 0.4:

@@ -36,6 +36,7 @@ ROOMS = {
         "mads.console",
         "mads.data",
         "mads.eval",
+        "mads.label",
         "mads.launch",
         "mads.layout",
         "mads.logging",

@@ -226,6 +226,7 @@ FOLDERS = ("done", "claims", "scratch", "references", "survey", "plan", "sample"
 def open_board(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Make the work folder of a preparation unless it is there. `record` is what job.json shall hold; returns what it holds."""
     work = directory / "work"
+    directory.mkdir(parents=True, exist_ok=True)
     for folder in FOLDERS:
         (work / folder).mkdir(parents=True, exist_ok=True)
     path = work / "job.json"

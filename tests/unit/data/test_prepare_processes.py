@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mads.data.prepare.board import Board
 from mads.data.references import JsonlReferences
 from mads.data.schema import DataError, Manifest
 from mads.data.settings import PrepareSettings
+from mads.data.split import text_keys
 from mads.label.domain import DomainLabeller
 from mads.label.given import GivenLabel, GivenScore
 
@@ -39,6 +41,10 @@ def write_part(path, seed, count=40, domain="news", texts=None):
 
 @pytest.fixture
 def corpus(tmp_path):
+    return write_corpus(tmp_path)
+
+
+def write_corpus(tmp_path):
     """Three files of different sizes, with bad lines and a duplicate; reference examples too short to be looked for."""
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -187,18 +193,25 @@ def _group(pgid):
     return found
 
 
-def test_a_source_that_changes_under_way_is_an_error(tmp_path, corpus, monkeypatch):
+def check_a_changed_source_is_an_error():
     import mads.data.prepare.stages as stages
 
-    def edit(job, index, scratch, tally, plan=stages._RUN["plan"]):
-        notes = plan(job, index, scratch, tally)
-        text = (corpus / "c.jsonl").read_text()
-        (corpus / "c.jsonl").write_text(text.replace("harbour", "hArbour", 1))
-        return notes
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        corpus = write_corpus(Path(folder))
 
-    monkeypatch.setitem(stages._RUN, "plan", edit)
-    with pytest.raises(DataError, match=r"the source changed while it was read, at c.jsonl:\d+"):
-        run(tmp_path, "out")
+        def edit(job, index, scratch, tally, plan=stages._RUN["plan"]):
+            notes = plan(job, index, scratch, tally)
+            text = (corpus / "c.jsonl").read_text()
+            (corpus / "c.jsonl").write_text(text.replace("harbour", "hArbour", 1))
+            return notes
+
+        patch.setitem(stages._RUN, "plan", edit)
+        with pytest.raises(DataError, match=r"the source changed while it was read, at c.jsonl:\d+"):
+            run(Path(folder), "out")
+
+
+def test_a_source_that_changes_under_way_is_an_error():
+    check_a_changed_source_is_an_error()
 
 
 # ---------------------------------------------------------------- additions
@@ -257,17 +270,54 @@ def test_a_killed_addition_leaves_the_old_generation_and_goes_on(tmp_path, corpu
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
-def test_equal_texts_of_an_addition_stay_on_their_side(tmp_path, corpus):
-    run(tmp_path, "out", exact_duplicates=False)
-    texts = [json.loads(line)["text"] for line in (corpus / "a.jsonl").read_text().splitlines()]
-    write_part(tmp_path / "again.jsonl", 10, texts=texts)
-    run(tmp_path, "out", [tmp_path / "again.jsonl"], append=True, exact_duplicates=False, heldout_fraction=0.1)
-    shards = range(len(Manifest.read(tmp_path / "out").parts["train"]["shards"]))
-    train, held = (
-        {key for shard in shards for key in np.load(key_path(tmp_path / "out", part, shard))[:, 0].tolist()}
-        for part in ("train", "heldout")
-    )
-    assert train and held and not train & held
+def check_equal_texts_stay_on_their_side():
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, out = write_corpus(Path(folder)), Path(folder) / "out"
+        run(Path(folder), "out", exact_duplicates=False)
+        texts = [json.loads(line)["text"] for line in (corpus / "a.jsonl").read_text().splitlines()]
+        shards = range(len(Manifest.read(out).parts["train"]["shards"]))
+        trained = {key for shard in shards for key in np.load(key_path(out, "train", shard))[:, 0].tolist()}
+        # Some of these would be held out by their own hash, if they came alone.
+        write_part(Path(folder) / "again.jsonl", 10, texts=[t for t in texts if text_keys(t.encode())[0] in trained])
+        run(Path(folder), "out", [Path(folder) / "again.jsonl"], append=True, exact_duplicates=False)
+        shards = range(len(Manifest.read(out).parts["train"]["shards"]))
+        train, held = (
+            {key for shard in shards for key in np.load(key_path(out, part, shard))[:, 0].tolist()}
+            for part in ("train", "heldout")
+        )
+        assert train and held and not train & held
+
+
+def test_equal_texts_of_an_addition_stay_on_their_side():
+    check_equal_texts_stay_on_their_side()
+
+
+def check_an_interrupted_preparation_ends_with_the_same_bytes():
+    """One that stops in the middle of its second shard."""
+
+    class Interrupted(Exception):
+        pass
+
+    calls = []
+
+    def interrupted(self, documents, label=GivenScore.label):
+        calls.append(1)
+        if len(calls) == 3:  # fitting is the first call
+            raise Interrupted
+        return label(self, documents)
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(Path(folder))
+        run(Path(folder), "whole")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(GivenScore, "label", interrupted)
+            run(Path(folder), "out")
+        run(Path(folder), "out")
+        assert hashes(Path(folder) / "out") == hashes(Path(folder) / "whole")
+
+
+def test_k5_an_interrupted_preparation_ends_with_the_same_bytes():
+    check_an_interrupted_preparation_ends_with_the_same_bytes()
 
 
 def test_an_addition_may_bring_labels_behind_those_that_there_are(tmp_path, corpus):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -52,9 +54,18 @@ def test_fields_are_the_values_of_the_record(tmp_path, kind):
     assert "sha256" in source.describe()["files"][0] and "sha256" not in source.describe(hashed=False)["files"][0]
 
 
+def check_chosen_documents(kind):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mads.data.documents._MARK_BYTES", 1000)
+        _check_chosen_documents(Path(folder), kind)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_chosen_documents_are_those_of_the_first_pass(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("mads.data.documents._MARK_BYTES", 1000)
+def test_chosen_documents_are_those_of_the_first_pass(kind):
+    check_chosen_documents(kind)
+
+
+def _check_chosen_documents(tmp_path, kind):
     path = write(tmp_path / f"in.{kind}", rows(), kind)
     if kind == "jsonl":  # what is no document has a line all the same
         path.write_text(path.read_text().replace('{"text": "text 7 ', 'broken {"text": "text 7 '))

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from label_support import natural
 from prepared_support import write_prepared
-from test_labellers import natural
 
 from mads.cli import main
 from mads.data.pool import Pool

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_labellers import natural
+from label_support import natural
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mads.data.documents import Document

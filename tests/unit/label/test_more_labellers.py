@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from label_support import SUBJECTS, natural
 from test_labeller_state import same
-from test_labellers import SUBJECTS, natural
 
 from mads.data.documents import Document
 from mads.data.schema import DataError

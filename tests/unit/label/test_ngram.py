@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from test_labellers import natural
+from label_support import natural
 
 from mads.data.documents import Document
 from mads.data.schema import DataError

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from test_labellers import natural
+from label_support import natural
 
 from mads.data.attributes import write_column
 from mads.data.indexed import IndexedWriter
