@@ -243,7 +243,26 @@ def test_x5_defined_errors():
         build_strategy(MadsSelectionConfig(name="mads", temperature=0.0))
 
 
-def test_a_score_that_is_not_finite_names_its_agent():
+@pytest.mark.parametrize("exchange", ["gather", "threshold"])
+def test_x5_fewer_candidates_than_asked_takes_all_and_says_so(exchange):
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    console = _console(dataclasses.replace(MADS, exchange=exchange), pool)
+    for round_ in range(2):
+        measured = _measure(console, pool) if round_ else None
+        ids, record = console.decide(measured, uses, 10**9, 0, 0)
+        assert np.sort(ids).tolist() == pool.ids.tolist() and record.chosen_tokens == pool.lengths.sum()
+        assert any("tokens for a budget of 1000000000 tokens; every eligible one is chosen" in note for note in record.notes)
+    with pytest.raises(ValueError, match="the pool is empty"):
+        _console(dataclasses.replace(MADS, exchange=exchange), pool.view(slice(0, 0)))
+    nothing = Console(
+        OneRank(), pool.view(slice(0, 0)), [], build_strategy(RandomSelectionConfig("random", exchange=exchange)), 3
+    )
+    with pytest.raises(ValueError, match="there are no candidates: the pool holds no sample"):
+        nothing.decide(None, uses[:0], BUDGET, 0, 0)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "threshold"])
+def test_x5_a_score_that_is_not_finite_names_its_agent(exchange):
     class Broken(LabelAgent):
         def score(self, view):
             scores = super().score(view)
@@ -251,7 +270,8 @@ def test_a_score_that_is_not_finite_names_its_agent():
             return scores
 
     pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
-    console = Console(OneRank(), pool, [LabelAgent("quality"), Broken("domain")], build_strategy(PAPER), 3)
+    strategy = build_strategy(dataclasses.replace(PAPER, exchange=exchange))
+    console = Console(OneRank(), pool, [LabelAgent("quality"), Broken("domain")], strategy, 3)
     console.decide(None, uses, BUDGET, 0, 0)
     with pytest.raises(ValueError, match="agent 'domain' gave 3 of 1500"):
         console.decide(_measure(console, pool), uses, BUDGET, 50, 0)
