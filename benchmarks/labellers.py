@@ -118,29 +118,34 @@ def probe(fit, held, fit_truth, truth) -> None:
 
 
 def against_destroyed(name: str, value: np.ndarray, held: list[Document], sources: np.ndarray) -> None:
-    """Area under the curve of telling intact text (larger value) from destroyed text."""
+    """Area under the curve of telling intact text (larger value) from destroyed text of the same domain: the mean over domains,
+    weighted by their destroyed documents. Over all domains at once it would be about the domains, which destroyed text has in
+    other shares."""
+    domains = np.array([d.domain for d in held])
     destroyed = np.array([d.origin.startswith("destroyed") for d in held])
     print(f"destroyed {name}: ", end="")
     for kind, chosen in (("all", destroyed), ("shuffled", sources == "shuffled"), ("repeated", sources == "repeated")):
-        both = ~destroyed | chosen
-        print(f"{kind} {roc_auc_score(~chosen[both], value[both]):.4f} ({int(chosen.sum())})  ", end="")
+        total = 0.0
+        for domain in np.unique(domains[chosen]):
+            both = (~destroyed | chosen) & (domains == domain)
+            total += roc_auc_score(~chosen[both], value[both]) * (chosen & both).sum()
+        print(f"{kind} {total / chosen.sum():.4f} ({int(chosen.sum())})  ", end="")
     print(f"against {int((~destroyed).sum())} intact", flush=True)
 
 
-def quality_of_labels(fit, held, fit_sources, sources, sentences: str | None) -> None:
-    posts = np.array([d.origin.startswith("forum") for d in fit]), np.array([d.origin.startswith("forum") for d in held])
-    fit_posts, held_posts = ([d for d, own in zip(group, mask) if own] for group, mask in zip((fit, held), posts))
-    truths = fit_sources[posts[0]], sources[posts[1]]
+def agreement(fit, held, fit_sources, sources, sentences: str | None, posts: int) -> None:
+    forum = np.array([d.origin.startswith("forum") for d in fit]), np.array([d.origin.startswith("forum") for d in held])
+    fit_posts, held_posts = ([d for d, own in zip(group, mask) if own] for group, mask in zip((fit, held), forum))
+    truths = fit_sources[forum[0]], sources[forum[1]]
     clusters("20 clusters of TF-IDF + SVD", TopicLabeller(topics=20), fit_posts, held_posts, *truths)
     probe(fit_posts, held_posts, *truths)
     if sentences:
         from mads.label.embedding import EmbeddingTopicLabeller
 
-        few = 1500
-        part = [group[:few] for group in (fit_posts, held_posts, *truths)]
-        clusters(f"20 clusters of TF-IDF + SVD, {few} + {few} posts", TopicLabeller(topics=20), *part)
+        part = [group[:posts] for group in (fit_posts, held_posts, *truths)]
+        clusters(f"20 clusters of TF-IDF + SVD, {posts} + {posts} posts", TopicLabeller(topics=20), *part)
         labeller = EmbeddingTopicLabeller(sentences, topics=20)
-        clusters(f"20 clusters of sentence embeddings, {few} + {few} posts", labeller, *part)
+        clusters(f"20 clusters of sentence embeddings, {posts} + {posts} posts", labeller, *part)
         spent = seconds(lambda: labeller.label(held_posts[:200]))
         print(
             f"speed     sentence embeddings: {megabytes(held_posts[:200]) / spent:.3f} MB/s, {200 / spent:.1f} documents/s",
@@ -201,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sentences", help="folder of a sentence-embedding model")
+    parser.add_argument("--posts", type=int, default=300, help="forum posts to embed for the fit, and as many held out")
     parser.add_argument("--fit", type=int, default=16_000, help="documents to fit on")
     parser.add_argument("--held", type=int, default=8_000, help="held-out documents to measure on")
     parser.add_argument("--repeats", type=int, default=3)
@@ -211,7 +217,7 @@ def main() -> None:
     print(f"{len(fit)} documents to fit ({megabytes(fit):.1f} MB), {len(held)} held out ({megabytes(held):.1f} MB)", flush=True)
     if not options.speed_only:
         fit_sources, held_sources = sources[: len(fit)], sources[options.fit :][: options.held]
-        quality_of_labels(fit, held, fit_sources, held_sources, options.sentences)
+        agreement(fit, held, fit_sources, held_sources, options.sentences, options.posts)
     speed(fit[:8000], held[:3000], options.repeats)
 
 

@@ -107,12 +107,12 @@ def speed(arguments: argparse.Namespace, folder: Path) -> None:
     documents = list(JsonlSource([str(arguments.corpus)]).documents(Rejects()))
     texts = [d.text for d in documents]
     size, count = sum(len(t.encode()) for t in texts) / 1e6, len(texts)
-    print(f"{count:,} documents, {size:.1f} MB of text\n")
+    print(f"{count:,} documents, {size:.1f} MB of text\n", flush=True)
     common = ["data.hygiene.decontaminate=false", "data.shard_megabytes=8"]
     subprocess.run(command(arguments.corpus, arguments.references, folder / "first", 1, TOKENIZER_ONLY, *common), check=True)
     model = folder / "first" / "tokenizer.model"
     given = [f"data.tokenizer.path={model}", *common]
-    print("| | CPU s | MB/CPU s | documents/CPU s | s |\n|---|---|---|---|---|")
+    print("| | CPU s | MB/CPU s | documents/CPU s | s |\n|---|---|---|---|---|", flush=True)
     tokenizer = Tokenizer.open(model)
     batches = [texts[i : i + 400] for i in range(0, count, 400)]
     measured("SentencePiece alone, one thread, text in memory", size, count, lambda: [tokenizer.encode(b) for b in batches])
@@ -124,17 +124,24 @@ def speed(arguments: argparse.Namespace, folder: Path) -> None:
             command(arguments.corpus, arguments.references, directory, workers, *overrides), check=True, stdout=subprocess.DEVNULL
         )
 
+    few = folder / "few"
+    few.mkdir(exist_ok=True)
+    (few / "few.jsonl").write_text("".join(json.dumps({"text": t, "domain": "few"}) + "\n" for t in texts[:20]))
+    measured(
+        "mads prepare, 1 worker, 20 documents: start-up", 0, 20, lambda: prepare(1, TOKENIZER_ONLY, *given, f"data.paths=[{few}]")
+    )
     for workers in (1, 2):
         what = f"mads prepare, {workers} worker(s): everything but labels"
         measured(what, size, count, lambda w=workers: prepare(w, TOKENIZER_ONLY, *given))
     for workers in (1, 2):
         measured(f"mads prepare, {workers} worker(s), default labellers", size, count, lambda w=workers: prepare(w, *given))
+    if arguments.peer:
+        peer(arguments, folder, texts, size, count)
+
     decontaminated = [o for o in given if "decontaminate" not in o]
     measured("mads prepare, no labels, decontaminated", size, count, lambda: prepare(1, TOKENIZER_ONLY, *decontaminated))
     near = "data.hygiene.near_duplicates=0.8"
     measured("mads prepare, no labels, near-duplicates at 0.8", size, count, lambda: prepare(1, TOKENIZER_ONLY, near, *given))
-    if arguments.peer:
-        peer(arguments, folder, texts, size, count)
 
 
 def peer(arguments: argparse.Namespace, folder: Path, texts: list[str], size: float, count: int) -> None:

@@ -218,11 +218,17 @@ def _bounds(config) -> Iterator[str]:
     for attribute, labels in s.bounds.items():
         if attributes and attribute not in attributes:
             yield f"selection.bounds.{attribute} is not one of the attributes {attributes}"
-        wrong = {k: list(b) for k, b in labels.items() if len(b) != 2 or not 0 <= b[0] <= b[1] <= 1}
-        if wrong:
+        if not OmegaConf.is_dict(labels):
+            yield f"selection.bounds.{attribute}={labels} must give each label its pair: {{label: [least, most]}}"
+        elif wrong := {label: OmegaConf.to_object(labels)[label] for label in labels if not _is_pair(labels[label])}:
             yield f"selection.bounds.{attribute}: {wrong} must be pairs [least, most] with 0 <= least <= most <= 1"
         elif (least := sum(b[0] for b in labels.values())) > 1 + 1e-9:
             yield f"selection.bounds.{attribute}: the least shares add up to {least:.4g}, more than 1"
+
+
+def _is_pair(bound) -> bool:
+    numbers = OmegaConf.is_list(bound) and len(bound) == 2 and all(isinstance(x, int | float) for x in bound)
+    return bool(numbers and 0 <= bound[0] <= bound[1] <= 1)
 
 
 def _ignored(config, overrides) -> Iterator[str]:

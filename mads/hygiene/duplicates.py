@@ -1,7 +1,7 @@
 """Which documents repeat an earlier one: exactly, or nearly by their MinHash signatures.
 
 Input are arrays of one row a document, as parallel workers left them on disk (memory-mapped), in input order. The result depends
-on the rows in their order, not on how they were cut into arrays. In memory at a time: 8 bytes a document, and 24 bytes for each
+on the rows in their order, not on how they were cut into arrays. In memory at a time: 8 bytes a document, and about 50 for each
 of at most _SELECTED documents.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from mads.hygiene.minhash import SLOTS, bands
 from mads.hygiene.words import mixed
 
-_SELECTED = 1 << 26  # documents that are sorted at a time
+_SELECTED = 1 << 25  # documents that are sorted at a time
 _ROWS = 1 << 14  # signatures that are in memory at a time
 _LEADERS = 256  # documents of one bucket that are compared with all later ones of it
 

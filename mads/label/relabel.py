@@ -108,13 +108,18 @@ def remove_attributes(directory: str | os.PathLike, names: Sequence[str]) -> Man
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     Manifest.read(directory)  # no lock file in a folder that is not ours
-    with open(directory / _LOCK, "a") as file:
+    path = directory / _LOCK
+    with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"another process is labelling {directory}; wait for it") from error
-        yield
-        (directory / _LOCK).unlink(missing_ok=True)
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise DataError(f"another process has just labelled {directory}; run the command again")  # it removed this file
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _check(prepared: PreparedDocuments, name: str, labeller: Labeller, columns: Mapping[str, Sequence[Any]]) -> None:

@@ -1,12 +1,15 @@
 """Exact resume (K6, D4, X4) and checkpoints that move between ZeRO stages and data-parallel sizes (K1 for data parallel)."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from harness import run_ranks
 from run_support import curve, prepare_small
+
+from mads.logging.decisions import decision_path, read_decision
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +46,17 @@ def assert_same(ours, theirs, exact=True):
         assert ours[2] == theirs[2], "console"
 
 
-@pytest.mark.parametrize("zero, selection", [(0, "mads"), (1, "mads"), (2, "mads"), (3, "mads"), (1, "paper"), (1, "random")])
+SELECTIONS = {
+    "mads": [],
+    "paper": ["selection=paper", "selection.probes_per_agent=20"],
+    "random": ["selection=random"],
+    "bounds": ["selection.exchange=threshold", "selection.max_uses=3", "selection.bounds={domain: {cooking: [0.4, 0.6]}}"],
+}
+
+
+@pytest.mark.parametrize("zero, selection", [(0, "mads"), (2, "mads"), (3, "mads"), (1, "bounds"), (1, "paper"), (1, "random")])
 def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, selection):
-    overrides = [f"parallel=zero{zero}", "train.prefetch=2"]
-    overrides += {"mads": [], "paper": ["selection=paper", "selection.probes_per_agent=20"], "random": ["selection=random"]}[
-        selection
-    ]
+    overrides = [f"parallel=zero{zero}", "train.prefetch=2", *SELECTIONS[selection]]
     whole = run_ranks(2, train_until, prepared, str(tmp_path / "whole"), [12], overrides, timeout=240)
     # 7 is in the middle of the second round, 10 at a round's border; 6 has an evaluation.
     halves = run_ranks(2, train_until, prepared, str(tmp_path / "halves"), [6, 7, 10, 12], overrides, timeout=240)
@@ -58,6 +66,54 @@ def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, sel
     metrics, decisions = curve(tmp_path / "whole")
     assert [d["round"] for d in decisions] == [0, 1, 2] and len([m for m in metrics if m["kind"] == "train"]) == 12
     assert whole[0][1].sum() > 0 and len({json.dumps(d["hash"]) for d in decisions}) == 3
+    for round_, decided in enumerate(decisions):
+        ids = read_decision(tmp_path / "whole", round_)
+        assert len(ids) == decided["chosen"] and np.load(decision_path(tmp_path / "whole", round_))[2] == decided["hash"]
+        assert np.array_equal(read_decision(tmp_path / "halves", round_), ids)
+
+
+def test_k6_the_checkpoint_alone_is_enough(prepared, tmp_path):
+    [whole] = run_ranks(1, train_until, prepared, str(tmp_path / "whole"), [12], [], timeout=240)
+    run_ranks(1, train_until, prepared, str(tmp_path / "moved"), [7], [], timeout=240)
+    for path in (tmp_path / "moved").iterdir():
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    [moved] = run_ranks(1, train_until, prepared, str(tmp_path / "moved"), [12], [], timeout=240)
+    assert_same(moved, whole)
+    for round_ in (1, 2):  # the pending decision came out of the checkpoint
+        assert np.array_equal(read_decision(tmp_path / "moved", round_), read_decision(tmp_path / "whole", round_))
+
+
+def check_grown_ledger(folder):
+    """On every rank: the slice of the longer pool, whatever the slices of the shorter one were."""
+    import torch.distributed as dist
+    from fake_pool import FakePool
+
+    from mads.console.choose import own_slice
+    from mads.console.exchange import RankFailedError
+    from mads.data.ledger import Ledger
+    from mads.topology import Grid, Topology
+    from mads.train.ledgers import grow_ledger, save_ledger
+
+    for grid in ({"dp": 4}, {"pp": 2, "dp": 2}, {"tp": 4}):
+        topology = Topology(Grid(**grid))
+        short, long = (FakePool(np.arange(n), np.ones(n), {}) for n in (70, 111))
+        ledger, counts = Ledger(70, *own_slice(short, topology)), np.zeros(111, int)
+        for seed in range(3):
+            positions = np.random.default_rng(seed).integers(0, 70, 50)
+            ledger.consume(positions)
+            np.add.at(counts, positions, 1)
+        grown = grow_ledger(ledger, long, topology, Path(folder) / "scratch")
+        start, stop = own_slice(long, topology)
+        assert grown.counts.tolist() == counts[start:stop].tolist() and (grown.total, grown.size) == (150, 111)
+        dist.barrier()
+        assert list(Path(folder).iterdir()) == []
+        with pytest.raises((OSError, RankFailedError), match="absent"):
+            grow_ledger(ledger, long, topology, Path(folder) / "absent" / "scratch")
+
+
+def test_d5_the_ledger_of_a_longer_pool_keeps_its_counts_on_any_grid(tmp_path):
+    run_ranks(4, check_grown_ledger, str(tmp_path))
 
 
 def check_resumed_run(overrides):

@@ -9,7 +9,6 @@ from test_mutants import check_caught, outcome
 
 from mads.config.schema import PaperSelectionConfig
 from mads.console.order import TopKOrder
-from mads.reward.probes import SharedProbes
 
 DECIDE, THRESHOLD, SELECTING = (f"unit/console/test_{name}.py" for name in ("decide", "threshold", "selecting"))
 LOOP = f"{SELECTING}:test_x1_full_sort_and_threshold_equal_a_loop_over_single_samples"
@@ -144,13 +143,10 @@ MUTANTS = [
         args=(TopKOrder(0.1),),
     ),
     Mutant(
-        "probes: a label's smallest hash so far ends its draw",
+        "probes: only the first piece of a pool is drawn from",
         "mads.reward.probes:_largest",
-        lambda original: (
-            lambda rows, quota: np.where(np.bincount(rows[:, 0].astype(int), minlength=len(quota)) > 0, 0, 2**64 - 1)
-        ),
-        "unit/reward/test_probes.py:check_cuts",
-        args=(SharedProbes(90), [0, 700], 64),
+        lambda original: lambda rows, quota: original(rows, quota) * np.uint64(len(rows) == 0),
+        "unit/reward/test_probes.py:test_per_agent_probes_are_the_smallest_hashes_of_each_label",
     ),
     Mutant(
         "values of slices arrive in another order",

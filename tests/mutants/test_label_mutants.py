@@ -1,4 +1,4 @@
-"""Mutants of the labellers and of the attributes of a prepared directory; tests/mutants/mutants.py explains the fields."""
+"""Mutants of the labellers, of a prepared directory's attributes and of its growth; tests/mutants/mutants.py has the fields."""
 
 import dataclasses
 import inspect
@@ -21,6 +21,18 @@ def _forgets_the_intercept(original):
 
 
 MUTANTS = [
+    Mutant(
+        "labels that come later are sorted in",
+        "mads.label.domain:DomainLabeller._add_labels",
+        lambda original: lambda self, labels: self._set_names(sorted([*self._codes, *labels])),
+        f"{STATE}:check_that_later_labels_stand_behind",
+    ),
+    Mutant(
+        "a resumed run takes up what came later",
+        "mads.train.growth:PoolHistory.shards_for",
+        lambda original: lambda self, round_, *rest: original(type(self)(self.path.parent, []), round_, *rest),
+        "unit/train/test_pool_history.py:check_rounds_get_the_pool_of_their_time_again",
+    ),
     Mutant(
         "the last bin is open",
         "mads.label.given:bins_between",

@@ -65,7 +65,7 @@ def _store(job: Job, folder: Path, rejects: Rejects) -> dict[str, dict[str, int]
 def sampled_groups(job: Job, plan: Plan) -> list[int]:
     """Groups of units that hold documents to learn from."""
     chosen = _chosen(job)
-    bounds = [(plan.firsts[group.start], plan.firsts[group.stop]) for group in job.groups()]
+    bounds = [(plan.firsts[group.start], plan.firsts[group.stop]) for group in job.groups]
     return [i for i, (first, last) in enumerate(bounds) if ((chosen >= first) & (chosen < last)).any()]
 
 
@@ -76,7 +76,7 @@ def _chosen(job: Job) -> np.ndarray:
 def draw_sample(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     """Copy the documents of a group that are learned from to sample/INDEX.jsonl."""
     plan, chosen = Plan.load(job), _chosen(job)
-    group = job.groups()[index]
+    group = job.groups[index]
     mine = chosen[(chosen >= plan.firsts[group.start]) & (chosen < plan.firsts[group.stop])]
     path = scratch / job.result("sample", index, ".jsonl")
     path.parent.mkdir(parents=True)
@@ -106,7 +106,7 @@ def read_again(job: Job, plan: Plan, indices: np.ndarray) -> Iterator[tuple[int,
 
 def _sample(job: Job, name: str) -> Iterator[Document]:
     wanted = set(np.load(job.work / "plan" / f"{name}.npy").tolist())
-    for index in range(len(job.groups())):
+    for index in range(len(job.groups)):
         path = job.directory / job.result("sample", index, ".jsonl")
         if path.exists():
             with open(path, encoding="ascii") as file:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,15 @@ class Job:
         """Where a task's result lies, relative to the directory."""
         return Path("work") / stage / f"{index:05d}{ending}"
 
+    @cached_property
     def groups(self) -> list[range]:
-        """The source's units, cut into stretches that are surveyed as one task each."""
+        """The source's units, cut into stretches that are surveyed as one task each. A function of the sizes at the begin, not of
+        those that files have when some process looks at them."""
         if not self.source.files:
             return [range(unit_count(self.source))]
         groups, first, size = [], 0, 0
-        for unit, (_, path) in enumerate(self.source.files):
-            size += os.path.getsize(path)
+        for unit, entry in enumerate(self.identity["source"]["files"]):
+            size += entry["bytes"]
             if size >= _GROUP_BYTES:
                 groups.append(range(first, unit + 1))
                 first, size = unit + 1, 0

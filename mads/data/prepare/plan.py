@@ -155,8 +155,8 @@ class Plan:
         """(unit, indices of its documents, how to read them) for ascending indices of documents."""
         units = np.searchsorted(self.firsts, indices, side="right") - 1
         out = []
-        for unit in np.unique(units).tolist():
-            mine = indices[units == unit]
+        for mine in np.split(indices, np.flatnonzero(np.diff(units)) + 1) if len(indices) else []:
+            unit = int(np.searchsorted(self.firsts, mine[0], side="right")) - 1
             marks = [tuple(mark) for mark in self.about["units"][unit]["marks"]]
             out.append((unit, mine, Wanted(mine - self.firsts[unit], np.asarray(self.lines[mine]), marks)))
         return out

@@ -90,7 +90,7 @@ def _exact(job: Job, found: Surveyed, removals: Removals) -> None:
 
 
 def _near(job: Job, found: Surveyed, removals: Removals, scratch: Path) -> None:
-    paths: list[Any] = [job.directory / job.result("survey", i, ".signatures.npy") for i in range(len(job.groups()))]
+    paths: list[Any] = [job.directory / job.result("survey", i, ".signatures.npy") for i in range(len(job.groups))]
     arrays = [np.load(path, mmap_mode="r") for path in paths]
     first = near_duplicates(arrays, job.settings.near_duplicates, ~removals.removed, scratch)
     again = np.flatnonzero(first >= 0)

@@ -80,7 +80,7 @@ def _read(job: Job, stage: str, index: int) -> dict[str, Any]:
 
 def _rejected_files(job: Job, plan: Plan) -> Iterator[Path]:
     """Lists of what was rejected: unreadable, too short, in the references; each in input order."""
-    yield from (job.directory / job.result("survey", i, ".rejected.jsonl") for i in range(len(job.groups())))
+    yield from (job.directory / job.result("survey", i, ".rejected.jsonl") for i in range(len(job.groups)))
     yield from (job.directory / job.result("shards", i, ".rejected.jsonl") for i in range(len(plan.about["shards"])))
     yield job.directory / job.result("references", 0, ".rejected.jsonl")
 

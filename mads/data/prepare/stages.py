@@ -30,7 +30,7 @@ def tasks_of(job: Job, stage: str) -> list[str]:
     if job.before is not None and stage in _OF_A_FIRST:
         return []
     if stage == "survey":
-        indices = range(len(job.groups()))
+        indices = range(len(job.groups))
     elif stage == "sample":
         indices = sampled_groups(job, Plan.load(job))
     elif stage == "fit":

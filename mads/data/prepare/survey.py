@@ -53,7 +53,7 @@ def survey_group(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]
     columns, rejects, units = _Columns(), Rejects(), []
     observer = Observer(job)
     domains, origins, categories = Codes(), Codes(), {name: Codes() for name in job.categories}
-    for unit in job.groups()[index]:
+    for unit in job.groups[index]:
         marks: Marks = []
         before = len(columns.sizes)
         for document in job.source.read(unit, rejects, marks=marks):
@@ -161,7 +161,7 @@ def read_surveys(job: Job) -> Surveyed:
     domains, origins, categories = Codes(), Codes(), {name: Codes() for name in job.categories}
     columns: dict[str, list[np.ndarray]] = {}
     units, rejected, first, contaminated, before = [], Counter(), [], [], 0
-    for index in range(len(job.groups())):
+    for index in range(len(job.groups)):
         base = job.directory / job.result("survey", index, "")
         found = json.loads(base.with_name(base.name + ".json").read_text())
         translations = {"domains": (domains, found["domains"]), "origins": (origins, found["origins"])}

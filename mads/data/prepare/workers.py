@@ -18,7 +18,7 @@ from mads.data.prepare.job import Job
 from mads.data.prepare.stages import STAGES, run_task, task_bytes, tasks_of
 from mads.data.schema import DataError
 
-_POLL_S = 0.1
+_POLL_S = (0.1, 2.0)  # first and longest pause before another look at a folder that many nodes look at
 _SHOW_S = 5.0
 
 
@@ -42,7 +42,7 @@ def work_through(job: Job, say: Callable[[str], None]) -> None:
 
 def _complete(job: Job, board: Board, stage: str, names: list[str], say: Callable[[str], None]) -> None:
     """Return when all tasks of the stage are done, by whomever."""
-    pending = list(names)
+    pending, pause = list(names), _POLL_S[0]
     while pending and board.is_open:
         done = board.done()
         pending = [name for name in pending if name not in done]
@@ -50,8 +50,11 @@ def _complete(job: Job, board: Board, stage: str, names: list[str], say: Callabl
         free = sorted(pending, key=lambda name: name in claimed)  # those that seem free first
         taken = next((name for name in free if board.claim(name)), None)
         if taken is None:
-            time.sleep(_POLL_S)
-        elif board.is_done(taken):  # between our two looks
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_S[1])
+            continue
+        pause = _POLL_S[0]
+        if board.is_done(taken):  # between our two looks
             board.release(taken)
         else:
             _do(job, board, stage, taken, say)

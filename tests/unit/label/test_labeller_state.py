@@ -1,5 +1,7 @@
 """A fitted labeller in a file: the same labels bit for bit, equal bytes, and no state where it does not belong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from label_support import natural
@@ -21,8 +23,6 @@ MAKERS = {
 
 
 def documents(count, seed=0):
-    from dataclasses import replace
-
     rng = np.random.default_rng(seed)
     return [replace(d, fields={"score": float(rng.uniform(0, 5)), "subject": d.domain}) for d in natural(count, seed)]
 
@@ -112,3 +112,35 @@ def test_a_damaged_file_is_an_error_that_names_it(damage, tmp_path):
         path.write_bytes(state_bytes({k: v for k, v in fitted.state().items() if k != "weights"}))
     with pytest.raises(DataError, match="topic.npz"):
         load_labeller(path, MAKERS["topic"]())
+
+
+def check_that_later_labels_stand_behind():
+    """What an addition to a directory brings: known labels keep their codes, whatever the alphabet says."""
+    for name in ("domain", "label"):
+        _check_later_labels(name)
+
+
+def _check_later_labels(name):
+    labeller, known = MAKERS[name](), documents(60)
+    labeller.fit(known)
+    before, labels = labeller.label(known)[0], labeller.schema().labels
+    new = [replace(d, domain="aardvarks", fields={"subject": "aardvarks"}) for d in known[:3]]
+    assert labeller.new_labels(known + new) == ["aardvarks"] and labeller.new_labels(known) == []
+    labeller.take_labels([*labels, "aardvarks"])
+    assert labeller.schema().labels == (*labels, "aardvarks")
+    assert np.array_equal(labeller.label(known)[0], before) and set(labeller.label(new)[0]) == {len(labels)}
+    with pytest.raises(DataError, match="label anew"):
+        labeller.take_labels(["aardvarks", *labels])
+
+
+def test_later_labels_stand_behind():
+    check_that_later_labels_stand_behind()
+
+
+@pytest.mark.parametrize("labeller", [GivenLabel("subject", ["a", "b"]), GivenScore("score", [0, 1])])
+def test_fixed_labels_take_no_others(labeller):
+    labels = labeller.schema().labels
+    assert labeller.new_labels(documents(30)) == []
+    labeller.take_labels(labels)
+    with pytest.raises(DataError, match=r"fixed, it cannot take \['c'\]"):
+        labeller.take_labels([*labels, "c"])

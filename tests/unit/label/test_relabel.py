@@ -203,6 +203,21 @@ def test_a_labeller_that_fails_leaves_nothing_behind(directory):
     assert contents(directory) == before
 
 
+def test_two_cannot_change_a_directory_at_once(directory):
+    import fcntl
+
+    before = contents(directory)
+    with open(directory / "labelling", "a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is labelling"):
+            label(directory, topic=TopicLabeller(topics=4, dimensions=8))
+        with pytest.raises(DataError, match="another process is labelling"):
+            remove_attributes(directory, ["domain"])
+    assert contents(directory) == before
+    label(directory, topic=TopicLabeller(topics=4, dimensions=8))
+    assert not (directory / "labelling").exists()
+
+
 def test_what_a_prepared_directory_does_not_have_is_said(directory):
     before = contents(directory)
     for labeller, complaint in (

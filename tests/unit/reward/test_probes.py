@@ -22,7 +22,7 @@ def _naive_draw(pool, attribute, quota, agent, seed, round_):
 
 def test_per_agent_probes_are_the_smallest_hashes_of_each_label():
     pool = random_pool(n=2000)
-    probes = draw_probes(pool, PerAgentProbes(65), AGENTS, 5, 2)
+    probes = draw_probes(pool, PerAgentProbes(65), AGENTS, 5, 2, piece=64)
     union = set()
     for agent, attribute, labels in (("q", "quality", 5), ("d", "domain", 7), ("t", "topic", 13)):
         sizes = np.bincount(pool.codes(attribute), minlength=labels)

@@ -12,7 +12,7 @@ def entry(round_, shards):
     return PoolEntry(round_, shards, 10 * shards, 100 * shards, f"f{shards}", 2)
 
 
-def test_rounds_get_the_pool_of_their_time_again(tmp_path):
+def check_rounds_get_the_pool_of_their_time_again(tmp_path):
     make_pool(tmp_path / "data", shard_tokens=500)
     pool, held = Pool.open(tmp_path / "data", shards=1), len(Pool.open(tmp_path / "data").shards)
     history = PoolHistory.read(tmp_path)
@@ -25,6 +25,10 @@ def test_rounds_get_the_pool_of_their_time_again(tmp_path):
         assert [again.shards_for(r, pool, tmp_path / "data", follow) for r in range(8)] == [2, 2, 2, 5, 5, 5, 5, 6]
     assert again.shards_for(8, pool, tmp_path / "data", False) == 1
     assert again.shards_for(8, pool, tmp_path / "data", True) == held
+
+
+def test_rounds_get_the_pool_of_their_time_again(tmp_path):
+    check_rounds_get_the_pool_of_their_time_again(tmp_path)
 
 
 def test_a_line_cut_off_by_a_kill_counts_for_nothing_and_others_do(tmp_path):

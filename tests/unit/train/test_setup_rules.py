@@ -44,6 +44,9 @@ def checked(pool, *overrides):
         ["selection.probes=21"],  # 3 agents, 7 topics
         ["~agents.members.topic", "selection.probes=10"],
         ["data.seq_length=64"],
+        ["selection=random", "selection.bounds.domain={news: [0.2, 0.5], books: [0, 0.5]}"],
+        ["selection.bounds.domain={news: [0.2, 0.2], books: [0, 0.5], code: [0.1, 0.3]}"],
+        ["selection=random", "selection.unit=shard", "selection.max_uses=1"],
     ],
 )
 def test_what_fits_passes(pool, overrides):
@@ -68,6 +71,18 @@ def test_what_fits_passes(pool, overrides):
         (
             ["selection=stratified", "selection.attribute=mood", "data.attributes.mood._target_=x.Y"],
             r"selection.attribute='mood', but .* has only the attributes \['domain', 'quality', 'topic'\]",
+        ),
+        (
+            ["selection.bounds.mood.a=[0,1]", "data.attributes.mood._target_=x.Y"],
+            r"selection.bounds.mood='mood', but .* has only the attributes",
+        ),
+        (
+            ["selection.bounds.domain.poems=[0,1]"],
+            r"selection.bounds.domain names \['poems'\], but the labels are \['news', 'code'",
+        ),
+        (
+            ["selection.bounds.domain={news: [0, 0.2], code: [0, 0.3], books: [0, 0.4]}"],
+            r"selection.bounds.domain: the greatest shares of its 3 labels add up to 0.9",
         ),
         (
             ["agents.members.topic.attribute=mood", "data.attributes.mood._target_=x.Y"],
