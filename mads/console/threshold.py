@@ -151,7 +151,7 @@ class _Piece:
     def __init__(self, search: Search, where: slice):
         self.where, self._draw = where, search.plan.draw
         self.ids, self.lengths, self.uses = (c[where] for c in (search.pool.ids, search.pool.lengths, search.pool.uses))
-        self.weights = search.plan.weights(self.lengths)
+        self.weights = search.weights_of(self.lengths)
         self.cells = search.cells_of(where, self.uses)
         total = None if search.scores is None else search.scores.total(where)
         self.words = words_of(search.plan.order, self._draw, self.ids, self.uses, total, search.bounds)
@@ -190,6 +190,10 @@ class Search:
             cells = np.where(uses < self.plan.max_uses, cells, self._count)
         return cells if self._compact is None else self._compact[cells]
 
+    def weights_of(self, lengths: np.ndarray) -> np.ndarray:
+        """What each sample of a piece covers, in the column's own type: sums turn it into int64 at once."""
+        return np.ones(len(lengths), np.int32) if self.plan.by_count else lengths
+
     # ------------------------------------------------------------ passes
 
     def survey(self) -> None:
@@ -204,8 +208,9 @@ class Search:
             before = self.pool.ids[slice(max(0, where.start - 1), where.start)]
             wrong[0] += (ids[1:] <= ids[:-1]).sum() + (before >= ids[:1]).sum()
             wrong[1] += (lengths < 1).sum()
-            wrong[2] += ((uses < 0) | (uses > MOST_USES)).sum()
-            weights, cells = self.plan.weights(lengths), self.cells_of(where, uses)
+            if uses.min() < 0 or uses.max() > MOST_USES:
+                wrong[2] += ((uses < 0) | (uses > MOST_USES)).sum()
+            weights, cells = self.weights_of(lengths), self.cells_of(where, uses)
             _add(counts, tokens, cells, weights)
             most[2:] = np.maximum(most[2:], [uses.max(), weights.max()])
             if self.scores is not None:
@@ -420,7 +425,7 @@ def _add(counts: np.ndarray, tokens: np.ndarray, buckets, weights: np.ndarray) -
     """Add a piece's samples and tokens per bucket. Sums of integers below 2**53 are exact in float64."""
     if np.ndim(buckets) == 0:
         counts[buckets] += len(weights)
-        tokens[buckets] += weights.sum()
+        tokens[buckets] += weights.sum(dtype=np.int64)
     elif len(counts) > 4 * len(weights):
         np.add.at(counts, buckets, 1)
         np.add.at(tokens, buckets, weights)
