@@ -18,6 +18,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, roc_auc_score
 
+from mads.data.cutting import batches
 from mads.data.documents import Document
 from mads.data.tokenizer import Tokenizer, train_sentencepiece
 from mads.label.domain import DomainLabeller
@@ -28,7 +29,7 @@ from mads.label.quality import QualityLabeller
 from mads.label.sampling import content_ids
 from mads.label.topic import TopicLabeller
 from mads.label.vocabulary import Vocabulary
-from mads.label.words import batches, split_words
+from mads.label.words import split_words
 from mads.noise import hash64
 
 GOOD = ["books", "news", "speeches"]

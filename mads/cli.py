@@ -71,11 +71,12 @@ def prepare(arguments: list[str]) -> int:
     from mads.config.compose import ConfigError, compose, to_dict, to_yaml
     from mads.config.factory import build, build_all
     from mads.config.validate import validate
+    from mads.data.prepare import default_workers
     from mads.data.prepare import prepare as prepare_data
     from mads.data.settings import PrepareSettings
 
     parser = argparse.ArgumentParser(prog="mads prepare")
-    parser.add_argument("--workers", type=int, help="processes on this machine; default: one per core")
+    parser.add_argument("--workers", type=int, help="processes on this machine; default: one per core, if there is enough to do")
     parser.add_argument("--append", action="store_true", help="add these documents to the complete directory data.dir")
     known, overrides = _parse(parser, arguments)
     config = compose(overrides)
@@ -102,17 +103,18 @@ def prepare(arguments: list[str]) -> int:
         decontaminate=data.hygiene.decontaminate,
         evaluation_paths=dict(data.hygiene.evaluation_paths),
     )
+    source = build(data.source, "data.source")
     # A corpus without reference tasks can be prepared; selections that need rewards refuse it with a remedy.
     has_references = "reference_paths" not in data or data.reference_paths
     prepare_data(
         data.dir,
-        source=build(data.source, "data.source"),
+        source=source,
         labellers=build_all(data.attributes, "data.attributes"),
         references=build(data.references, "data.references") if has_references else None,
         settings=settings,
         attribute_settings=to_dict(config)["data"]["attributes"],
         progress=lambda line: print(line, flush=True),
-        workers=known.workers if known.workers is not None else len(os.sched_getaffinity(0)),
+        workers=known.workers if known.workers is not None else default_workers(source, len(os.sched_getaffinity(0))),
         append=known.append,
     )
     return 0

@@ -79,7 +79,7 @@ def prepare_small(folder: Path) -> Path:
     write_corpus(folder)
     target = folder / "prepared"
     tasks = [f"data.reference_paths.{task}={folder}/{task}.jsonl" for task in ("galley", "voyage")]
-    code = main(["prepare", *PREPARE, f"data.paths=[{folder}/corpus.jsonl]", *tasks, f"data.dir={target}"])
+    code = main(["prepare", "--workers", "1", *PREPARE, f"data.paths=[{folder}/corpus.jsonl]", *tasks, f"data.dir={target}"])
     assert code == 0
     return target
 

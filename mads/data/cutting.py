@@ -1,9 +1,9 @@
-"""Cut long works into documents, and join short texts to documents."""
+"""Cut long works into documents, join short texts to documents, and take many texts a batch at a time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 _BORDERS = (re.compile(r"\n[ \t]*\n\s*"), re.compile(r"\n"), re.compile(r"(?<=[.!?])\s"), re.compile(r"\s"))  # best first
@@ -39,3 +39,15 @@ def join_texts(texts: Iterable[str], count: int = 40) -> Iterator[str]:
     texts = iter(texts)
     while group := list(islice(texts, count)):
         yield "\n".join(group)
+
+
+def batches(texts: Sequence[str], characters: int = 2_000_000) -> Iterator[slice]:
+    """Slices of at most about `characters` of text and at least one text each, which bounds the memory of what follows."""
+    start = size = 0
+    for position, text in enumerate(texts):
+        if size and size + len(text) > characters:
+            yield slice(start, position)
+            start, size = position, 0
+        size += len(text)
+    if start < len(texts):
+        yield slice(start, len(texts))

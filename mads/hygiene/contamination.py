@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mads.hygiene.words import batches, hash_words, windows, words_of
+from mads.data.cutting import batches
+from mads.hygiene.words import BATCH, hash_words, windows, words_of
 
 NGRAM = 13  # words
 SHORTEST = 8  # words of an example that is shorter than NGRAM
@@ -82,7 +83,7 @@ class Contamination:
 
     def _index(self) -> dict[int, _Grams]:
         found: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-        for part in batches(self._texts):
+        for part in batches(self._texts, BATCH):
             words = hash_words(self._texts[part])
             for i, (start, end) in enumerate(zip(words.offsets.tolist(), words.offsets[1:].tolist()), part.start):
                 length = min(NGRAM, end - start)
@@ -105,7 +106,7 @@ class Contamination:
     def hits(self, texts: Sequence[str]) -> list[Hit | None]:
         """For each text what it shares with the examples, or None; a function of that text alone."""
         result: list[Hit | None] = []
-        for part in batches(texts):
+        for part in batches(texts, BATCH):
             result += self._hits(texts[part])
         return result
 

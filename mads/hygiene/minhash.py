@@ -15,8 +15,9 @@ from functools import cache
 
 import numpy as np
 
+from mads.data.cutting import batches
 from mads.data.schema import DataError
-from mads.hygiene.words import batches, hash_words, mixed, windows
+from mads.hygiene.words import BATCH, hash_words, mixed, windows
 
 NGRAM = 5  # words
 SLOTS = 128
@@ -54,7 +55,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     A text of fewer than NGRAM words is the set of one gram, all of its words; a text without a word is the set of itself.
     """
     found = [np.zeros((0, SLOTS), np.uint32)]
-    for part in batches(texts):
+    for part in batches(texts, BATCH):
         hashes, offsets = grams(texts[part])
         found.append(minima(hashes, offsets))
     return np.concatenate(found)

@@ -17,6 +17,7 @@ from functools import cache
 import numpy as np
 
 PIECE = 1 << 15  # characters that are hashed at a time: their arrays stay in the processor's cache
+BATCH = 1 << 20  # characters of text whose hashes are in memory at a time
 _TABLE = 0x20000  # code points above: ideographs, and nothing that has two cases
 _ALONE = ((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x33480))  # kana and ideographs
 _LETTERS = 0x9E3779B97F4A7C15  # odd: it has an inverse modulo 2**64
@@ -173,15 +174,3 @@ def windows(hashes: np.ndarray, length: int) -> np.ndarray:
         value *= np.uint64(_WORDS)
         value += hashes[k : k + count]
     return value
-
-
-def batches(texts: Sequence[str], characters: int = 1 << 20) -> Iterator[slice]:
-    """Slices of at most about `characters` of text and at least one text each, which bounds the memory of what follows."""
-    start = size = 0
-    for position, text in enumerate(texts):
-        if size and size + len(text) > characters:
-            yield slice(start, position)
-            start, size = position, 0
-        size += len(text)
-    if start < len(texts):
-        yield slice(start, len(texts))

@@ -13,14 +13,36 @@ from mads.data.schema import AttributeSchema, DataError
 from mads.label.base import FittedLabeller
 
 
-class DomainLabeller(FittedLabeller):
-    """The label is the document's own domain; the labels are the domains seen by `fit`, sorted."""
+class _NamedDomain(FittedLabeller):
+    """What labellers share whose labels are names that documents bring."""
 
     name = "domain"
-    reads = ("domain",)
 
     def __init__(self):
         self._codes: dict[str, int] = {}
+
+    def _set_names(self, names: Sequence[str]) -> None:
+        self._codes = {name: code for code, name in enumerate(names)}
+        self._fitted = True
+
+    def _add_labels(self, labels: list[str]) -> None:
+        self._set_names([*self._codes, *labels])
+
+    def _facts(self) -> dict[str, Any]:
+        return {"names": list(self._codes)}
+
+    def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self._set_names(facts["names"])
+
+    def schema(self) -> AttributeSchema:
+        self._require_fit()
+        return AttributeSchema(self.name, tuple(self._codes), provenance=self.provenance())
+
+
+class DomainLabeller(_NamedDomain):
+    """The label is the document's own domain; the labels are the domains seen by `fit`, sorted."""
+
+    reads = ("domain",)
 
     def fit(self, documents: Sequence[Document]) -> None:
         """Raises:
@@ -34,15 +56,8 @@ class DomainLabeller(FittedLabeller):
             )
         self._set_names(names)
 
-    def _set_names(self, names: Sequence[str]) -> None:
-        self._codes = {name: code for code, name in enumerate(names)}
-        self._fitted = True
-
     def new_labels(self, documents: Sequence[Document]) -> list[str]:
         return sorted({d.domain for d in documents} - self._codes.keys())
-
-    def _add_labels(self, labels: list[str]) -> None:
-        self._set_names([*self._codes, *labels])
 
     def label(self, documents: Sequence[Document]) -> tuple[np.ndarray, None]:
         """Raises:
@@ -59,18 +74,8 @@ class DomainLabeller(FittedLabeller):
                 f"{', '.join(sorted(self._codes)[:20])}; give more documents of it, so that the training part has some"
             ) from None
 
-    def _facts(self) -> dict[str, Any]:
-        return {"names": list(self._codes)}
 
-    def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        self._set_names(facts["names"])
-
-    def schema(self) -> AttributeSchema:
-        self._require_fit()
-        return AttributeSchema(self.name, tuple(self._codes), provenance=self.provenance())
-
-
-class PathDomain(FittedLabeller):
+class PathDomain(_NamedDomain):
     """The label is a part of the path of the document's file, `Document.origin`.
 
     Args:
@@ -80,7 +85,6 @@ class PathDomain(FittedLabeller):
         other: the label of paths that the pattern does not match, and of names not among the labels; None refuses both.
     """
 
-    name = "domain"
     reads = ("origin",)
 
     def __init__(self, pattern: str, names: Sequence[str] | None = None, other: str | None = None):
@@ -91,7 +95,7 @@ class PathDomain(FittedLabeller):
         if "domain" not in self._pattern.groupindex:
             raise DataError(f"pattern={pattern!r} has no group named domain: write the part that names it as (?P<domain>...)")
         self.pattern, self.names, self.other = pattern, None if names is None else list(names), other
-        self._codes: dict[str, int] = {}
+        super().__init__()
 
     def parameters(self) -> dict[str, Any]:
         return {"pattern": self.pattern, "names": self.names, "other": self.other}
@@ -112,10 +116,6 @@ class PathDomain(FittedLabeller):
             raise DataError(f"pattern={self.pattern!r} matches no path, for example not {documents[0].origin!r}")
         self.label(documents)
 
-    def _set_names(self, names: Sequence[str]) -> None:
-        self._codes = {name: code for code, name in enumerate(names)}
-        self._fitted = True
-
     def label(self, documents: Sequence[Document]) -> tuple[np.ndarray, None]:
         """(code uint16 [n], None).
 
@@ -126,6 +126,11 @@ class PathDomain(FittedLabeller):
         self._require_fit()
         return np.fromiter(map(self._code, documents), np.uint16, len(documents)), None
 
+    def new_labels(self, documents: Sequence[Document]) -> list[str]:
+        if self.names is not None or self.other is not None:  # what is not known is `other`, or refused
+            return []
+        return sorted({name for d in documents if (name := self._name(d)) is not None} - self._codes.keys())
+
     def _code(self, document: Document) -> int:
         name = self._name(document)
         code = self._codes.get(self.other if name not in self._codes else name)
@@ -135,13 +140,3 @@ class PathDomain(FittedLabeller):
                 f"{document.origin} {why} pattern={self.pattern!r}; change the pattern, list all names, or set other=NAME"
             )
         return code
-
-    def _facts(self) -> dict[str, Any]:
-        return {"names": list(self._codes)}
-
-    def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        self._set_names(facts["names"])
-
-    def schema(self) -> AttributeSchema:
-        self._require_fit()
-        return AttributeSchema(self.name, tuple(self._codes), provenance=self.provenance())

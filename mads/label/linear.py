@@ -11,12 +11,13 @@ import sklearn
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from mads.data.cutting import batches
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
 from mads.label.base import FittedLabeller
 from mads.label.calibration import LABELS, QUANTILES, SCORES, bins_of, knots_of, score_of
 from mads.label.sampling import choose, content_ids, hash_of, read_texts
-from mads.label.words import batches, hashed_ngrams, split_words
+from mads.label.words import hashed_ngrams, split_words
 from mads.noise import hash64
 
 _FEWEST = 20

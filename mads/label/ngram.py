@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from mads.data.cutting import batches
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
 from mads.label.base import FittedLabeller
 from mads.label.calibration import quantile_bins, quantile_edges, quantile_names
 from mads.label.sampling import choose, content_ids, hash_of, read_texts
-from mads.label.words import batches, split_words
+from mads.label.words import split_words
 
 _U64 = np.uint64
 _MIX, _STEP = _U64(0x9E3779B97F4A7C15), _U64(0xBF58476D1CE4E5B9)

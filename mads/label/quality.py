@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse
 import sklearn
 
+from mads.data.cutting import batches
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
 from mads.label.base import FittedLabeller
@@ -18,7 +19,7 @@ from mads.label.linear import check_columns, train_linear
 from mads.label.rules import RULES, rule_score
 from mads.label.sampling import choose
 from mads.label.statistics import text_statistics
-from mads.label.words import batches, hashed_ngrams, split_words
+from mads.label.words import hashed_ngrams, split_words
 
 _FEWEST = 20
 _LONGEST = 20_000  # characters of a document that the classifier learns from

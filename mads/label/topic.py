@@ -12,12 +12,13 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
 
+from mads.data.cutting import batches
 from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
 from mads.label.base import FittedLabeller, pack_json, unpack_json
 from mads.label.sampling import choose
 from mads.label.vocabulary import Vocabulary
-from mads.label.words import batches, split_words
+from mads.label.words import split_words
 
 
 class TopicLabeller(FittedLabeller):

@@ -8,7 +8,8 @@ import numpy as np
 import scipy.sparse
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from mads.label.words import WordBatch, batches, count_matrix, normalize_rows, split_words
+from mads.data.cutting import batches
+from mads.label.words import WordBatch, count_matrix, normalize_rows, split_words
 
 
 class Vocabulary:

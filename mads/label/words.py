@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,18 +55,6 @@ def split_words(texts: Sequence[str]) -> WordBatch:
         del vocabulary[empty[0]]
         lengths = np.delete(lengths, empty)
     return WordBatch(len(texts), vocabulary, lengths, word, document)
-
-
-def batches(texts: Sequence[str], characters: int = 2_000_000) -> Iterator[slice]:
-    """Slices of at most about `characters` of text and at least one text each, which bounds the memory of what follows."""
-    start = size = 0
-    for position, text in enumerate(texts):
-        if size and size + len(text) > characters:
-            yield slice(start, position)
-            start, size = position, 0
-        size += len(text)
-    if start < len(texts):
-        yield slice(start, len(texts))
 
 
 def count_matrix(document: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_matrix:

@@ -1,4 +1,4 @@
-"""D1: the ranks of one model replica train on the same tokens, replicas on different ones, and a batch that differs stops the run."""
+"""D1: the ranks of a model replica train on the same tokens, replicas on different ones; a batch that differs stops the run."""
 
 import tempfile
 from types import SimpleNamespace

@@ -17,7 +17,10 @@ ROOMS = {
     "mads.tensor": ("mads.collectives", "mads.layout"),
     "mads.model": ("mads.collectives", "mads.kernels", "mads.tensor"),
     "mads.data": ("mads.noise", "mads.label.base", "mads.hygiene"),
-    "mads.hygiene": ("mads.data.schema",),
+    "mads.hygiene": (
+        "mads.data.cutting",
+        "mads.data.schema",
+    ),
     "mads.label": ("mads.noise", "mads.data"),
     "mads.agents": (),
     "mads.console": ("mads.noise", "mads.topology", "mads.collectives", "mads.agents", "mads.reward.probes"),

@@ -84,6 +84,13 @@ def prepare(
     return _outcome(job, progress)
 
 
+def default_workers(source: Source, cores: int) -> int:
+    """One process a core, but none for less than 4 MB of files: to start one takes as long as to prepare so much."""
+    if not source.files:
+        return cores
+    return max(1, min(cores, sum(os.path.getsize(path) for _, path in source.files) // 4_000_000))
+
+
 def _check(source: Source, labellers: dict[str, Labeller], workers: int) -> None:
     if workers < 1:
         raise DataError(f"{workers} workers cannot prepare anything; give --workers 1 or more")

@@ -89,6 +89,8 @@ def _listed(counts: dict[str, int]) -> str:
 def _new_labels(job: Job, found: Surveyed, kept: np.ndarray) -> dict[str, list[str]]:
     """Attribute -> labels that an addition brings, behind those that the directory has."""
     new, classes = {}, [found.codes, *found.categories.values()]
+    if any("origin" in getattr(labeller, "reads", ()) for labeller in job.labellers.values()):
+        classes.append(found.origin_codes)
     firsts = np.unique(np.concatenate([kept[np.unique(codes[kept], return_index=True)[1]] for codes in classes]))
     examples = [found.without_text(index) for index in firsts.tolist()]
     for schema in job.before.attributes:

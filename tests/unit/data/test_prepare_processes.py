@@ -15,7 +15,7 @@ from command_support import environment, wait_until
 
 from mads.data.documents import JsonlSource
 from mads.data.pool import Pool, key_path
-from mads.data.prepare import prepare
+from mads.data.prepare import default_workers, prepare
 from mads.data.prepare.board import Board
 from mads.data.references import JsonlReferences
 from mads.data.schema import DataError, Manifest
@@ -215,6 +215,13 @@ def test_a_source_that_changes_under_way_is_an_error():
 
 
 # ---------------------------------------------------------------- additions
+
+
+@pytest.mark.parametrize("megabytes, cores, workers", [(0.1, 8, 1), (9, 8, 2), (100, 8, 8), (100, 1, 1)])
+def test_processes_are_started_where_they_pay(tmp_path, megabytes, cores, workers):
+    with open(tmp_path / "big.jsonl", "wb") as file:
+        file.truncate(int(megabytes * 1e6))
+    assert default_workers(JsonlSource([str(tmp_path / "big.jsonl")]), cores) == workers
 
 
 def test_d7_an_addition_leaves_every_file_as_it_was(tmp_path, corpus):

@@ -119,6 +119,9 @@ def test_the_domain_is_the_part_of_the_path_that_the_pattern_names(tmp_path):
             labeller.label(at(origin))
     fresh = restored(labeller, PathDomain("(?P<domain>[^/]+)/[^/]+$"), tmp_path)
     assert fresh.label(at("web/de/x"))[0].tolist() == [1]
+    assert fresh.new_labels(at("a/zu/x", "a/af/x", "a/de/x")) == ["af", "zu"]
+    fresh.take_labels(("books", "de", "en", "af", "zu"))
+    assert fresh.label(at("a/zu/x", "a/de/x"))[0].tolist() == [4, 1]
 
 
 def test_paths_without_a_label_may_have_one():
@@ -126,6 +129,7 @@ def test_paths_without_a_label_may_have_one():
     labeller.fit(at("somewhere"))
     assert labeller.schema().labels == ("web", "books", "rest")
     assert labeller.label(at("books/a", "code/a", "b"))[0].tolist() == [1, 2, 2]
+    assert labeller.new_labels(at("code/a")) == []
 
 
 @pytest.mark.parametrize("pattern", ["(unclosed", "no group"])

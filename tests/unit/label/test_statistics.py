@@ -8,9 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mads.data.cutting import batches
 from mads.label import rules
 from mads.label.statistics import TextStatistics, text_statistics
-from mads.label.words import batches, hashed_ngrams, split_words
+from mads.label.words import hashed_ngrams, split_words
 
 
 def random_texts(count, seed=0):
