@@ -27,7 +27,7 @@ from mads.data.documents import JsonlSource
 from mads.data.rejects import Rejects
 from mads.data.tokenizer import Tokenizer
 
-TOKENIZER_ONLY = "data.attributes={}"
+TOKENIZER_ONLY = "~data/attributes"
 
 
 def command(corpus: Path, references: Path, directory: Path, workers: int, *overrides: str) -> list[str]:
@@ -117,19 +117,17 @@ def speed(arguments: argparse.Namespace, folder: Path) -> None:
     batches = [texts[i : i + 400] for i in range(0, count, 400)]
     measured("SentencePiece alone, one thread, text in memory", size, count, lambda: [tokenizer.encode(b) for b in batches])
 
-    def prepare(workers: int, *overrides: str) -> None:
+    def prepare(workers: int, *overrides: str, corpus: Path = arguments.corpus) -> None:
         directory = folder / "out"
         shutil.rmtree(directory, ignore_errors=True)
         subprocess.run(
-            command(arguments.corpus, arguments.references, directory, workers, *overrides), check=True, stdout=subprocess.DEVNULL
+            command(corpus, arguments.references, directory, workers, *overrides), check=True, stdout=subprocess.DEVNULL
         )
 
     few = folder / "few"
     few.mkdir(exist_ok=True)
     (few / "few.jsonl").write_text("".join(json.dumps({"text": t, "domain": "few"}) + "\n" for t in texts[:20]))
-    measured(
-        "mads prepare, 1 worker, 20 documents: start-up", 0, 20, lambda: prepare(1, TOKENIZER_ONLY, *given, f"data.paths=[{few}]")
-    )
+    measured("mads prepare, 1 worker, 20 documents: start-up", 0, 20, lambda: prepare(1, TOKENIZER_ONLY, *given, corpus=few))
     for workers in (1, 2):
         what = f"mads prepare, {workers} worker(s): everything but labels"
         measured(what, size, count, lambda w=workers: prepare(w, TOKENIZER_ONLY, *given))

@@ -109,5 +109,9 @@ class WorkerBatches:
 
     def close(self) -> None:
         """End the processes."""
-        self._batches = iter(())
-        self._loader = None  # the last reference to the iterator, which ends its workers as it goes
+        running = (
+            self._loader._iterator
+        )  # public ways end them only when the last reference is gone, and an error's traceback is one
+        self._batches, self._loader = iter(()), None
+        if running is not None:
+            running._shutdown_workers()

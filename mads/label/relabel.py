@@ -224,7 +224,13 @@ def _delete(directory: Path, schema: AttributeSchema) -> None:
 
 
 def _commit(directory: Path, manifest: Manifest, attributes: list[AttributeSchema]) -> Manifest:
-    """Replace the manifest by one with these attributes, then remove the files of those that it no longer names."""
+    """Replace the manifest by one with these attributes, then remove the files of those that it no longer names.
+
+    Raises:
+        DataError: documents were added to the directory meanwhile; their shards have no such column.
+    """
+    if Manifest.read(directory).fingerprint != manifest.fingerprint:
+        raise DataError(f"{directory} has changed while it was labelled (documents were added?); run the command again")
     kept = {(schema.name, schema.revision) for schema in attributes}
     gone = [schema for schema in manifest.attributes if (schema.name, schema.revision) not in kept]
     known = {(schema.name, schema.revision) for schema in manifest.attributes}

@@ -64,7 +64,8 @@ def _examples(attribute: AttributeSummary) -> str:
         for c in attribute.labels
         for text, value in c.examples
     ]
-    head = '<tr><th scope="col">label</th><th scope="col">value</th><th scope="col">beginning of a document</th></tr>'
+    columns = '<th scope="col">label</th><th scope="col">value</th><th scope="col" class="text">beginning of a document</th>'
+    head = f"<tr>{columns}</tr>"
     body = f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
     return f"<details open><summary>Examples, chosen by a hash</summary>{body}</details>"
 

@@ -90,7 +90,7 @@ th,td{{padding:4px 9px;text-align:right;border-bottom:1px solid var(--grid);whit
 th{{font-weight:600;color:var(--muted);vertical-align:bottom}} th:first-child,td:first-child{{text-align:left;padding-left:0}}
 thead th{{border-bottom:1px solid var(--rule);white-space:normal}}
 tbody th{{font-weight:400;vertical-align:top;color:var(--text)}}
-td.text{{text-align:left;white-space:normal}}
+th.text,td.text{{text-align:left;white-space:normal}}
 .heat td{{padding:4px 9px}} .heat td.up{{background:rgba(var(--up),var(--a))}}
 .heat td.down{{background:rgba(var(--down),var(--a))}}
 details{{margin:.8em 0}} summary{{cursor:pointer;color:var(--c0)}}

@@ -106,8 +106,8 @@ def open_history(run_dir: str | os.PathLike, topology: Topology, fresh: bool) ->
     history, error = PoolHistory(run_dir, []), None
     if topology.rank == 0:
         try:
-            if fresh:
-                history.path.unlink(missing_ok=True)
+            if fresh and history.path.is_file():
+                history.path.unlink()
             history = PoolHistory.read(run_dir)
         except DataError as caught:  # told to the other ranks, then raised
             error = caught

@@ -10,7 +10,7 @@ import torch
 from harness import RankFailure, run_ranks
 from mutants import Mutant
 
-LOADER = "unit/data/test_loader.py"
+LOADER, AGREEMENT = "unit/data/test_loader.py", "dist/test_data_agreement.py"
 LAYERS, DECODER, MODEL = "dist/test_tensor_layers.py", "unit/model/test_decoder.py", "dist/test_tensor_model.py"
 ENGINE, REWARDS, RESUME = "dist/test_engine.py", "dist/test_rewards.py", "dist/test_resume.py"
 CONSOLE, PROTOCOL = "unit/console/test_console.py", "dist/test_console_ranks.py"
@@ -221,6 +221,21 @@ MUTANTS = [
         "mads.console.console:scale_rewards",
         lambda original: lambda *arguments: -original(*arguments),
         f"{CONSOLE}:test_x7_paper_rounds_equal_a_numpy_transcription",
+    ),
+    Mutant(
+        "ranks of one replica read the rows of different ones",
+        "mads.topology:Topology.coordinate",
+        lambda original: lambda self, axis: self.rank % self.size(axis),
+        f"{AGREEMENT}:check_d1_ranks_of_a_replica_see_the_same_tokens",
+        world=4,
+        args=({"dp": 2, "tp": 2},),
+    ),
+    Mutant(
+        "a batch that differs on a rank goes unseen",
+        "mads.train.invariants:digest",
+        lambda original: lambda *parts: 0,
+        f"{AGREEMENT}:check_a_batch_that_differs_is_named",
+        world=2,
     ),
     Mutant(
         "ledger not advanced",

@@ -94,6 +94,7 @@ def test_an_error_in_a_worker_surfaces_as_what_it_was_and_can_be_retried(tmp_pat
             loader.next()  # a worker cannot open its files
         (tmp_path / "hidden").rename(hidden)
         check_same([loader.next()], expected[:1])
+        assert len(worker_pids()) == 2  # those that could not open their files have ended
         os.kill(worker_pids()[0], signal.SIGKILL)
         with pytest.raises(RuntimeError, match="exited unexpectedly"):
             for _ in range(3):  # what was packed already is still handed out

@@ -280,3 +280,24 @@ def test_a_sample_to_learn_from_holds_every_domain_and_value(source):
     labeller = GivenLabel("topic")
     labeller.fit(sample)
     assert labeller.schema().labels == ("common", "rare")
+
+
+def test_documents_that_are_added_meanwhile_are_not_lost(directory):
+    class Slow(DomainLabeller):
+        """While it labels, the directory gets another manifest, as `mads prepare --append` gives it one."""
+
+        def label(self, documents):
+            manifest = Manifest.read(directory)
+            if len(manifest.generations) == 1:
+                first = manifest.files["train/shard-00000.idx"]
+                manifest.files["train/added.idx"] = first
+                shutil.copyfile(directory / "train/shard-00000.idx", directory / "train/added.idx")
+                manifest.generations.append(manifest.generations[0])
+                manifest.write(directory)
+            return super().label(documents)
+
+    with pytest.raises(DataError, match="has changed while it was labelled"):
+        label(directory, origin=Slow())
+    manifest = Manifest.read(directory)
+    assert len(manifest.generations) == 2 and "origin" not in {a.name for a in manifest.attributes}
+    assert not list(directory.glob("*/attributes/origin*")) and not list(directory.glob("labellers/origin*"))
