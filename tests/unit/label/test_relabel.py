@@ -15,6 +15,7 @@ from prepared_support import SHARDS, contents, write_prepared
 from mads.cli import main
 from mads.data.pool import Pool
 from mads.data.schema import DataError, Manifest
+from mads.label import relabel
 from mads.label.base import FittedLabeller, load_labeller
 from mads.label.domain import DomainLabeller, PathDomain
 from mads.label.given import GivenLabel, GivenScore
@@ -116,6 +117,20 @@ def test_removing_leaves_no_trace(directory):
         remove_attributes(directory, ["topic"])
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL inside of this process, where mutants can be applied."""
+
+
+def kill():
+    """End as SIGKILL does: nobody cleans up on the way out."""
+    relabel._delete_strays = lambda *arguments: None
+    raise Killed
+
+
+def _sigkill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Fatal(FittedLabeller):
     """Ends the process, or raises, at the n-th batch."""
 
@@ -132,7 +147,7 @@ class Fatal(FittedLabeller):
         if self.calls >= self.at:
             if self.raising:
                 raise DataError("no label fits")
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         return np.zeros(len(documents), np.uint16), None
 
     def schema(self):
@@ -151,7 +166,7 @@ def killed_at_manifest(directory, when):
     def write(self, path):
         if when == "after":
             original(self, path)
-        os.kill(os.getpid(), signal.SIGKILL)
+        kill()
 
     Manifest.write = write
     label(directory, topic=TopicLabeller(topics=6, dimensions=8))
@@ -161,18 +176,34 @@ def killed_in_labelling(directory):
     label(directory, topic=Fatal(at=2))
 
 
+def in_this_process(function, *args):
+    real = relabel._delete_strays, Manifest.write
+    try:
+        with pytest.raises(Killed):
+            function(*args)
+    finally:
+        relabel._delete_strays, Manifest.write = real
+
+
+def _really(function, *args):
+    global kill
+    kill = _sigkill
+    function(*args)
+
+
 def in_child(function, *args):
-    child = multiprocessing.get_context("fork").Process(target=function, args=args)
+    """A process of its own; not a fork, which would copy locks of threads that libraries have started."""
+    child = multiprocessing.get_context("spawn").Process(target=_really, args=(function, *args))
     child.start()
-    child.join(60)
+    child.join(120)
     assert child.exitcode == -signal.SIGKILL
 
 
-def check_that_a_killed_run_leaves_the_directory_as_it_was(directory):
+def check_that_a_killed_run_leaves_the_directory_as_it_was(directory, killed=in_this_process):
     label(directory, topic=TopicLabeller(topics=4, dimensions=8))
     before = contents(directory)
     for function, args in ((killed_in_labelling, ()), (killed_at_manifest, ("before",))):
-        in_child(function, directory, *args)
+        killed(function, directory, *args)
         assert Manifest.read(directory, verify=True).fingerprint == json.loads(before["manifest.json"])["fingerprint"]
         assert {name: after for name, after in contents(directory).items() if name in before} == before
         assert len(Pool.open(directory).labels("topic")) == 4
@@ -185,7 +216,7 @@ def check_that_a_killed_run_leaves_a_fresh_directory_as_it_was(folder):
 
 def test_a_killed_run_leaves_the_directory_as_it_was_and_the_next_one_succeeds(directory, tmp_path):
     shutil.copytree(directory, tmp_path / "undisturbed")
-    check_that_a_killed_run_leaves_the_directory_as_it_was(directory)
+    check_that_a_killed_run_leaves_the_directory_as_it_was(directory, in_child)
     in_child(killed_at_manifest, directory, "after")
     assert len(Pool.open(directory).labels("topic")) == 6  # the new manifest is there: so is all that it names
     label(directory, topic=TopicLabeller(topics=4, dimensions=8))
