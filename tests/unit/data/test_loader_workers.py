@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from harness import pool_pids
 from test_loader import GLOBAL, SEQ, check_same, own_pool, rest_of, steps
 
 from mads.data.loader import Loader
@@ -37,7 +38,9 @@ def data(tmp_path_factory):
 
 
 def worker_pids():
-    return [p.pid for p in multiprocessing.active_children() if "Dataloader" in p.name or "ForkServer" in type(p).__name__]
+    """The loaders' processes; the harness's come from a fork server as well."""
+    others = {pid for world in range(1, 9) for pid in pool_pids(world)}
+    return [p.pid for p in multiprocessing.active_children() if "ForkServer" in type(p).__name__ and p.pid not in others]
 
 
 def check_workers(pool, ids, workers=2, prefetch=3):
