@@ -44,7 +44,7 @@ class DecisionRecord:
     chosen: samples chosen; chosen_tokens: their tokens; budget_tokens: what was asked for
     reused: chosen samples that had been trained on before; notes: anything that was not as asked (running short, merged labels)
     direction: reward direction's diagnostics, for example each parameter group's share of |v|^2
-    seconds: phase -> wall seconds (reference, probes, update, scoring, exchange, decision)
+    seconds: phase -> wall seconds (reference, probes, update, decision with the scoring of the pool, exchange)
     """
 
     round: int
