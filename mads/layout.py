@@ -33,13 +33,22 @@ class Layout:
 
 
 REPLICATED = Layout()
-_ATTRIBUTE = "mads_layout"
+_LAYOUT, _NAME, _COPY = "mads_layout", "mads_name", "mads_copy"
 
 
-def mark(parameter: nn.Parameter, layout: Layout) -> nn.Parameter:
-    """Attach `layout` to a parameter and set the marks that DeepSpeed reads. Returns the parameter."""
-    setattr(parameter, _ATTRIBUTE, layout)
+def mark(parameter: nn.Parameter, layout: Layout, name: str, copy: bool = False) -> nn.Parameter:
+    """Attach what a parameter is, and set the marks that DeepSpeed reads. Returns the parameter.
+
+    Args:
+        name: logical name, the same for every parallel size; start values and checkpoints go by it.
+        copy: whether this is the last stage's copy of a weight that the first stage holds too (tied embeddings). A copy is
+            trained, but neither counted in a norm nor saved.
+    """
+    setattr(parameter, _LAYOUT, layout)
+    setattr(parameter, _NAME, name)
+    setattr(parameter, _COPY, copy)
     parameter.tensor_model_parallel = layout.sharded
+    parameter.ds_pipe_replicated = copy
     return parameter
 
 
@@ -49,7 +58,7 @@ def layout_of(parameter: nn.Parameter) -> Layout:
     Raises:
         LookupError: if nobody marked it; a guess here would be a silently wrong norm or checkpoint.
     """
-    layout = getattr(parameter, _ATTRIBUTE, None)
+    layout = getattr(parameter, _LAYOUT, None)
     if layout is None:
         raise LookupError(
             f"a parameter of shape {tuple(parameter.shape)} has no layout; call mads.layout.mark where it is created"
@@ -82,6 +91,26 @@ def unshard(shards: list[torch.Tensor], layout: Layout) -> torch.Tensor:
     return torch.cat([s[p] for p in range(len(local)) for s in split], layout.axis).contiguous()
 
 
+def name_of(parameter: nn.Parameter) -> str:
+    """The logical name. Raises LookupError as `layout_of` does."""
+    layout_of(parameter)
+    return getattr(parameter, _NAME)
+
+
+def is_copy(parameter: nn.Parameter) -> bool:
+    """Whether another pipeline stage holds the original of this tied weight."""
+    return getattr(parameter, _COPY, False)
+
+
+def counts_on(parameter: nn.Parameter, tensor_parallel_rank: int) -> bool:
+    """Whether this rank's piece counts in a sum over the ranks of a model: every shard, but a replica and a copy only once."""
+    return not is_copy(parameter) and (layout_of(parameter).sharded or tensor_parallel_rank == 0)
+
+
 def named_logical_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters by logical name, each storage once (a tied weight appears under its first name), in a fixed order."""
-    return sorted(module.named_parameters(remove_duplicate=True))
+    """Parameters by logical name, each storage once, in a fixed order.
+
+    Raises:
+        LookupError: if a parameter is unmarked.
+    """
+    return sorted(((name_of(p), p) for p in module.parameters()), key=lambda item: item[0])

@@ -64,12 +64,50 @@ class Grid:
         return f"PP({self.pp})-DP({self.dp})-CP({self.cp})-TP({self.tp})"
 
 
+def grid_of(parallel, world_size: int) -> Grid:
+    """The grid of `world_size` ranks under the config section `parallel`: what the other sizes leave over is data parallel.
+
+    Raises:
+        ValueError: if the sizes do not divide the number of ranks.
+    """
+    sizes = {
+        "pp": parallel.pipeline_model_parallel_size,
+        "cp": parallel.context_parallel_size,
+        "tp": parallel.tensor_model_parallel_size,
+    }
+    one_replica = Grid(**sizes).world_size
+    if world_size % one_replica:
+        raise ValueError(
+            f"{world_size} processes cannot be cut into replicas of {one_replica} (pipeline {sizes['pp']} x context {sizes['cp']} "
+            f"x tensor {sizes['tp']}); start a multiple of {one_replica} processes, or change the sizes in `parallel`"
+        )
+    return Grid(dp=world_size // one_replica, **sizes)
+
+
+# Name of a group -> the axes on which its ranks differ.
+GROUP_AXES = {
+    "tp": ("tp",),
+    "cp": ("cp",),
+    "dp": ("dp",),
+    "pp": ("pp",),
+    "dp_cp": ("dp", "cp"),
+    "model": ("pp", "tp"),
+    "replica": ("pp", "cp", "tp"),
+    "stage": ("dp", "cp", "tp"),
+    "world": AXES,
+}
+
+
 class Topology:
     """This rank's place in a `Grid`, with the process groups of every axis.
 
     Groups, by name:
       tp, cp, dp, pp    ranks that differ on that axis only; tensors of the training step travel here
       dp_cp             the ranks that a gradient is averaged over
+      model             the ranks that hold different parts of one model: gradient norms are summed here
+      replica           the ranks that work on one batch
+      stage             the ranks that hold the same layers
+      embedding         first and last stage, of a pipeline only: the ranks that share tied weights
       world             every rank, on the training backend
       control           every rank, always gloo with its own time limit: scores, ids, hashes and manifests travel here,
                         because NCCL moves GPU tensors only and its time-out belongs to the training step
@@ -96,30 +134,40 @@ class Topology:
         self.coordinates = grid.coordinates(self.rank)
         self._groups: dict[str, dist.ProcessGroup] = {}
         timeout = datetime.timedelta(seconds=timeout_s)
-        for name, axes in (
-            ("tp", ["tp"]),
-            ("cp", ["cp"]),
-            ("dp", ["dp"]),
-            ("pp", ["pp"]),
-            ("dp_cp", ["dp", "cp"]),
-            ("world", AXES),
-        ):
-            for ranks in grid.groups(*axes):  # every rank creates every group, in the same order
-                group = dist.new_group(ranks, timeout=timeout)
+        made: dict[tuple[int, ...], dist.ProcessGroup] = {}  # axes of size 1 make many names mean the same ranks
+        listed = [(name, grid.groups(*axes)) for name, axes in GROUP_AXES.items()]
+        if grid.pp > 1:
+            listed.append(("embedding", [[ranks[0], ranks[-1]] for ranks in grid.groups("pp")]))
+        for name, groups in listed:
+            for ranks in groups:  # every rank creates every group, in the same order
+                if tuple(ranks) not in made:
+                    made[tuple(ranks)] = dist.new_group(ranks, timeout=timeout)
                 if self.rank in ranks:
-                    self._groups[name] = group
+                    self._groups[name] = made[tuple(ranks)]
         self._groups["control"] = dist.new_group(
             list(range(world_size)), backend="gloo", timeout=datetime.timedelta(seconds=control_timeout_s)
         )
 
     def group(self, name: str) -> dist.ProcessGroup:
+        """This rank's group of that name; KeyError for `embedding` on a rank that is on neither end of a pipeline."""
         return self._groups[name]
+
+    def has_group(self, name: str) -> bool:
+        return name in self._groups
 
     def size(self, axis: str) -> int:
         return getattr(self.grid, axis)
 
     def coordinate(self, axis: str) -> int:
         return self.coordinates[axis]
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.coordinates["pp"] == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.coordinates["pp"] == self.grid.pp - 1
 
     @property
     def replica_leaders(self) -> list[int]:
@@ -130,13 +178,24 @@ class Topology:
     def is_replica_leader(self) -> bool:
         return self.rank in self.replica_leaders
 
+    def describe(self) -> str:
+        """The grid with all groups of each axis, for people."""
+        lines = [f"{self.grid}, {self.world_size} ranks; this is rank {self.rank}"]
+        for name, axes in GROUP_AXES.items():
+            mark = " (this rank's first)" if self.world_size > 1 else ""
+            groups = sorted(self.grid.groups(*axes), key=lambda ranks: self.rank not in ranks)
+            shown = " ".join(str(ranks) for ranks in groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
+            lines.append(f"  {name:8}{mark} {shown}")
+        return "\n".join(lines)
+
     def __str__(self) -> str:
         place = " ".join(f"{axis}={self.coordinates[axis]}" for axis in AXES)
         return f"{self.grid} rank {self.rank} ({place})"
 
 
 class MPU:
-    """The model-parallel unit object that `deepspeed.initialize(mpu=...)` asks for.
+    """The model-parallel unit object that `deepspeed.initialize(mpu=...)` asks for, of a grid without pipeline stages (a
+    PipelineModule brings its own).
 
     DeepSpeed reads the model-parallel side under two names (its ZeRO-3 path asks for `get_model_parallel_*`, others
     prefer `get_tensor_model_parallel_*`), and reduces gradients over data parallel alone unless the sequence names exist.
@@ -158,6 +217,9 @@ class MPU:
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
 
+    def get_tensor_model_parallel_src_rank(self) -> int:
+        return self._t.grid.rank(**{**self._t.coordinates, "tp": 0})
+
     def get_data_parallel_rank(self) -> int:
         return self._t.coordinate("dp")
 
@@ -166,6 +228,33 @@ class MPU:
 
     def get_data_parallel_group(self):
         return self._t.group("dp")
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return next(ranks for ranks in self._t.grid.groups("dp") if self._t.rank in ranks)
+
+    def get_sequence_parallel_rank(self) -> int:
+        return self._t.coordinate("cp")
+
+    def get_sequence_parallel_world_size(self) -> int:
+        return self._t.size("cp")
+
+    def get_sequence_parallel_group(self):
+        return self._t.group("cp")
+
+    def get_sequence_data_parallel_rank(self) -> int:
+        return self._t.coordinate("dp") * self._t.size("cp") + self._t.coordinate("cp")
+
+    def get_sequence_data_parallel_world_size(self) -> int:
+        return self._t.size("dp") * self._t.size("cp")
+
+    def get_sequence_data_parallel_group(self):
+        return self._t.group("dp_cp")
+
+    def get_pipeline_model_parallel_rank(self) -> int:
+        return 0
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return 1
 
 
 def initialize_process_group(backend: str, timeout_s: float) -> None:

@@ -21,7 +21,15 @@ class ConfigError(ValueError):
 
 
 # Fields that take any key: Hydra wants their overrides marked, a user should not have to know.
-OPEN_FIELDS = ("data.source", "data.attributes", "data.references", "data.reference_paths", "agents.members", "selection.bounds")
+OPEN_FIELDS = (
+    "data.source",
+    "data.attributes",
+    "data.references",
+    "data.reference_paths",
+    "agents.members",
+    "selection.bounds",
+    "parallel.zero_options",
+)
 
 
 def _marked(override: str) -> str:

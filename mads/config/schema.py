@@ -103,6 +103,8 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    hidden_dropout: float = 0.0  # of the embeddings and of each block's output; 0 = off
+    attention_dropout: float = 0.0  # of attention probabilities
     init_std: float = 0.02
     attention: str = "auto"  # auto | sdpa | flash; auto = flash-attn where it is installed and the device and dtype allow it
 
@@ -190,10 +192,29 @@ class GhostRewardConfig(RewardConfig):
 
 
 @dataclass
-class ParallelConfig:
-    """DeepSpeed's ZeRO, and time limits of the collectives."""
+class OffloadConfig:
+    """Where ZeRO keeps what does not fit on the GPU; passed on to DeepSpeed."""
 
+    device: str = "none"  # none | cpu | nvme
+    nvme_path: Optional[str] = None
+    pin_memory: bool = False
+
+
+@dataclass
+class ParallelConfig:
+    """How the ranks share the work: data-parallel ranks are those that the other sizes leave over."""
+
+    tensor_model_parallel_size: int = 1
+    sequence_parallel: bool = False  # norms and residuals cut along the sequence over the tensor-parallel ranks
+    tensor_parallel_overlap: bool = True  # a layer's collective runs while its weight gradient is computed
+    pipeline_model_parallel_size: int = 1
+    pipeline_partition: str = "flops"  # flops | parameters | layers: what the stages share equally
+    context_parallel_size: int = 1  # ranks that share the positions of a row
+    activation_checkpointing: str = "none"  # none | selective | full: what backward computes again instead of keeping
     zero_stage: int = 1
+    offload_optimizer: OffloadConfig = field(default_factory=OffloadConfig)  # ZeRO 1-3
+    offload_param: OffloadConfig = field(default_factory=OffloadConfig)  # ZeRO 3
+    zero_options: dict[str, Any] = field(default_factory=dict)  # further keys of DeepSpeed's zero_optimization
     timeout_s: float = 1800.0  # of the training collectives
     control_timeout_s: float = 1800.0  # of the console's own gloo group
 
@@ -207,6 +228,8 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary
+    z_loss: float = 0.0  # factor of log(Z)^2, added to each token's loss (PaLM: 1e-4)
     grad_clip: float = 1.0  # of the global gradient norm; 0 = off
 
 
@@ -261,6 +284,7 @@ class CheckpointConfig:
     """When checkpoints are written and how many are kept."""
 
     interval: int = 100  # steps; 0 = only at the end
+    asynchronous: bool = True  # files are written while training goes on; False = the step waits for them
     keep_last: int = 2
     max_file_bytes: int = 2_000_000_000
 

@@ -49,6 +49,7 @@ def make_parameter(
     seed: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    copy: bool = False,
 ) -> nn.Parameter:
     """This rank's piece of the logical tensor `shape` (already padded), marked with its layout.
 
@@ -73,7 +74,7 @@ def make_parameter(
             if tuple(full.shape) != tuple(shape):
                 full = torch.cat([full, full.new_zeros(shape[0] - full.shape[0], *shape[1:])])
             data.copy_(shard(full, layout, index, count))
-    return mark(nn.Parameter(data), layout)
+    return mark(nn.Parameter(data), layout, name, copy)
 
 
 def _logical(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:

@@ -85,6 +85,7 @@ class VocabParallelHead(ColumnParallelLinear):
     gradient.
 
     Args:
+        copy: whether the embedding of that name is on another pipeline stage and this weight is tied to it.
         tied: the embedding's Parameter, for tied weights. The module holds the same Parameter, so that hooks on modules (ZeRO 3's
             gathering, ghost products) see this use too.
 
@@ -103,10 +104,11 @@ class VocabParallelHead(ColumnParallelLinear):
         device=None,
         dtype: torch.dtype = torch.float32,
         tied: nn.Parameter | None = None,
+        copy: bool = False,
     ):
         weight = tied
         if weight is None:
-            weight = _vocabulary_parameter(vocab_size, hidden_size, name, group, std, seed, device, dtype)
+            weight = _vocabulary_parameter(vocab_size, hidden_size, name, group, std, seed, device, dtype, copy)
         super().__init__(hidden_size, weight.shape[0] * group_size(group), name=name, group=group, weight=weight)
         self.vocab_size = vocab_size
 
@@ -222,9 +224,8 @@ class RMSNorm(nn.Module):
 TENSOR_LAYERS = (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding, RMSNorm)  # the modules that own parameters
 
 
-def _vocabulary_parameter(vocab_size, hidden_size, name, group, std, seed, device, dtype) -> nn.Parameter:
+def _vocabulary_parameter(vocab_size, hidden_size, name, group, std, seed, device, dtype, copy: bool = False) -> nn.Parameter:
     padded = padded_vocab_size(vocab_size, group_size(group))
     layout = Layout(axis=0, padded_from=None if padded == vocab_size else vocab_size)
-    return make_parameter(
-        (padded, hidden_size), layout, name=f"{name}.weight", group=group, std=std, seed=seed, device=device, dtype=dtype
-    )
+    placed = dict(group=group, std=std, seed=seed, device=device, dtype=dtype)
+    return make_parameter((padded, hidden_size), layout, name=f"{name}.weight", copy=copy, **placed)

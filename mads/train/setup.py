@@ -26,6 +26,7 @@ from mads.data.schema import DataError
 from mads.data.tokenizer import Tokenizer
 from mads.eval.heldout import HeldOut
 from mads.model.decoder import Decoder
+from mads.model.placement import Placement
 from mads.model.shape import parameter_count
 from mads.reward.influence import Rewarder
 from mads.reward.reference import ReferenceTask, load_references
@@ -145,7 +146,7 @@ def build_parts(
     console = Console(topology, pool, agents, strategy, seed, progress=progress)
     dtype = torch.bfloat16 if precision_of(config, device.type == "cuda") == "bf16" else torch.float32
     progress(f"building a model of {parameter_count(config.model):,} parameters")  # a large one takes minutes
-    module = Decoder(config.model, seed=seed)
+    module = Decoder(config.model, Placement.of(topology, config.parallel), seed=seed)
     engine = TrainEngine(module.to(device), topology, config.parallel, config.optim, config.train, dtype, device)
     model = EngineRewardModel(engine)
     rewarder = None

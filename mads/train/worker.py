@@ -17,7 +17,7 @@ from mads.config.compose import ConfigError, compose
 from mads.config.validate import validate
 from mads.data.schema import DataError
 from mads.launch.processes import Place, become_single_process, place, prepare_worker, strip_launcher_arguments
-from mads.topology import Grid, Topology, initialize_process_group, shut_down
+from mads.topology import Topology, grid_of, initialize_process_group, shut_down
 
 # What a user can mend: shown as a message, without a traceback.
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
@@ -53,7 +53,9 @@ def train(config, where: Place) -> int:
     device = choose_device(where)
     initialize_process_group("nccl" if device.type == "cuda" else "gloo", config.parallel.timeout_s)
     try:
-        topology = Topology(Grid(dp=where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s)
+        topology = Topology(
+            grid_of(config.parallel, where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s
+        )
         Trainer(config, topology, device).run()
     except (*USER_ERRORS, ResumeError) as error:
         return _leave(_report(error, where, 2), where)

@@ -8,6 +8,7 @@ from model_cases import fields, ghost_product, pack, random_samples, small_batch
 from tp_groups import WORLD, everyones, exact, groups
 
 from mads.layout import layout_of, unshard
+from mads.model.placement import Placement
 from mads.model import Decoder
 
 
@@ -20,7 +21,7 @@ def _whole(tensor, parameter, group):
 
 def _run(config, group, batch, upstream, steps=3):
     """(model, loss, logits, gradients of the first step, losses over `steps` AdamW steps)."""
-    model = Decoder(config, group=group, seed=4, dtype=torch.float64)
+    model = Decoder(config, Placement(group), seed=4, dtype=torch.float64)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -59,7 +60,7 @@ def check_ghost_products(tied: bool):
     """The sum over the ranks of the taps' products is <gradient, v>."""
     for t, index, group in groups():
         torch.manual_seed(7 + index)  # sharded pieces of v differ between ranks; replicated ones are made equal below
-        model = Decoder(small_config(tie_embeddings=tied), group=group, dtype=torch.float64)
+        model = Decoder(small_config(tie_embeddings=tied), placement=Placement(group), dtype=torch.float64)
         batch = small_batch()
         weights = torch.linspace(-1, 2, 30, dtype=torch.float64).view(2, 15)
         direction = {id(p): torch.randn_like(p) for p in model.parameters()}

@@ -179,7 +179,7 @@ MUTANTS = [
     ),
     Mutant(
         "positions are not reset inside a row",
-        "mads.model.decoder:rope_tables",
+        "mads.model.pieces:rope_tables",
         lambda original: (
             lambda positions, *rest: original(
                 torch.arange(positions.shape[1]).expand_as(positions) * (1 + (positions > 3)), *rest
@@ -189,7 +189,7 @@ MUTANTS = [
     ),
     Mutant(
         "tied head with weights of its own",
-        "mads.model.decoder:VocabParallelHead",
+        "mads.model.pieces:VocabParallelHead",
         _untied,
         f"{DECODER}:check_v8_tied_gradient_is_the_sum_of_both_uses",
     ),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mads.layout import REPLICATED, Layout, layout_of, mark, named_logical_parameters, shard, unshard
+from mads.layout import REPLICATED, Layout, counts_on, is_copy, layout_of, mark, named_logical_parameters, shard, unshard
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -47,15 +47,29 @@ def test_t8_sizes_that_do_not_fit_are_named():
 
 def test_g3_marks_are_what_deepspeed_reads_and_an_unmarked_parameter_is_an_error():
     sharded, whole = torch.nn.Parameter(torch.zeros(4, 2)), torch.nn.Parameter(torch.zeros(4))
-    assert mark(sharded, Layout(axis=0)) is sharded and sharded.tensor_model_parallel is True
-    assert mark(whole, REPLICATED).tensor_model_parallel is False
+    assert mark(sharded, Layout(axis=0), "a.weight") is sharded and sharded.tensor_model_parallel is True
+    assert mark(whole, REPLICATED, "b.weight").tensor_model_parallel is False
     assert layout_of(sharded) == Layout(axis=0) and layout_of(whole) == REPLICATED
     with pytest.raises(LookupError, match=r"shape \(7, 2\) has no layout"):
         layout_of(torch.nn.Parameter(torch.zeros(7, 2)))
 
 
-def test_a_tied_weight_appears_once_under_its_first_name():
-    module = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 5, bias=False), "embedding": torch.nn.Embedding(5, 3)})
-    module["head"].weight = module["embedding"].weight
+def test_a_tied_weight_appears_once_and_names_do_not_depend_on_the_module():
+    module = torch.nn.ModuleDict({"7": torch.nn.Linear(3, 5, bias=False), "0": torch.nn.Embedding(5, 3)})
+    module["7"].weight = module["0"].weight
     module["norm"] = torch.nn.LayerNorm(3)
-    assert [n for n, _ in named_logical_parameters(module)] == ["head.weight", "norm.bias", "norm.weight"]
+    with pytest.raises(LookupError, match="has no layout"):
+        named_logical_parameters(module)
+    mark(module["7"].weight, Layout(axis=0), "embedding.weight")
+    mark(module["norm"].weight, REPLICATED, "norm.weight")
+    mark(module["norm"].bias, REPLICATED, "norm.bias")
+    assert [n for n, _ in named_logical_parameters(module)] == ["embedding.weight", "norm.bias", "norm.weight"]
+
+
+def test_g1_shards_count_everywhere_replicas_once_and_copies_never():
+    sharded, whole, copy = (torch.nn.Parameter(torch.zeros(4)) for _ in range(3))
+    mark(sharded, Layout(axis=0), "a")
+    mark(whole, REPLICATED, "b")
+    mark(copy, Layout(axis=0), "a", copy=True)
+    assert [[counts_on(p, rank) for rank in (0, 1)] for p in (sharded, whole, copy)] == [[True, True], [True, False], [False] * 2]
+    assert copy.ds_pipe_replicated and not sharded.ds_pipe_replicated and is_copy(copy)

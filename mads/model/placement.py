@@ -1,0 +1,40 @@
+"""How one model is cut over ranks, as far as its layers need to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mads.topology import Topology
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Passed to every layer of a decoder.
+
+    tp, cp: groups of tensor and of context parallelism; None = this rank alone.
+    sequence_parallel: hidden states between a block's row-parallel and the next column-parallel layer are cut along the sequence
+        over `tp`.
+    overlap: a layer's backward collective runs while its weight gradient is computed; the same numbers bit for bit.
+    recompute: what backward computes again instead of keeping: none | selective | full.
+    """
+
+    tp: Any = None
+    cp: Any = None
+    sequence_parallel: bool = False
+    overlap: bool = True
+    recompute: str = "none"
+
+    @classmethod
+    def of(cls, topology: Topology, parallel) -> Placement:
+        """This rank's, from the config section `parallel`."""
+        return cls(
+            tp=topology.group("tp"),
+            cp=topology.group("cp"),
+            sequence_parallel=parallel.sequence_parallel,
+            overlap=parallel.tensor_parallel_overlap,
+            recompute=parallel.activation_checkpointing,
+        )
+
+
+ALONE = Placement()
