@@ -15,7 +15,7 @@ ROOMS = {
     "mads.launch": ("mads.config",),
     "mads.config": (),
     "mads.tensor": ("mads.collectives", "mads.layout"),
-    "mads.model": ("mads.collectives", "mads.kernels", "mads.tensor"),
+    "mads.model": ("mads.collectives", "mads.kernels", "mads.tensor", "mads.topology"),
     "mads.data": ("mads.noise", "mads.label.base", "mads.hygiene"),
     "mads.hygiene": (
         "mads.data.cutting",
@@ -27,7 +27,7 @@ ROOMS = {
     "mads.reward": ("mads.noise", "mads.data", "mads.eval.losses", "mads.train.interface"),
     "mads.reward.probes": ("mads.noise", "mads.agents"),
     "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.train.interface"),
-    "mads.checkpoint": ("mads.collectives", "mads.data.schema"),
+    "mads.checkpoint": ("mads.collectives", "mads.data.schema", "mads.layout"),
     "mads.logging": ("mads.console.record",),
     "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
     "mads.train.interface": ("mads.data.batch",),
@@ -52,7 +52,7 @@ ROOMS = {
 # Library -> the only modules that may import it.
 LIBRARIES = {
     "torch.distributed": ("mads.topology", "mads.collectives"),
-    "deepspeed": ("mads.train.engine", "mads.train.optimizer_state", "mads.train.reward_model"),
+    "deepspeed": ("mads.train.engine", "mads.train.optimizer_state", "mads.train.pipeline", "mads.train.reward_model"),
     "hydra": ("mads.config",),
     "wandb": ("mads.logging.wandb",),
     "sentencepiece": ("mads.data.tokenizer",),
