@@ -73,8 +73,10 @@ def deepspeed_config(parallel, optim, train, topology: Topology, dtype: torch.dt
 
 
 def prepare_deepspeed() -> None:
-    """Switch off an inference-only op that would be compiled for minutes."""
+    """Let DeepSpeed use the process group that exists, and switch off an inference-only op that would be compiled for minutes."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 class Engine:
