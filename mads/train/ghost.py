@@ -28,8 +28,9 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx, delta):
         (derivative,) = ctx.saved_tensors
-        # Products in fp32 whatever the parameters are; positions are dimensions 0 and 1, everything behind is summed.
-        ctx.products.add_((delta.float() * derivative.float()).flatten(2).sum(-1))
+        # Positions are dimensions 0 and 1, everything behind is summed.
+        exact = ctx.products.dtype
+        ctx.products.add_((delta.to(exact) * derivative.to(exact)).flatten(2).sum(-1))
         return delta, None, None
 
 
@@ -66,7 +67,9 @@ def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor]
 
 def ghost_products(module: nn.Module, batch: PackedBatch, direction_of: Callable[[nn.Parameter], torch.Tensor]) -> torch.Tensor:
     """<direction, gradient of the sample's summed token loss>, float64 [samples]."""
-    products = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=batch.tokens.device)
+    # In float32 at least, whatever the parameters are.
+    exact = torch.promote_types(torch.float32, next(module.parameters()).dtype)
+    products = torch.zeros(batch.tokens.shape, dtype=exact, device=batch.tokens.device)
     captured: list[torch.Tensor] = []
     with torch.enable_grad(), taps(module, direction_of, products, captured):
         loss = module(batch.tokens, batch.labels, batch.positions, batch.segments).sum()
