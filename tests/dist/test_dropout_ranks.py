@@ -1,5 +1,6 @@
 """Dropout over ranks: the same mask where the same numbers are, another where each rank has its own, and recomputed bit for bit."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from harness import run_ranks
@@ -35,8 +36,9 @@ def check_hidden_masks():
             assert all(torch.equal(mine, theirs) for theirs in everyones(mine, placement.tp)), what
 
 
-def _attended(placement, draws, dropout=0.5):
-    """The core of attention with the same Q, K and V on every rank; values of 1, so that an output is the share that was kept."""
+def _core(placement, draws, dropout=0.5):
+    """The core of attention with the same Q, K and V on every rank, to be called; values of 1, so that an output is the share that
+    was kept."""
     config = small_config(attention_dropout=dropout)
     layer = Attention(config, "layers.0.attention", 0.1, placement, dtype=DTYPE)
     torch.manual_seed(3)
@@ -45,7 +47,11 @@ def _attended(placement, draws, dropout=0.5):
     qkv = torch.randn(3, positions, 1, 4, dtype=DTYPE).expand(-1, -1, local, -1).clone()
     qkv[:, :, -layer.kv_heads :] = 1.0
     context = make_context(config, placement, *fields(even_batch())[2:], draws, DTYPE)
-    return layer._core(qkv, context)
+    return lambda: layer._core(qkv, context)
+
+
+def _attended(placement, draws):
+    return _core(placement, draws)()
 
 
 def check_attention_masks():
@@ -69,32 +75,19 @@ def check_attention_masks():
 def check_generators_are_left_alone():
     """Neither kind of dropout moves the default generator, and the keyed streams do not move each other."""
     for t, index, group in groups():
-        torch.manual_seed(5)
-        expected = torch.rand(4)
-        torch.manual_seed(5)
         placement = Placement(group)
-        first = _attended_and_hidden(placement, order=(0, 1))
-        torch.manual_seed(5)
-        assert torch.equal(torch.rand(4), expected)
-        torch.manual_seed(5)
-        second = _attended_and_hidden(placement, order=(1, 0))
-        assert all(torch.equal(first[i], second[i]) for i in (0, 1)), "one stream moved another"
+        attend = _core(placement, torch.tensor(KEYS))
+        draws = Draws(KEYS, 16, slice(0, 16), (index, 0))
+        drop = lambda draws=draws: hidden_dropout(torch.ones(3, 16, 8), 0.5, draws, "layers.0.mlp")  # noqa: E731
         before = torch.get_rng_state()
-        with default_generator_seeded(torch.device("cpu"), attention_seed(Draws(KEYS, 16, slice(0, 16)), "x")):
-            torch.rand(1000)
-        hidden_dropout(torch.ones(3, 16, 8), 0.5, Draws(KEYS, 16, slice(0, 16)), "x")
-        assert torch.equal(torch.get_rng_state(), before)
-
-
-def _attended_and_hidden(placement, order):
-    draws, result = torch.tensor(KEYS), {}
-    context = make_context(small_config(), placement, *fields(even_batch())[2:], draws, DTYPE)
-    for which in order:
-        if which:
-            result[1] = hidden_dropout(torch.ones(3, 16, 8), 0.5, context.draws, "layers.0.mlp")
-        else:
-            result[0] = _attended(placement, draws)
-    return result
+        attended, dropped = attend(), drop()
+        assert torch.equal(torch.get_rng_state(), before), f"t={t}: the default generator moved"
+        torch.rand(7)
+        assert torch.equal(drop(), dropped) and torch.equal(attend(), attended), f"t={t}: one stream moved another"
+        with pytest.raises(KeyError), default_generator_seeded(torch.device("cpu"), attention_seed(draws, "x")):
+            before = torch.get_rng_state()  # of the seeded stream
+            raise KeyError
+        assert not torch.equal(torch.get_rng_state(), before), f"t={t}: not put back after an error"
 
 
 def _gradients(config, placement):

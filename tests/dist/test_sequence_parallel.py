@@ -92,6 +92,7 @@ def _gradients(x, weight, dy, index, t, group, sequence_parallel, overlap, late=
 
 def check_overlap_is_exact():
     """Overlapped, in turn, and plain autograd operations: the same bits."""
+    wrong = []  # judged at the end, so that a rank that sees it leaves no other waiting
     for t, index, group in groups():
         for sp in (False, True):
             torch.manual_seed(3)
@@ -99,7 +100,7 @@ def check_overlap_is_exact():
             in_turn = _gradients(x, weight, dy, index, t, group, sp, overlap=False)
             overlapped = _gradients(x, weight, dy, index, t, group, sp, overlap=True, late=0.05)
             for name, a, b in zip(("dX", "dW", "db"), in_turn, overlapped):
-                assert torch.equal(a, b), f"t={t} sp={sp}: {name} differs when the collective is overlapped"
+                wrong += [] if torch.equal(a, b) else [f"t={t} sp={sp}: {name} differs when the collective is overlapped"]
             rows = slice(index * 24 // t, (index + 1) * 24 // t)
             mine, plain = leaf(cut(x, index, t) if sp else x), leaf(weight[rows])
             if sp:
@@ -107,7 +108,9 @@ def check_overlap_is_exact():
             else:
                 F.linear(mine, plain).backward(dy[..., rows])
                 all_reduce_(mine.grad, group)
-            assert torch.equal(overlapped[0], mine.grad) and torch.equal(overlapped[1], plain.grad)
+            same = torch.equal(in_turn[0], mine.grad) and torch.equal(in_turn[1], plain.grad)
+            wrong += [] if same else [f"t={t} sp={sp}: not the gradient of plain operations"]
+    assert not wrong, wrong
 
 
 def check_overlap_overlaps():
