@@ -10,9 +10,9 @@ tensor-parallel size, and u = t under sequence parallelism, 1 without, one layer
     n h / t                        the output of attention
     4 n f / t                      gate and up, silu(gate), their product
 
-and, in float32, two n for the norms and n heads / t of attention's log-sum-exp. With context parallelism what attention keeps is
-what the all-to-all has brought, n (h + 2 kv) / t for Q, K and V together, in place of the second and third line, and its output
-is kept twice: before and after the way back.
+and, in float32, 2 n / u for the norms and n heads / t for attention's log-sum-exp. With context parallelism
+attention keeps what the all-to-all has brought, n (h + 2 kv) / t for Q, K and V together, in place of the second and third line,
+and its output is kept twice: before and after the way back.
 
 Recomputation: `selective` keeps of attention and SwiGLU only what goes in and the output of attention, `full` only the layer's
 input.
@@ -32,7 +32,9 @@ class Setting:
     """What activations depend on.
 
     rows, length: micro-batch and whole sequence length; element: bytes of the model's dtype (2 or 4).
-    kernel: "flash" (also any other fused kernel: nothing of size length x length is kept by a layer), or "math".
+    kernel: of attention: "flash" (flash-attn), "fused" (SDPA's: a layer keeps the same, and all share a mask [B, 1, S, S]) or
+        "math" (SDPA without a fused kernel: every layer keeps its probabilities).
+    fused_norms: one kernel for RMSNorm, as PyTorch 2.9 and later have on GPUs; else a norm keeps its normalised input too.
     """
 
     hidden: int
@@ -50,6 +52,7 @@ class Setting:
     kernel: str = "flash"
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
+    fused_norms: bool = True
 
     @property
     def positions(self) -> int:
@@ -73,10 +76,15 @@ def layer_bytes(s: Setting, recompute: str | None = None) -> int:
     if recompute == "full":
         return stream
     selective = recompute == "selective"
-    norms = 2 * n * FLOAT32 // s.cut
+    norms = 2 * _norm_bytes(s)
     masks = 2 * n * s.hidden // s.cut if s.hidden_dropout else 0
     ffn = (2 if selective else 4) * n * s.ffn // t * e
     return 4 * stream + norms + masks + _attention(s, selective) + ffn
+
+
+def _norm_bytes(s: Setting) -> int:
+    """Beyond a norm's input and output."""
+    return s.positions // s.cut * FLOAT32 * (1 if s.fused_norms else 1 + s.hidden)
 
 
 def _attention(s: Setting, selective: bool) -> int:
@@ -85,10 +93,10 @@ def _attention(s: Setting, selective: bool) -> int:
     if selective:
         return product + output
     lse = n * s.heads // t * FLOAT32
-    if s.kernel == "math":  # unfused: the probabilities, and Q, K and V in float32 with KV heads repeated
+    if s.kernel == "math":  # the probabilities, and Q, K and V in float32 with KV heads repeated
         square = s.rows * s.heads // (t * s.cp) * s.length**2
-        masks = square if s.attention_dropout else 0
-        return product + output * (2 if s.cp > 1 else 1) + square * FLOAT32 + masks + 3 * n * h // t * FLOAT32
+        masks = 2 * square * FLOAT32 if s.attention_dropout else 0
+        return output + square * FLOAT32 + masks + 3 * n * h // t * FLOAT32
     if s.cp > 1:
         return product + lse + 2 * output
     return product + n * (h + kv) // t * e + lse + output
@@ -102,14 +110,14 @@ def entry_bytes(s: Setting) -> int:
 def shared_bytes(s: Setting) -> int:
     """What all layers of one micro-batch share: the RoPE tables, and for SDPA the mask [B, 1, S, S]."""
     tables = 2 * s.positions * (s.hidden // s.heads // 2) * s.element
-    return tables + (s.rows * s.length**2 * s.element if s.kernel == "math" else 0)
+    return tables + (s.rows * s.length**2 * s.element if s.kernel != "flash" else 0)
 
 
 def exit_bytes(s: Setting) -> int:
     """What the final norm, the head and the loss keep: two hidden states, the logits, and per position the log-sum-exp, the
     label's column and two marks."""
-    n = s.positions
-    return 2 * n * s.hidden * s.element // s.cut + n * FLOAT32 // s.cut + n * s.vocabulary // s.tp * s.element + n * (4 + 8 + 2)
+    n, e = s.positions, s.element
+    return 2 * n * s.hidden * e // s.cut + _norm_bytes(s) + n * s.vocabulary // s.tp * e + n * (FLOAT32 + 8 + 2)
 
 
 def loss_work_bytes(s: Setting) -> int:

@@ -82,12 +82,14 @@ def batch_of(config, world_size: int) -> Batch:
 
 
 def kernel_of(config) -> str:
-    """flash or math: which attention kernel the estimate assumes on a GPU. `auto` takes flash-attn where it is installed; for SDPA
-    with grouped queries and a mask it is not sure that a fused kernel is chosen."""
+    """The attention kernel that the estimate assumes on a GPU: flash | fused | math (mads.doctor.activations.Setting). `auto`
+    takes flash-attn where it can run; with grouped queries and a mask it is not sure that SDPA has a fused kernel."""
     m, bf16 = config.model, precision_of(config, True) == "bf16"
     head = m.hidden_size // m.num_attention_heads
     flash = bf16 and head % 8 == 0 and head <= 256 and m.attention in ("auto", "flash")
-    return "flash" if flash or m.num_attention_heads == m.num_key_value_heads else "math"
+    if flash:
+        return "flash"
+    return "fused" if m.num_attention_heads == m.num_key_value_heads else "math"
 
 
 def setting_of(config, rows: int | None = None) -> Setting:

@@ -84,7 +84,9 @@ def _model(config, grid: Grid, stages: list[Estimate]) -> Iterator[str]:
 def _memory(config, worst: Estimate, stages: int) -> Iterator[str]:
     p = config.parallel
     where = f"a GPU of stage {worst.share.stage} (of {stages}), the fullest" if stages > 1 else "one GPU"
-    kernel = "a fused attention kernel" if kernel_of(config) == "flash" else "unfused attention"
+    kernel = {"flash": "flash-attn", "fused": "SDPA with a fused kernel", "math": "SDPA without a fused kernel"}[
+        kernel_of(config)
+    ]
     yield (
         f"memory of {where}, in GiB (estimated for {precision_of(config, True)}, ZeRO {p.zero_stage}, {kernel}, "
         f"activation_checkpointing={p.activation_checkpointing})"
