@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.module import LayerSpec, PipelineModule
@@ -65,7 +66,8 @@ class Stage(PipelineModule):
             num_dp=topology.size("dp") * topology.size("cp"),
         )
         prepare_deepspeed()
-        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its layers, once for every engine
+        # DeepSpeed prints its layers, once for every engine, and broadcasts tied weights as if they were differentiated.
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             super().__init__([_Piece(spec) for spec in self._pieces], topology=grid, dynamic_shape=False)
 
     def _partition_layers(self, method="mads"):
@@ -111,15 +113,21 @@ class _StageEngine(PipelineEngine):
 
     before_step = None
 
-    def _backward_prologue_per_tensor(self, grad):
-        return grad  # not divided by the accumulation steps: the loss is a share of the global batch's already
+    def _exec_backward_pass(self, buffer_id):
+        if self.is_last_stage():  # not divided by the accumulation steps: the loss is a share of the global batch's already
+            DeepSpeedEngine.backward(self, self.loss, scale_wrt_gas=False)
+        else:
+            super()._exec_backward_pass(buffer_id)
 
     def _exec_optimizer_step(self, lr_kwargs=None):
         self.before_step()
         super()._exec_optimizer_step(lr_kwargs)
 
     # The base class finds methods by this map, not by name.
-    _INSTRUCTION_MAP = PipelineEngine._INSTRUCTION_MAP | {schedule.OptimizerStep: _exec_optimizer_step}
+    _INSTRUCTION_MAP = PipelineEngine._INSTRUCTION_MAP | {
+        schedule.BackwardPass: _exec_backward_pass,
+        schedule.OptimizerStep: _exec_optimizer_step,
+    }
 
     def train_pass(self, batches: Sequence[tuple], before_step) -> None:
         """Run the 1F1B schedule over ((inputs of the first stage), (labels of the last stage)) pairs, then the step."""
