@@ -25,6 +25,12 @@ def _bias_on_every_rank(original):
     return forward
 
 
+def _not_reduced(original):
+    from mads.collectives import Pending
+
+    return lambda x, group: Pending(x, None)
+
+
 def _untied(original):
     return lambda *args, tied=None, **rest: original(*args, **rest)
 
@@ -65,7 +71,7 @@ def _targets_cross_borders(original):
 
 
 def _loss_over_local_tokens(original):
-    return lambda self, batches, valid, rate: original(self, batches, sum(b.valid_tokens for b in batches), rate)
+    return lambda self, batches, valid, *rest: original(self, batches, sum(b.valid_tokens for b in batches), *rest)
 
 
 def _restored_by_subtraction(original):
@@ -94,15 +100,15 @@ def _idle_ranks_repeat_batch_0(original):
 MUTANTS = [
     Mutant(
         "f's backward does not reduce",
-        "mads.collectives:_CopyToGroup.backward",
-        lambda original: staticmethod(lambda ctx, grad: (grad, None)),
+        "mads.tensor.column:start_all_reduce",
+        _not_reduced,
         f"{LAYERS}:check_column",
         world=4,
     ),
     Mutant(
         "f's backward does not reduce, whole model",
-        "mads.collectives:_CopyToGroup.backward",
-        lambda original: staticmethod(lambda ctx, grad: (grad, None)),
+        "mads.tensor.column:start_all_reduce",
+        _not_reduced,
         f"{MODEL}:check_model",
         world=4,
         args=(False,),
@@ -274,7 +280,7 @@ MUTANTS = [
     ),
     Mutant(
         "loss over the rank's own valid tokens",
-        "mads.train.engine:TrainEngine.train_step",
+        "mads.train.engine:Engine.train_step",
         _loss_over_local_tokens,
         f"{ENGINE}:check_engine",
         world=2,
@@ -283,7 +289,7 @@ MUTANTS = [
     Mutant(
         "the reward direction points the other way",
         "mads.reward.influence:make_direction",
-        lambda original: lambda vector, owned_sum: original({n: -t for n, t in vector.items()}, owned_sum),
+        lambda original: lambda vector, totals: original({n: -t for n, t in vector.items()}, totals),
         f"{REWARDS}:check_exactness",
         world=2,
         args=([1], "ghost", "float32", 0.9999, 1),
@@ -307,7 +313,7 @@ MUTANTS = [
     ),
     Mutant(
         "a reward pass leaves its gradients behind",
-        "mads.train.engine:TrainEngine.discard_gradients",
+        "mads.train.engine:Engine.discard_gradients",
         lambda original: lambda self: None,
         f"{REWARDS}:check_trace",
         world=2,
