@@ -73,9 +73,7 @@ def check_failing_writes(root, zero_stage, where, failing, asynchronous):
     "zero_stage, where, failing, asynchronous",
     [(1, "ledger", 0, True), (1, "weights", 0, True), (3, "weights", 1, True), (2, "weights", 1, False), (1, "ledger", 1, False)],
 )
-def test_k5_a_full_disk_fails_on_all_ranks_and_leaves_the_previous_checkpoint(
-    tmp_path, zero_stage, where, failing, asynchronous
-):
+def test_k5_a_full_disk_fails_on_all_ranks_and_leaves_the_previous_checkpoint(tmp_path, zero_stage, where, failing, asynchronous):
     run_ranks(2, check_failing_writes, str(tmp_path / "checkpoints"), zero_stage, where, failing, asynchronous, timeout=120)
 
 
@@ -120,7 +118,9 @@ def check_refused_loads(root):
     import torch.distributed as dist
 
     dist.barrier()
-    with pytest.raises(CheckpointError, match="loading step-00000001 failed: rank 0: .*exp_avg_sq-00001-00000.safetensors is damaged"):
+    with pytest.raises(
+        CheckpointError, match="loading step-00000001 failed: rank 0: .*exp_avg_sq-00001-00000.safetensors is damaged"
+    ):
         canonical.load(path, built.engine, built.topology)
     assert all((built.engine.state.full(p, "weight") == before[n]).all() for n, p in built.engine.parameters)
 
