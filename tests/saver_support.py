@@ -1,7 +1,7 @@
 """A Saver without other ranks and without a training engine, and what happens to it when the process is killed at any moment.
 
-`python saver_support.py FOLDER` saves step 1, and then, in one child process a moment, step 2, killing the child at its first,
-second, ... call that reaches the disk; prints one JSON object a line about what is left.
+`python saver_support.py FOLDER SABOTAGE` saves step 1, and then, in one child process a moment, step 2, killing the child at its
+first, second, ... call that reaches the disk; prints one JSON object a line about what is left.
 """
 
 import json
@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from mads.checkpoint import tensors
+from mads.checkpoint import tensors, writing
+from mads.checkpoint.manifest import find_latest, name_of
 from mads.checkpoint.saver import Saver
 from mads.layout import REPLICATED, Layout, mark
 from mads.topology import Grid
 
+SABOTAGE = ""  # what a mutant breaks in the script's process
 ARRAYS = {"pending_ids": np.arange(4)}
 
 
@@ -80,9 +82,19 @@ def _second_save(root, moment):
     saver.wait()
 
 
-def main(folder):
-    from mads.checkpoint.manifest import find_latest
+def _move_the_pointer_first():
+    real = writing.publish
 
+    def publish(root, temporary, step, files):
+        (root / "latest").write_text(name_of(step) + "\n")
+        return real(root, temporary, step, files)
+
+    writing.publish = publish
+
+
+def main(folder, sabotage):
+    if sabotage == "pointer first":
+        _move_the_pointer_first()
     killed, moment = True, 0
     while killed:
         root = Path(folder) / str(moment)
@@ -103,4 +115,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -20,7 +20,7 @@ from mads import collectives
 from mads.checkpoint.manifest import CheckpointError, recorded
 from mads.checkpoint.tensors import KEYS, assemble, deal, gather_pieces, logical_shapes, stage_items, write_pieces, write_tensors
 from mads.checkpoint.writing import Publication, Writer, attempt
-from mads.layout import Layout, is_copy, layout_of
+from mads.layout import Layout, layout_of
 
 HURRY_S = 60.0  # for other ranks' files, when this process is about to end
 
@@ -208,7 +208,7 @@ class Saver:
         for key in KEYS:
             chunks = Chunks(key, self._max_file_bytes, writer)
             for name, parameter in engine.parameters:
-                if is_copy(parameter):
+                if (key, name) not in owner:
                     continue
                 pieces = gather_pieces(engine, topology, parameter, key, owner[key, name])
                 if pieces is not None and error is None:

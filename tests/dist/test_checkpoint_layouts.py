@@ -2,8 +2,10 @@
 tests/full/checkpoint_matrix.py."""
 
 import math
+import tempfile
 
-from checkpoint_support import check_sources, check_targets
+import torch.distributed as dist
+from checkpoint_support import check_source, check_sources, check_target, check_targets
 from harness import run_ranks
 
 
@@ -50,3 +52,14 @@ def test_k1_k2_saved_on_one_layout_and_loaded_on_another(tmp_path):
         run_ranks(ranks, check_sources, [(str(tmp_path / n), s) for n, s in SOURCES.items() if world(s) == ranks], timeout=120)
     for ranks in (1, 2, 4):
         run_ranks(ranks, check_targets, [(str(tmp_path / n), t) for n, t in PAIRS if world(t) == ranks], timeout=240)
+
+
+def check_pairs():
+    """On two ranks: tensor-parallel shards saved and loaded, also by ranks that hold everything."""
+    with tempfile.TemporaryDirectory() as mine:
+        told = [mine]
+        dist.broadcast_object_list(told)
+        check_source(told[0], layout(1, tp=2))
+        check_target(told[0], layout(1, dp=2))
+        check_target(told[0], layout(0, tp=2))
+        dist.barrier()

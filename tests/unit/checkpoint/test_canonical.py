@@ -1,6 +1,7 @@
 """Files of bounded size that any safetensors reads, pieces of tensors, and names and shapes that must fit the model."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from mads.checkpoint.canonical import CheckpointError, _check_names, _index
 from mads.checkpoint.manifest import publish
 from mads.checkpoint.saver import Chunks
-from mads.checkpoint.tensors import assemble, deal, read_piece, write_tensors
-from mads.layout import REPLICATED, Layout, shard
+from mads.checkpoint.tensors import KEYS, assemble, deal, read_piece, stage_items, write_tensors
+from mads.layout import REPLICATED, Layout, mark, shard
 
 
 def tensors(sizes, seed=0):
@@ -139,6 +140,24 @@ def test_items_are_dealt_out_evenly_and_alike_on_all_ranks():
     load = {rank: sum(n for item, n in items.items() if owner[item] == rank) for rank in (4, 5, 6, 7)}
     assert max(load.values()) - min(load.values()) <= 50 and sum(load.values()) == sum(items.values())
     assert set(deal({("weight", "only"): 1}, [8, 9]).values()) == {8}
+
+
+def check_copies_are_left_out():
+    """The last stage's copy of a tied weight is not saved: the first stage saves it."""
+    tied, norm = torch.nn.Parameter(torch.zeros(8, 2)), torch.nn.Parameter(torch.zeros(2))
+    mark(tied, Layout(axis=0, padded_from=7), "embedding.weight", copy=True)
+    mark(norm, REPLICATED, "norm.weight")
+    last = [("embedding.weight", tied), ("norm.weight", norm)]
+    shapes = {"embedding.weight": torch.Size([7, 2]), "layers.0.norm.weight": torch.Size([2]), "norm.weight": torch.Size([2])}
+    items = stage_items(SimpleNamespace(parameters=last, logical_shapes=shapes))
+    assert items == {(key, "norm.weight"): 2 for key in KEYS}
+    mark(tied, Layout(axis=0, padded_from=7), "embedding.weight")
+    items = stage_items(SimpleNamespace(parameters=last, logical_shapes=shapes))
+    assert items == {(key, name): size for key in KEYS for name, size in (("embedding.weight", 14), ("norm.weight", 2))}
+
+
+def test_v8_k1_copies_of_tied_weights_are_not_saved():
+    check_copies_are_left_out()
 
 
 def test_names_and_shapes_of_another_model_are_refused():

@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import saver_support
 import torch
 from saver_support import ARRAYS, fake_engine, make_saver, values_in
 
@@ -32,14 +34,14 @@ def holding(monkeypatch):
     return gate
 
 
-def check_mutated_after_save(folder):
+def check_mutated_after_save(root):
     """Whatever changes right after `save` returns, the files hold what was there before."""
     with pytest.MonkeyPatch.context() as patch:
         gate = holding(patch)
-        saver, engine = make_saver(Path(folder) / "root"), fake_engine()
+        saver, engine = make_saver(root), fake_engine()
         state, ids = {"step": 1, "console": {"theta": [1]}}, np.arange(4)
         saver.save(1, engine, state, {"pending_ids": ids}, {})
-        assert find_latest(Path(folder) / "root") is None  # nothing is written yet
+        assert find_latest(root) is None  # nothing is written yet
         with torch.no_grad():
             for tensor in [*(p for _, p in engine.parameters), *engine.moments.values()]:
                 tensor.fill_(-7.0)
@@ -47,7 +49,7 @@ def check_mutated_after_save(folder):
         ids.fill(-1)
         gate.set()
         saver.wait()
-    found = find_latest(Path(folder) / "root")
+    found = find_latest(root)
     values = values_in(found)
     assert {item: set(v.flatten().tolist()) for item, v in values.items()} == {
         (key, name): {1.0 if key == "weight" else 10.0} for key in KEYS for name in ("a", "b")
@@ -79,18 +81,27 @@ def test_a_checkpoint_is_whole_and_names_what_it_holds(tmp_path, asynchronous):
     assert saver.reports() == [] and sorted(p.name for p in tmp_path.iterdir()) == ["latest", name_of(3)]
 
 
-def test_a_save_waits_for_the_one_before_and_says_so(tmp_path, monkeypatch):
+def check_waits(root):
+    """Two saves never run at once."""
     said = []
-    gate = holding(monkeypatch)
-    saver = make_saver(tmp_path, say=lambda text: (said.append(text), gate.set()))
-    saver.save(1, fake_engine(), {"step": 1}, ARRAYS, {})
-    assert saver.reports() == []
-    saver.save(2, fake_engine(2, 2.0), {"step": 2}, ARRAYS, {})
-    assert said == ["waiting for checkpoint 1, which is still being written"]
-    assert (tmp_path / name_of(1) / "manifest.json").is_file()  # two saves never run at once
-    saver.wait()
-    saver.wait()  # nothing more to wait for
-    assert [r.step for r in saver.reports()] == [1, 2] and find_latest(tmp_path).name == name_of(2) and len(said) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        gate = holding(patch)
+        saver = make_saver(root, say=lambda text: (said.append(text), gate.set()))
+        try:
+            saver.save(1, fake_engine(), {"step": 1}, ARRAYS, {})
+            assert saver.reports() == []
+            saver.save(2, fake_engine(2, 2.0), {"step": 2}, ARRAYS, {})
+            assert said == ["waiting for checkpoint 1, which is still being written"]
+            assert (root / name_of(1) / "manifest.json").is_file()
+            saver.wait()
+            saver.wait()  # nothing more to wait for
+        finally:
+            gate.set()
+    assert [r.step for r in saver.reports()] == [1, 2] and find_latest(root).name == name_of(2) and len(said) == 2
+
+
+def test_a_save_waits_for_the_one_before_and_says_so(tmp_path):
+    check_waits(tmp_path)
 
 
 def test_a_synchronous_save_holds_few_files_in_memory(tmp_path, monkeypatch):
@@ -117,14 +128,14 @@ def full_disk(path, tensors):
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_k5_a_failed_save_is_told_later_and_leaves_the_one_before(tmp_path, monkeypatch, asynchronous):
+def check_failed_save(root, asynchronous=True):
+    """Told at the next save, on leaving and at the end; nothing of it is left, and the checkpoint before is."""
     said = []
-    saver = make_saver(tmp_path, asynchronous=asynchronous, say=said.append)
+    saver = make_saver(root, asynchronous=asynchronous, say=said.append)
     saver.save(1, fake_engine(), {"step": 1}, ARRAYS, {})
     saver.wait()
     saver.reports()
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(saver_module, "write_tensors", full_disk)
         with pytest.raises(CheckpointError, match="^saving checkpoint 2 failed: rank 0: OSError: .*No space left on device"):
             saver.save(2, fake_engine(), {"step": 2}, ARRAYS, {})
@@ -132,7 +143,7 @@ def test_k5_a_failed_save_is_told_later_and_leaves_the_one_before(tmp_path, monk
             saver.save(3, fake_engine(), {"step": 3}, ARRAYS, {})
         [report] = saver.reports()
         assert report.step == 2 and "No space left" in report.error
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", name_of(1)] and find_latest(tmp_path).name == name_of(1)
+        assert sorted(p.name for p in root.iterdir()) == ["latest", name_of(1)] and find_latest(root).name == name_of(1)
         if asynchronous:
             saver.save(4, fake_engine(), {"step": 4}, ARRAYS, {})
             saver.leave()  # the process ends for another reason: the failure is not lost
@@ -141,7 +152,12 @@ def test_k5_a_failed_save_is_told_later_and_leaves_the_one_before(tmp_path, monk
                 saver.wait()
     saver.save(5, fake_engine(), {"step": 5}, ARRAYS, {})
     saver.leave()
-    assert find_latest(tmp_path).name == name_of(5)
+    assert find_latest(root).name == name_of(5)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_k5_a_failed_save_is_told_later_and_leaves_the_one_before(tmp_path, asynchronous):
+    check_failed_save(tmp_path, asynchronous)
 
 
 def test_what_cannot_be_written_down_fails_before_the_background(tmp_path):
@@ -211,17 +227,26 @@ def fail(folder):
     ],
 )
 def test_k3_k5_parts_that_are_missing_failed_or_do_not_fit_are_not_published(tmp_path, damage, words):
-    earlier = tmp_path / ".saving-first"
+    check_parts(tmp_path, damage, words)
+
+
+def lose_a_tensor(folder):
+    damage_part(folder, tensors=[["weight", "b"]])
+
+
+def check_parts(root, damage=lose_a_tensor, words="lack"):
+    """Parts of two ranks, of which one is damaged: an error, and the checkpoint before is left."""
+    earlier = root / ".saving-first"
     earlier.mkdir(parents=True)
-    publish(tmp_path, earlier, 1)
-    folder = tmp_path / ".saving-second"
+    publish(root, earlier, 1)
+    folder = root / ".saving-second"
     folder.mkdir()
     for rank in (0, 1):
         part(folder, rank, ITEMS[rank])
     damage(folder)
     with pytest.raises((CheckpointError, FileNotFoundError), match=words):
-        publication(tmp_path, folder, limit_s=0.2)()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", name_of(1)]
+        publication(root, folder, limit_s=0.2)()
+    assert sorted(p.name for p in root.iterdir()) == ["latest", name_of(1)]
 
 
 def test_k3_parts_of_two_ranks_are_published_together_when_the_later_one_is_there(tmp_path):
@@ -256,7 +281,8 @@ def test_an_error_is_told_even_when_the_part_cannot_be_written(tmp_path, monkeyp
 def check_killed_at_every_moment(folder):
     """SIGKILL at every call that reaches the disk: a whole checkpoint is found, the new one from its rename on."""
     script = Path(__file__).parents[2] / "saver_support.py"
-    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, timeout=120, env=os.environ)
+    told = [script, folder, saver_support.SABOTAGE]
+    done = subprocess.run([sys.executable, *told], capture_output=True, text=True, timeout=120, env=os.environ)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(lines) > 20 and [line["killed"] for line in lines] == [True] * (len(lines) - 1) + [False]
@@ -269,4 +295,10 @@ def check_killed_at_every_moment(folder):
 
 
 def test_k5_killed_at_any_moment_a_whole_checkpoint_is_found(tmp_path):
-    check_killed_at_every_moment(str(tmp_path))
+    check_killed_at_every_moment(tmp_path)
+
+
+def check_alone(name):
+    """A check of this file in a folder of its own, for mutants."""
+    with tempfile.TemporaryDirectory() as folder:
+        globals()[name](Path(folder))
