@@ -112,6 +112,18 @@ def barrier(group) -> None:
         dist.barrier(group=group)
 
 
+def send(tensor: torch.Tensor, to: int, group) -> None:
+    """Send to rank `to` of the group, which must call `receive`."""
+    dist.send(tensor.contiguous(), dst=dist.get_global_rank(group, to), group=group)
+
+
+def receive(shape, dtype: torch.dtype, device, source: int, group) -> torch.Tensor:
+    """A new tensor of that shape from rank `source` of the group."""
+    tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
+    dist.recv(tensor, src=dist.get_global_rank(group, source), group=group)
+    return tensor
+
+
 # ---------------------------------------------------------------- control plane: CPU tensors on the gloo control group
 
 

@@ -78,8 +78,8 @@ def grid_of(parallel, world_size: int) -> Grid:
     one_replica = Grid(**sizes).world_size
     if world_size % one_replica:
         raise ValueError(
-            f"{world_size} processes cannot be cut into replicas of {one_replica} (pipeline {sizes['pp']} x "
-            f"context {sizes['cp']} x tensor {sizes['tp']}); start a multiple of {one_replica} processes, or change the sizes in `parallel`"
+            f"{world_size} processes cannot be cut into replicas of {one_replica} (pipeline {sizes['pp']} x context {sizes['cp']}"
+            f" x tensor {sizes['tp']}); start a multiple of that, or change the sizes in `parallel`"
         )
     return Grid(dp=world_size // one_replica, **sizes)
 

@@ -36,7 +36,13 @@ class Decoder(nn.Module):
         self.embedding, self.layers, self.norm, self.head = entry.embedding, layers, exit_.norm, exit_.head
 
     def forward(
-        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        labels: torch.Tensor,
+        positions: torch.Tensor,
+        segments: torch.Tensor,
+        draws=None,
+        objective=None,
     ) -> torch.Tensor:
         """Loss of every position, [B, S] in float32 (float64 for float64 parameters); 0 where the label is -100.
 
@@ -51,4 +57,4 @@ class Decoder(nn.Module):
 
     def _logits(self, tokens: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         dtype = self.embedding.weight.dtype
-        return run_pieces(self._pieces, tokens, make_context(self.config, positions, segments, dtype))
+        return run_pieces(self._pieces, tokens, make_context(self.config, self.placement, positions, segments, None, dtype))

@@ -19,3 +19,12 @@ __all__ = [
     "VocabParallelHead",
     "vocab_parallel_cross_entropy",
 ]
+
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Objective:
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0

@@ -73,9 +73,9 @@ class Journal:
             write_decision(run_dir, parts.console.round - 1, parts.console.pending)
         self._wandb = WandbSink(self._config.logging.wandb, self._config.logging.project, run_dir, to_dict(self._config))
         self._progress = Progress(self._config.train.steps, resume_step or 0, self._config.logging.console)
-        shape = self._config.model
+        shape, count = self._config.model, sum(s.numel() for s in parts.engine.logical_shapes.values())
         self.message(
-            f"{self._topology.grid} on {self._device}, {sum(s.numel() for s in parts.engine.shapes.values()):,} parameters "
+            f"{self._topology.grid} on {self._device}, {count:,} parameters "
             f"({shape.num_layers} layers of {shape.hidden_size}), pool of {len(parts.pool):,} samples with "
             f"{parts.pool.total_tokens:,} tokens, selection={self._config.selection.name}"
         )

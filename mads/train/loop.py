@@ -83,7 +83,7 @@ class Trainer:
             batch = parts.loader.next()
         with self.journal.phase("train"):
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
-            result = parts.engine.train_step(batch.micro_batches, batch.valid_tokens, rate)
+            result = parts.engine.train_step(batch.micro_batches, batch.valid_tokens, rate, self.step)
         parts.ledger.consume(batch.sample_positions)
         self.batch = batch
         self.step += 1

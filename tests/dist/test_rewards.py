@@ -27,7 +27,7 @@ def _rewarder(built, mode, rows=3):
 
     common = {"mode": mode, "reference_examples": 5, "rows_per_batch": rows}
     cfg = FiniteDifferenceRewardConfig(**common) if mode == "finite_difference" else RewardConfig(**common)
-    sizes = {n: int(np.prod(getattr(p, "ds_shape", p.shape))) for n, p in built.engine.parameters}
+    sizes = {n: shape.numel() for n, shape in built.engine.logical_shapes.items()}
     model = EngineRewardModel(built.engine)
     optim = built.config.optim
     return Rewarder(model, _references(), built.topology, sizes, optim.beta2, optim.eps, 32, 0, cfg)
@@ -179,9 +179,9 @@ def check_refusals():
     assert rewarder.mode == "finite_difference"
 
     class Meddling(type(rewarder._model)):
-        def sample_losses(self, batch):
+        def sample_losses(self, batches):
             next(iter(self._engine.logical_names)).data.add_(1e-3)
-            return super().sample_losses(batch)
+            return super().sample_losses(batches)
 
     rewarder._model = Meddling(fp32.engine)
     saved_shift = rewarder._model.shifted

@@ -1,0 +1,93 @@
+"""Engines at any (pp, dp, cp, tp) and ZeRO stage, and what they must equal: plain PyTorch on one process."""
+
+from types import SimpleNamespace
+
+import model_support as support
+import torch
+from topologies import topology as topology_of
+
+from mads.config.validate import validate
+from mads.layout import unshard
+from mads.train.setup import build_engine
+
+RATES = [1e-3, 2e-3, 1e-3]
+MODEL = [
+    "model.vocab_size=131",  # divides by no parallel size
+    "model.num_attention_heads=4",
+    "model.num_key_value_heads=4",
+    "model.hidden_size=32",
+    "model.ffn_hidden_size=48",
+    "model.num_layers=3",
+    "optim.grad_clip=0.2",  # small, so that a wrong norm shows in the weights
+]
+KEYS = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "cp": "context_parallel_size"}
+MICRO = 2
+
+
+def overrides_of(grid: dict, zero: int, *more: str) -> list[str]:
+    sizes = [f"parallel.{KEYS[axis]}={size}" for axis, size in grid.items() if axis in KEYS and size > 1]
+    return [*MODEL, f"parallel=zero{zero}", *sizes, *more]
+
+
+def make(grid: dict, zero: int, *more: str, batch: int = 8, dtype=torch.float32):
+    """(engine, topology, config) at a layout; `batch` rows a step. Collective over all ranks."""
+    topology = topology_of(**grid)
+    cfg = support.config(*overrides_of(grid, zero, *more), f"train.global_batch_size={batch}", "run_dir=none", "data.dir=none")
+    validate(cfg, topology.world_size)
+    engine = build_engine(cfg, topology, dtype, torch.device("cpu"))
+    return SimpleNamespace(engine=engine, topology=topology, config=cfg)
+
+
+def rows_of_step(step: int, batch: int = 8):
+    return [[s % 131 for s in row] for row in support.global_batch(batch, seed=step)]
+
+
+def step(built, rows, rate: float, number: int | None = None):
+    t = built.topology
+    micro, valid = support.micro_batches(rows, t.coordinate("dp"), t.size("dp"), MICRO)
+    return built.engine.train_step(micro, valid, rate, number)
+
+
+def gathered(engine, key: str = "weight") -> dict[str, torch.Tensor]:
+    """Every logical tensor, whole and without padding, on every rank: written without the checkpoint's code."""
+    import torch.distributed as dist
+
+    from mads.layout import layout_of
+
+    topology, mine = engine.topology, {}
+    for name, parameter in engine.parameters:
+        piece = engine.state.full(parameter, key).detach().contiguous()
+        pieces = [torch.empty_like(piece) for _ in range(topology.size("tp"))]
+        dist.all_gather(pieces, piece, group=topology.group("tp"))
+        layout = layout_of(parameter)
+        whole = unshard(pieces, layout) if layout.sharded else pieces[0]
+        mine[name] = whole[: layout.padded_from] if layout.padded_from is not None else whole
+    stages = [None] * topology.size("pp")
+    dist.all_gather_object(stages, mine, group=topology.group("pp"))
+    merged = {}
+    for stage in stages:
+        for name, tensor in stage.items():
+            if name in merged:  # tied: both ends must hold the same bits
+                assert torch.equal(merged[name], tensor), name
+            merged[name] = tensor
+    return merged
+
+
+def check_layout(grid: dict, zero: int, more: list[str], batch: int = 8) -> dict:
+    """Three optimizer steps: loss, gradient norm and weights equal one process. Returns the largest deviations."""
+    built = make(grid, zero, *more, batch=batch)
+    rows = [rows_of_step(s, batch) for s in range(3)]
+    losses, norms, weights = support.reference_run(3, rows, RATES, built.config)
+    assert norms[0] > 0.2  # clipping is at work
+    worst = {"loss": 0.0, "norm": 0.0, "weight": 0.0}
+    for s in range(3):
+        result = step(built, rows[s], RATES[s])
+        worst["loss"] = max(worst["loss"], abs(result.loss - losses[s]) / abs(losses[s]))
+        worst["norm"] = max(worst["norm"], abs(result.grad_norm - norms[s]) / norms[s])
+    found = gathered(built.engine)
+    assert sorted(found) == sorted(weights)
+    for name, tensor in found.items():
+        worst["weight"] = max(worst["weight"], float((tensor - weights[name]).abs().max()))
+    assert worst["loss"] < 1e-5 and worst["norm"] < 1e-5 and worst["weight"] < 1e-5, (grid, zero, more, worst)
+    assert built.engine.state.steps == 3
+    return worst
