@@ -150,39 +150,41 @@ def test_r2_shards_that_start_as_copies_of_each_other_are_named(sizes):
         assert message.count("are copies of each other") == sizes.get("dp", 1)
 
 
-def check_real_engine(stage):
-    """DeepSpeed's engine at dp2 x tp2: two steps pass the checks; a bit of a norm's piece on one rank does not."""
+def check_real_engine(grid, zero, name, odd):
+    """A DeepSpeed engine: two steps pass the checks; then a bit of what one rank holds of a parameter changes."""
+    import layouts
     import model_support as support
-    from topologies import topology as topology_of
 
     from mads.collectives import ReplicaMismatchError
     from mads.data.loader import StepBatch
-    from mads.model.decoder import Decoder
-    from mads.model.placement import Placement
-    from mads.train.engine import TrainEngine
     from mads.train.invariants import ReplicaGuard
 
-    topology = topology_of(dp=2, tp=2)
-    cfg = support.config(f"parallel=zero{stage}", "train.global_batch_size=4")
-    module = Decoder(cfg.model, Placement(tp=topology.group("tp")), seed=3)
-    engine = TrainEngine(module, topology, cfg.parallel, cfg.optim, cfg.train, torch.float32, torch.device("cpu"))
-    guard, ids = ReplicaGuard(engine, 10), np.arange(3)
+    built = layouts.make(grid, zero, "model.tie_embeddings=true")
+    topology, ids = built.topology, np.arange(3)
+    guard = ReplicaGuard(built.engine, 10)
     for step in (1, 2):
-        micro, valid = support.micro_batches(support.global_batch(4, seed=step), topology.coordinate("dp"), 2)
+        rows = layouts.rows_of_step(step)
+        micro, valid = support.micro_batches(rows, topology.coordinate("dp"), topology.size("dp"), layouts.MICRO)
         batch = StepBatch(micro, valid, ids, ids, valid)
-        engine.train_step(micro, valid, 1e-3)
+        built.engine.train_step(micro, valid, 1e-3)
         guard.check(step, batch, ids)
-    if topology.rank == 1:
-        parameter = dict(engine.parameters)["norm.weight"]
-        piece = parameter.ds_tensor if stage == 3 else parameter.data
-        piece.view(torch.int32)[0] ^= 1
+    if topology.rank == odd:
+        parameter = dict(built.engine.parameters)[name]
+        piece = parameter.ds_tensor if zero == 3 else parameter.data
+        piece.flatten().view(torch.int32)[0] ^= 1
     with pytest.raises(ReplicaMismatchError) as caught:
         guard.check(3, batch, ids)
     return str(caught.value)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_r3_z3_an_engine_passes_until_a_bit_changes(stage):
-    for message in run_ranks(4, check_real_engine, stage, timeout=180):
+@pytest.mark.parametrize("zero", [1, 3])
+def test_r3_z3_an_engine_passes_until_a_bit_changes(zero):
+    for message in run_ranks(4, check_real_engine, {"dp": 2, "tp": 2}, zero, "norm.weight", 1, timeout=180):
         assert f"{TENSOR}, norm.weight" in message and "ranks [1 (pp=0 dp=0 cp=0 tp=1)]" in message
-        assert (DATA in message) == (stage < 3)  # ZeRO 3 keeps no data-parallel replica to compare with
+        assert (DATA in message) == (zero < 3)  # ZeRO 3 keeps no data-parallel replica to compare with
+
+
+def test_p3_a_pipeline_engine_passes_until_its_tied_copy_changes():
+    for message in run_ranks(4, check_real_engine, {"pp": 2, "tp": 2}, 1, "embedding.weight", 3, timeout=180):
+        assert "first and the last pipeline stage, embedding.weight: ranks [1 (pp=0 dp=0 cp=0 tp=1)]: 0x" in message
+        assert "ranks [3 (pp=1 dp=0 cp=0 tp=1)]: 0x" in message and "1 difference between ranks" in message

@@ -34,8 +34,7 @@ def sound(grid):
     return reports
 
 
-@pytest.mark.parametrize("sizes", GRIDS, ids=lambda s: "x".join(map(str, s)))
-def test_g0_every_single_change_is_found_by_the_ranks_it_concerns(sizes):
+def check_single_changes(sizes):
     grid = Grid(**dict(zip(AXES, sizes)))
     assert judge(sound(grid), grid) == []
     for rank, (field, (axes, _)) in itertools.product(range(grid.world_size), EQUAL.items()):
@@ -56,6 +55,11 @@ def test_g0_every_single_change_is_found_by_the_ranks_it_concerns(sizes):
                 assert [rank] in problem.holders.values()
 
 
+@pytest.mark.parametrize("sizes", GRIDS, ids=lambda s: "x".join(map(str, s)))
+def test_g0_every_single_change_is_found_by_the_ranks_it_concerns(sizes):
+    check_single_changes(sizes)
+
+
 def test_p3_changes_of_either_end_and_a_missing_original_are_found():
     grid = Grid(pp=3, tp=2)
     for rank in (0, 1, 4, 5):
@@ -74,7 +78,11 @@ def test_r2_equal_shards_are_found_and_constants_are_not():
     reports = sound(grid)
     reports[6]["starts"]["layers.0.up"] = reports[5]["starts"]["layers.0.up"]
     (problem,) = judge(reports, grid)
-    assert problem.field == "starts" and problem.ranks == {5, 6} and "ranks [5 (pp=0 dp=1 cp=0 tp=1), 6 (" in explain([problem], grid, 1)
+    assert (
+        problem.field == "starts"
+        and problem.ranks == {5, 6}
+        and "ranks [5 (pp=0 dp=1 cp=0 tp=1), 6 (" in explain([problem], grid, 1)
+    )
 
 
 def test_a_parameter_that_one_rank_lacks_is_a_difference():
@@ -93,8 +101,7 @@ def test_messages_stay_short_in_large_jobs():
     assert "1023 (pp=0 dp=1023 cp=0 tp=0)" in text and len(text) < 3000
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_checksums_see_every_single_bit_and_swaps(dtype):
+def check_checksums(dtype=torch.float32):
     generator = torch.Generator().manual_seed(2)
     tensor = torch.randn(57, generator=generator, dtype=torch.float64).to(dtype)
     (before,) = checksums([tensor], tensor.device)
@@ -105,6 +112,11 @@ def test_checksums_see_every_single_bit_and_swaps(dtype):
         raw[byte] ^= 1 << bit
     assert checksums([tensor, tensor[:0]], tensor.device) == [before, 0]
     assert checksums([tensor.flip(0)], tensor.device) != [before]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_checksums_see_every_single_bit_and_swaps(dtype):
+    check_checksums(dtype)
 
 
 def test_checksums_of_parts_equal_python_integers():
