@@ -81,17 +81,27 @@ def _boundaries(ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([starts.reshape(-1).nonzero().squeeze(1), end]).to(torch.int32)
 
 
-def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
+def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, dropout: float = 0.0) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v, causal and inside each segment.
+
+    dropout: probability with which a softmax entry is zeroed (the others are scaled up), drawn from the default generator of the
+        device; seeding it is the caller's business.
 
     Shapes: q [B, S, H, D]; k, v [B, S, KV, D], with H a multiple of KV: query head i reads KV head i // (H / KV) -> [B, S, H, D].
     """
     if segments.backend == "flash":
         varlen = importlib.import_module("flash_attn").flash_attn_varlen_func
         cuts, longest = segments.boundaries, segments.longest
-        out = varlen(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cuts, cuts, longest, longest, causal=True)
+        out = varlen(
+            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cuts, cuts, longest, longest, dropout_p=dropout, causal=True
+        )
         return out.view(q.shape)
     out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=segments.bias, enable_gqa=q.shape[2] != k.shape[2]
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=segments.bias,
+        dropout_p=dropout,
+        enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)

@@ -1,5 +1,5 @@
-"""Collectives of mads: autograd pairs for tensor and sequence parallelism, ragged gathers and verified broadcasts for the
-control plane. With topology.py the only place that calls torch.distributed.
+"""Collectives of mads: autograd pairs for tensor, sequence and context parallelism, ragged gathers and verified broadcasts for
+the control plane. With topology.py the only place that calls torch.distributed.
 """
 
 from __future__ import annotations
@@ -46,18 +46,49 @@ class _ReduceFromGroup(torch.autograd.Function):
         return grad, None
 
 
-class _GatherLastDim(torch.autograd.Function):
+class _GatherDim(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, group):
-        ctx.group = group
-        pieces = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(pieces, x.contiguous(), group=group)
-        return torch.cat(pieces, -1)
+    def forward(ctx, x, group, dim):
+        ctx.group, ctx.dim = group, dim
+        return start_gather(x, group, dim).wait()
 
     @staticmethod
     def backward(ctx, grad):
         size, rank = dist.get_world_size(ctx.group), dist.get_rank(ctx.group)
-        return grad.chunk(size, -1)[rank].contiguous(), None
+        return grad.chunk(size, ctx.dim)[rank].contiguous(), None, None
+
+
+class _GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        return start_gather(x, group).wait()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return start_reduce_scatter(grad, ctx.group).wait(), None
+
+
+class _ReduceScatterSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        return start_reduce_scatter(x, group).wait()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return start_gather(grad, ctx.group).wait(), None
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group, scatter, gather):
+        ctx.group, ctx.scatter, ctx.gather = group, scatter, gather
+        return _exchange(x, group, scatter, gather)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _exchange(grad, ctx.group, ctx.gather, ctx.scatter), None, None, None
 
 
 def copy_to_group(x: torch.Tensor, group) -> torch.Tensor:
@@ -70,9 +101,114 @@ def reduce_from_group(x: torch.Tensor, group) -> torch.Tensor:
     return x if group is None or dist.get_world_size(group) == 1 else _ReduceFromGroup.apply(x, group)
 
 
-def gather_last_dim(x: torch.Tensor, group) -> torch.Tensor:
-    """Concatenate the last dimension over the group forward; keep this rank's slice of the gradient backward."""
-    return x if group is None or dist.get_world_size(group) == 1 else _GatherLastDim.apply(x, group)
+def gather_dim(x: torch.Tensor, group, dim: int = -1) -> torch.Tensor:
+    """Concatenate a dimension over the group forward; keep this rank's slice of the gradient backward. For a result with which
+    every rank does the same; where each rank does its own part, the gradients must be summed: `gather_sequence`."""
+    return x if group is None or dist.get_world_size(group) == 1 else _GatherDim.apply(x, group, dim % x.dim())
+
+
+def gather_sequence(x: torch.Tensor, group) -> torch.Tensor:
+    """[B, S / t, ...] -> [B, S, ...]: all-gather along the sequence forward, reduce-scatter of the gradient backward
+    (Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2)."""
+    return x if group is None or dist.get_world_size(group) == 1 else _GatherSequence.apply(x, group)
+
+
+def reduce_scatter_sequence(x: torch.Tensor, group) -> torch.Tensor:
+    """[B, S, ...] -> [B, S / t, ...]: sum over the ranks, of which each keeps its positions; all-gather of the gradient backward.
+
+    Raises:
+        ValueError: if S is not divisible by the group's size.
+    """
+    return x if group is None or dist.get_world_size(group) == 1 else _ReduceScatterSequence.apply(x, group)
+
+
+def all_to_all(x: torch.Tensor, group, scatter: int, gather: int) -> torch.Tensor:
+    """Cut dimension `scatter` into one slice for each rank, and concatenate what comes from all ranks, in rank order, along
+    dimension `gather`. The gradient takes the way back (Jacobs et al. 2023, arXiv 2309.14509).
+
+    Raises:
+        ValueError: if the size along `scatter` is not divisible by the group's size.
+    """
+    return x if group is None or dist.get_world_size(group) == 1 else _AllToAll.apply(x, group, scatter, gather)
+
+
+def slice_of(total: int, *groups) -> slice:
+    """The part of `total` things that this rank holds when they are cut over each of the groups in turn, the first outermost.
+
+    Raises:
+        ValueError: if `total` is not divisible by the product of the groups' sizes.
+    """
+    sizes = [group_size(group) for group in groups]
+    count, index = 1, 0
+    for group, size in zip(groups, sizes):
+        count, index = count * size, index * size + group_rank(group)
+    if total % count:
+        raise ValueError(f"{total} positions cannot be cut into {' x '.join(map(str, sizes))} = {count} equal slices")
+    return slice(index * total // count, (index + 1) * total // count)
+
+
+# ---------------------------------------------------------------- collectives under way
+
+
+class Pending:
+    """A collective that may still run. Holds the tensors that it reads and writes for as long."""
+
+    def __init__(self, result: torch.Tensor, work, sent: torch.Tensor | None = None, finish: Callable | None = None):
+        self.result, self._work, self._sent, self._finish = result, work, sent, finish
+
+    def wait(self) -> torch.Tensor:
+        """The result; on a GPU the current stream waits, not the host."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = self._sent = None
+            if self._finish is not None:
+                self.result = self._finish(self.result)
+        return self.result
+
+
+def start_all_reduce(x: torch.Tensor, group) -> Pending:
+    """Begin to sum a contiguous tensor in place."""
+    return Pending(x, dist.all_reduce(x, group=group, async_op=True))
+
+
+def start_gather(x: torch.Tensor, group, dim: int = 1) -> Pending:
+    """Begin to concatenate dimension `dim` over the group."""
+    count, x = dist.get_world_size(group), x.contiguous()
+    whole = torch.empty(count * x.numel(), dtype=x.dtype, device=x.device)
+    work = _newest("all_gather_single", "all_gather_into_tensor")(whole, x.view(-1), group=group, async_op=True)
+    return Pending(whole, work, x, lambda whole: whole.view(count, *x.shape).movedim(0, dim).flatten(dim, dim + 1))
+
+
+def start_reduce_scatter(x: torch.Tensor, group, dim: int = 1) -> Pending:
+    """Begin to sum over the group and to keep this rank's slice of dimension `dim`. `result` has its shape already.
+
+    Raises:
+        ValueError: if the dimension is not divisible by the group's size.
+    """
+    pieces = _pieces(x, group, dim)
+    mine = torch.empty(pieces.shape[1:], dtype=x.dtype, device=x.device)
+    scatter = _newest("reduce_scatter_single", "reduce_scatter_tensor")
+    return Pending(mine, scatter(mine.view(-1), pieces.view(-1), group=group, async_op=True), pieces)
+
+
+def _newest(name: str, name_before: str) -> Callable:
+    return getattr(dist, name if hasattr(dist, name) else name_before)  # torch 2.13 renamed them
+
+
+def _pieces(x: torch.Tensor, group, dim: int) -> torch.Tensor:
+    count = dist.get_world_size(group)
+    if x.shape[dim] % count:
+        raise ValueError(
+            f"size {x.shape[dim]} of dimension {dim} of {tuple(x.shape)} is not divisible by the {count} ranks of the group"
+        )
+    return x.unflatten(dim, (count, -1)).movedim(dim, 0).contiguous()
+
+
+def _exchange(x: torch.Tensor, group, scatter: int, gather: int) -> torch.Tensor:
+    sent = _pieces(x, group, scatter)
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group)
+    return received.movedim(0, gather).flatten(gather, gather + 1)
 
 
 # ---------------------------------------------------------------- plain reductions
@@ -104,6 +240,16 @@ def all_gather_flat(piece: torch.Tensor, group) -> torch.Tensor:
     whole = torch.empty(piece.numel() * group_size(group), dtype=piece.dtype, device=piece.device)
     dist.all_gather(list(whole.chunk(group_size(group))), piece.contiguous(), group=group)
     return whole
+
+
+def gather_tensors(piece: torch.Tensor, group, to: int) -> list[torch.Tensor] | None:
+    """The tensors of one shape of all ranks, in rank order, on group rank `to`; None on the others."""
+    if group_size(group) == 1:
+        return [piece]
+    piece = piece.contiguous()
+    pieces = [torch.empty_like(piece) for _ in range(group_size(group))] if group_rank(group) == to else None
+    dist.gather(piece, pieces, dst=dist.get_global_rank(group, to), group=group)
+    return pieces
 
 
 def barrier(group) -> None:

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import model_support as support
+import numpy as np
+import reward_cases
 import torch
 from topologies import topology as topology_of
 
@@ -22,6 +24,7 @@ MODEL = [
 ]
 KEYS = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "cp": "context_parallel_size"}
 MICRO = 2
+STATE = ("weight", "exp_avg", "exp_avg_sq")
 
 
 def overrides_of(grid: dict, zero: int, *more: str) -> list[str]:
@@ -90,4 +93,42 @@ def check_layout(grid: dict, zero: int, more: list[str], batch: int = 8) -> dict
         worst["weight"] = max(worst["weight"], float((tensor - weights[name]).abs().max()))
     assert worst["loss"] < 1e-5 and worst["norm"] < 1e-5 and worst["weight"] < 1e-5, (grid, zero, more, worst)
     assert built.engine.state.steps == 3
+    return worst
+
+
+def everything(built) -> dict[str, torch.Tensor]:
+    """All state of this rank."""
+    state = {f"{key}/{n}": built.engine.state.full(p, key).clone() for n, p in built.engine.parameters for key in STATE}
+    engine = built.engine.engine
+    state["counters"] = torch.tensor([engine.global_steps, engine.micro_steps, engine.skipped_steps, built.engine.state.steps])
+    return state
+
+
+def check_rewards(grid: dict, zero: int, more: list[str], modes=("ghost", "finite_difference")) -> dict:
+    """After two steps: rewards by both ways equal the definition on one process; and the next loss, and all state of this rank,
+    equal those of a run without a reward pass, bit for bit. Returns the largest deviations, relative to the largest reward."""
+    rows = [rows_of_step(s) for s in range(3)]
+    samples = [s % 131 for s in support.random_samples(9, seed=5)]
+    runs, worst = [], {}
+    for disturb in (False, True):
+        built = make(grid, zero, *more)
+        for s in range(2):
+            step(built, rows[s], RATES[s])
+        if disturb:
+            weights, moments = gathered(built.engine), gathered(built.engine, "exp_avg_sq")
+            expected, norm = reward_cases.exact(built, weights, moments, samples)
+            scale = np.abs(expected).max()
+            before = everything(built)
+            for mode in modes:
+                result = reward_cases.rewarder(built, mode)(None, samples, 0)
+                assert abs(result.direction["norm"] - norm) < 1e-3 * norm, (grid, zero, mode, result.direction["norm"], norm)
+                assert abs(sum(result.direction["shares"].values()) - 1) < 1e-6
+                worst[mode] = float(np.abs(result.rewards - expected).max() / scale)
+                assert worst[mode] < (1e-4 if mode == "ghost" else 1e-2), (grid, zero, more, mode, result.rewards, expected)
+            after = everything(built)
+            assert all(torch.equal(before[k], after[k]) for k in before)
+        last = step(built, rows[2], RATES[2])
+        runs.append((last.loss, last.grad_norm, everything(built)))
+    assert runs[0][:2] == runs[1][:2], (grid, zero, more)
+    assert all(torch.equal(runs[0][2][k], runs[1][2][k]) for k in runs[0][2]), (grid, zero, more)
     return worst

@@ -1,14 +1,14 @@
-"""A LLaMA-family decoder in one module: all pieces on one rank (or one tensor-parallel group)."""
+"""A LLaMA-family decoder in one module: all pieces on one rank, or on the tensor- and context-parallel ranks of one group."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from mads.collectives import gather_last_dim
-from mads.model.pieces import Output, make_context, piece_specs, run_pieces
+from mads.collectives import gather_dim
+from mads.model.pieces import Output, make_context, piece_specs, run_pieces, token_losses
 from mads.model.placement import ALONE, Placement
-from mads.tensor import vocab_parallel_cross_entropy
+from mads.tensor import Objective
 
 
 class Decoder(nn.Module):
@@ -41,20 +41,25 @@ class Decoder(nn.Module):
         labels: torch.Tensor,
         positions: torch.Tensor,
         segments: torch.Tensor,
-        draws=None,
-        objective=None,
+        draws: torch.Tensor | None = None,
+        objective: Objective | None = None,
     ) -> torch.Tensor:
-        """Loss of every position, [B, S] in float32 (float64 for float64 parameters); 0 where the label is -100.
+        """Loss of every position, [B, S] in float32 (float64 for float64 parameters); 0 where the label is -100, and where
+        another context-parallel rank works.
 
-        The arguments are the fields of mads.data.batch.PackedBatch, int64 [B, S] each.
+        Args:
+            tokens, labels, positions, segments: the fields of mads.data.batch.PackedBatch, int64 [B, S] each, whole on all ranks.
+            draws: one key per row, int64 [B], of all dropout in this pass; None = no dropout.
+            objective: of each token; None = the plain cross entropy.
         """
-        logits = self._logits(tokens, positions, segments)
-        return vocab_parallel_cross_entropy(logits, labels, self.config.vocab_size, self.placement.tp)
+        logits = self._logits(tokens, positions, segments, draws)
+        return token_losses(self.config, self.placement, logits, labels, objective)
 
     def logits(self, tokens: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         """Logits over the whole vocabulary on every rank, [B, S, vocab_size] in the parameters' dtype."""
-        return gather_last_dim(self._logits(tokens, positions, segments), self.placement.tp)[..., : self.config.vocab_size]
+        logits = gather_dim(self._logits(tokens, positions, segments, None), self.placement.tp)[..., : self.config.vocab_size]
+        return gather_dim(logits, self.placement.cp, 1)
 
-    def _logits(self, tokens: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    def _logits(self, tokens, positions, segments, draws) -> torch.Tensor:
         dtype = self.embedding.weight.dtype
-        return run_pieces(self._pieces, tokens, make_context(self.config, self.placement, positions, segments, None, dtype))
+        return run_pieces(self._pieces, tokens, make_context(self.config, self.placement, positions, segments, draws, dtype))

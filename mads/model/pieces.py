@@ -10,32 +10,37 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from mads.collectives import group_size
+from mads.collectives import group_rank, group_size
 from mads.kernels.packed_attention import Segments, choose_backend
 from mads.model.layers import Context, DecoderLayer
 from mads.model.placement import Placement
 from mads.model.rope import rope_tables
 from mads.model.shape import check_model_config
-from mads.tensor import RMSNorm, VocabParallelEmbedding, VocabParallelHead, vocab_parallel_cross_entropy
+from mads.tensor import Objective, RMSNorm, VocabParallelEmbedding, VocabParallelHead, vocab_parallel_cross_entropy
+from mads.tensor.dropout import Draws, hidden_dropout
 
 
 class Input(nn.Module):
-    """tokens int64 [B, S] -> hidden states [B, S, hidden]."""
+    """tokens int64 [B, S], whole on every rank -> hidden states [B, positions of this rank, hidden]."""
 
     def __init__(self, config, placement: Placement, **common):
         super().__init__()
+        common = common | placement.for_layers
         self.embedding = VocabParallelEmbedding(
-            config.vocab_size, config.hidden_size, name="embedding", std=config.init_std, group=placement.tp, **common
+            config.vocab_size, config.hidden_size, name="embedding", std=config.init_std, **common
         )
+        self.placement, self.dropout = placement, config.hidden_dropout
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
-        return self.embedding(x)
+        hidden = self.embedding(local_positions(x, self.placement))
+        return hidden_dropout(hidden, self.dropout, context.draws, "embedding")
 
 
 class Output(nn.Module):
-    """Hidden states [B, S, hidden] -> this rank's slice of the logits [B, S, padded vocabulary / t].
+    """Hidden states [B, positions of this rank, hidden] -> this rank's slice of the logits [B, S / cp, padded vocabulary / t].
 
     Args:
         tied: the embedding's Parameter, where this rank holds it; else a tied head makes a copy of it.
@@ -43,10 +48,11 @@ class Output(nn.Module):
 
     def __init__(self, config, placement: Placement, tied: nn.Parameter | None = None, **common):
         super().__init__()
-        common["group"] = placement.tp
+        common = common | placement.for_layers
         h, vocab = config.hidden_size, config.vocab_size
         norm = {k: v for k, v in common.items() if k != "seed"} | {"eps": config.norm_eps}
         self.norm = RMSNorm(h, name="norm", **norm)
+        common["overlap"] = placement.overlap
         if config.tie_embeddings and tied is None:
             self.head = VocabParallelHead(h, vocab, name="embedding", std=config.init_std, copy=True, **common)
         else:
@@ -86,7 +92,7 @@ def piece_specs(config, placement: Placement, **common) -> list[PieceSpec]:
     Raises:
         ValueError: if the sizes do not fit each other or the group's size.
     """
-    check_model_config(config, group_size(placement.tp))
+    check_model_config(config, group_size(placement.tp), group_size(placement.cp))
     h, f = config.hidden_size, config.ffn_hidden_size
     kv = h // config.num_attention_heads * config.num_key_value_heads
     vocabulary = config.vocab_size * h
@@ -101,19 +107,53 @@ def piece_specs(config, placement: Placement, **common) -> list[PieceSpec]:
 
 
 def local_positions(x: torch.Tensor, placement: Placement) -> torch.Tensor:
-    return x
+    """[B, S, ...] -> [B, S / cp, ...]: the positions of each row that this context-parallel rank works on."""
+    return x[:, placement.positions(x.shape[1])]
 
 
-def token_losses(config, placement: Placement, logits: torch.Tensor, labels: torch.Tensor, objective) -> torch.Tensor:
-    return vocab_parallel_cross_entropy(logits, labels, config.vocab_size, placement.tp)
+def make_context(
+    config,
+    placement: Placement,
+    positions: torch.Tensor,
+    segments: torch.Tensor,
+    draws: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> Context:
+    """What all layers share in one forward pass.
 
+    Args:
+        positions, segments: the fields of a PackedBatch, int64 [B, S], whole on every rank. Attention sees the segments of whole
+            rows; RoPE turns the positions that this rank works on.
+        draws: one key per row, int64 [B], of all dropout in this pass; None = no dropout. Keep it on the CPU, for its values are
+            read.
+        dtype: of the hidden states.
 
-def make_context(config, placement, positions: torch.Tensor, segments: torch.Tensor, draws, dtype: torch.dtype) -> Context:
-    """What all layers share in one forward pass, from the fields of a PackedBatch. dtype: of the hidden states."""
-    head_dim = config.hidden_size // config.num_attention_heads
+    Raises:
+        ValueError: if the rows cannot be cut equally over the ranks that share them.
+    """
+    total, head_dim = positions.shape[1], config.hidden_size // config.num_attention_heads
+    where = placement.hidden_positions(total)
     backend = choose_backend(config.attention, positions.device, dtype, head_dim)
-    cos, sin = rope_tables(positions, head_dim, config.rope_theta, dtype)
-    return Context(Segments.build(segments, backend, dtype), cos, sin)
+    cos, sin = rope_tables(local_positions(positions, placement), head_dim, config.rope_theta, dtype)
+    if draws is not None:
+        draws = Draws(tuple(draws.tolist()), total, where, (group_rank(placement.tp), group_rank(placement.cp)))
+    return Context(Segments.build(segments, backend, dtype), cos, sin, draws)
+
+
+def token_losses(
+    config, placement: Placement, logits: torch.Tensor, labels: torch.Tensor, objective: Objective | None = None
+) -> torch.Tensor:
+    """Loss of every position [B, S], 0 where the label is -100 or another context-parallel rank works.
+
+    Args:
+        logits: what `Output` returns.
+        labels: int64 [B, S], whole on every rank.
+    """
+    where, total = placement.positions(labels.shape[1]), labels.shape[1]
+    losses = vocab_parallel_cross_entropy(
+        logits, labels[:, where].contiguous(), config.vocab_size, placement.tp, objective=objective or Objective()
+    )
+    return losses if losses.shape[1] == total else F.pad(losses, (where.start, total - where.stop))
 
 
 def run_pieces(pieces: Sequence[nn.Module], x: torch.Tensor, context: Context) -> torch.Tensor:

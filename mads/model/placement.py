@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mads.collectives import slice_of
 from mads.topology import Topology
 
 
@@ -35,6 +36,28 @@ class Placement:
             overlap=parallel.tensor_parallel_overlap,
             recompute=parallel.activation_checkpointing,
         )
+
+    @property
+    def for_layers(self) -> dict[str, Any]:
+        """What every layer of mads.tensor is told."""
+        return {"group": self.tp, "sequence_parallel": self.sequence_parallel, "context": self.cp}
+
+    def positions(self, total: int) -> slice:
+        """Which of a row's `total` positions this rank works on.
+
+        Raises:
+            ValueError: if they cannot be cut equally over the context-parallel ranks.
+        """
+        return slice_of(total, self.cp)
+
+    def hidden_positions(self, total: int) -> slice:
+        """Which of a row's `total` positions this rank holds hidden states of, between the layers.
+
+        Raises:
+            ValueError: if they cannot be cut equally over the context-parallel (and, under sequence parallelism, tensor-parallel)
+                ranks.
+        """
+        return slice_of(total, self.cp, self.tp) if self.sequence_parallel else slice_of(total, self.cp)
 
 
 ALONE = Placement()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from mads.tensor.init import local_size
 
 
-def check_model_config(config, tensor_parallel_size: int = 1) -> None:
-    """Check that a decoder can be built from `config` (the fields of mads.config.schema.ModelConfig).
+def check_model_config(config, tensor_parallel_size: int = 1, context_parallel_size: int = 1) -> None:
+    """Check that a decoder can be built from `config` (the fields of mads.config.schema.ModelConfig). Context parallelism cuts
+    the heads of a tensor-parallel rank once more, during attention.
 
     Raises:
         ValueError: naming the fields and the numbers.
@@ -24,6 +25,13 @@ def check_model_config(config, tensor_parallel_size: int = 1) -> None:
         raise ValueError(f"model.num_attention_heads = {heads} must be a multiple of model.num_key_value_heads = {kv_heads}")
     for field in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size"):
         local_size(getattr(config, field), tensor_parallel_size, f"model.{field}")
+    both = tensor_parallel_size * context_parallel_size
+    for field in ("num_attention_heads", "num_key_value_heads"):
+        if getattr(config, field) % both:
+            raise ValueError(
+                f"model.{field} = {getattr(config, field)} is not divisible by tensor-parallel size {tensor_parallel_size} x "
+                f"context-parallel size {context_parallel_size} = {both}; every rank needs whole heads during attention"
+            )
 
 
 def parameter_count(config) -> int:

@@ -1,6 +1,6 @@
 """Tensor-parallel layers and the vocabulary-parallel cross entropy."""
 
-from mads.tensor.cross_entropy import vocab_parallel_cross_entropy
+from mads.tensor.cross_entropy import Objective, vocab_parallel_cross_entropy
 from mads.tensor.layers import (
     TENSOR_LAYERS,
     ColumnParallelLinear,
@@ -13,18 +13,10 @@ from mads.tensor.layers import (
 __all__ = [
     "TENSOR_LAYERS",
     "ColumnParallelLinear",
+    "Objective",
     "RMSNorm",
     "RowParallelLinear",
     "VocabParallelEmbedding",
     "VocabParallelHead",
     "vocab_parallel_cross_entropy",
 ]
-
-
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Objective:
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0

@@ -10,7 +10,12 @@ layer's output,
     sum over the ranks of the group of  sum(delta * weight_derivative(x, v))  =  <gradient of the layer's parameters, v>.
 
 Sharded parameters contribute on the rank that holds the shard; replicated ones on the group's first rank alone, so that the sum
-counts them once.
+counts them once. Where the output is cut along the sequence, each rank has delta for its own positions: there a sharded weight's
+addends are summed over the ranks first, and a replicated weight contributes on every rank, for its positions.
+
+With `sequence_parallel` (Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2) hidden states [B, S, h] are cut along
+dimension 1 over the group between a row-parallel (or embedding) and the next column-parallel layer. `context` is the group over
+which context parallelism has cut the rows before that.
 """
 
 from __future__ import annotations
@@ -19,15 +24,52 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mads.collectives import copy_to_group, group_rank, group_size, reduce_from_group
+from mads.collectives import (
+    copy_to_group,
+    gather_sequence,
+    group_rank,
+    group_size,
+    reduce_from_group,
+    reduce_scatter_sequence,
+    slice_of,
+)
 from mads.layout import REPLICATED, Layout
 from mads.tensor.checks import require_ids
+from mads.tensor.column import column_parallel_linear
 from mads.tensor.init import make_parameter, padded_vocab_size
 
 Direction = dict[str, torch.Tensor]  # local parameter name ("weight", "bias") -> tensor of the parameter's shape
 
 
-class ColumnParallelLinear(nn.Module):
+class TensorLayer(nn.Module):
+    """What all layers know of their place: the tensor-parallel group, whether the sequence is cut over it, the context group."""
+
+    def __init__(self, group, sequence_parallel: bool, context):
+        super().__init__()
+        self.group, self.sequence_parallel, self.context = group, sequence_parallel and group_size(group) > 1, context
+
+    def positions(self, total: int) -> slice:
+        """Which of a row's `total` positions this rank's output holds."""
+        return slice_of(total, self.context, self.group) if self.sequence_parallel else slice_of(total, self.context)
+
+    def _sum(self, partial: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks; under sequence parallelism this rank's positions of it."""
+        return (reduce_scatter_sequence if self.sequence_parallel else reduce_from_group)(partial, self.group)
+
+    def _replicated(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A replicated parameter for use at this rank's positions. Under sequence parallelism each rank's gradient is that of its
+        own positions, and the backward of this sums them. It happens inside of autograd, not in a pass over all gradients
+        afterwards, because under ZeRO 2 and 3 DeepSpeed's hooks reduce and cut a gradient over data parallel as soon as it
+        exists: a later pass would find pieces."""
+        return copy_to_group(parameter, self.group) if self.sequence_parallel else parameter
+
+    @property
+    def _counts(self) -> bool:
+        """Whether this rank contributes for replicated parameters."""
+        return self.sequence_parallel or group_rank(self.group) == 0
+
+
+class ColumnParallelLinear(TensorLayer):
     """y = x W^T + b with the rows of W [out, in], the columns of W^T, cut over the group. x is whole, y is this rank's slice.
 
     Args:
@@ -37,8 +79,9 @@ class ColumnParallelLinear(nn.Module):
         bias: add a bias, cut as the rows are.
         std: standard deviation of the start weights.
         weight: use this Parameter instead of a new one (a tied head).
+        overlap: run the collective of the input's gradient while the weight's is computed (mads.tensor.column).
 
-    Shapes: x [..., in] -> y [..., out / t].
+    Shapes: x [..., in] -> y [..., out / t]; under sequence parallelism x [B, S / t, in] -> y [B, S, out / t].
 
     Raises:
         ValueError: if a part is not divisible by the group's size t; the message names both.
@@ -58,11 +101,14 @@ class ColumnParallelLinear(nn.Module):
         device=None,
         dtype: torch.dtype = torch.float32,
         weight: nn.Parameter | None = None,
+        sequence_parallel: bool = False,
+        context=None,
+        overlap: bool = True,
     ):
-        super().__init__()
+        super().__init__(group, sequence_parallel, context)
+        self.overlap = overlap
         if parts and sum(parts) != out_features:
             raise ValueError(f"{name}: the parts {tuple(parts)} sum to {sum(parts)}, not to out_features = {out_features}")
-        self.group = group
         layout = Layout(axis=0, parts=tuple(parts))
         common = dict(group=group, seed=seed, device=device, dtype=dtype)
         if weight is None:
@@ -71,10 +117,15 @@ class ColumnParallelLinear(nn.Module):
         self.bias = make_parameter((out_features,), layout, name=f"{name}.bias", **common) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(copy_to_group(x, self.group), self.weight, self.bias)
+        return column_parallel_linear(x, self.weight, self.bias, self.group, self.sequence_parallel, self.overlap)
+
+    def positions(self, total: int) -> slice:
+        """Which of a row's `total` positions this rank's output holds: the group's are whole again."""
+        return slice_of(total, self.context)
 
     def weight_derivative(self, x: torch.Tensor, direction: Direction) -> torch.Tensor:
-        """x V^T + v_b: [..., out / t], this rank's slice."""
+        """x V^T + v_b: [..., out / t], this rank's slice of the channels."""
+        x = gather_sequence(x, self.group) if self.sequence_parallel else x
         return F.linear(x, direction["weight"], direction["bias"] if self.bias is not None else None)
 
 
@@ -88,6 +139,7 @@ class VocabParallelHead(ColumnParallelLinear):
         copy: whether the embedding of that name is on another pipeline stage and this weight is tied to it.
         tied: the embedding's Parameter, for tied weights. The module holds the same Parameter, so that hooks on modules (ZeRO 3's
             gathering, ghost products) see this use too.
+        place: sequence_parallel, context and overlap, as for ColumnParallelLinear.
 
     Shapes: x [..., hidden] -> logits [..., padded vocabulary / t].
     """
@@ -105,20 +157,21 @@ class VocabParallelHead(ColumnParallelLinear):
         dtype: torch.dtype = torch.float32,
         tied: nn.Parameter | None = None,
         copy: bool = False,
+        **place,
     ):
         weight = tied
         if weight is None:
             weight = _vocabulary_parameter(vocab_size, hidden_size, name, group, std, seed, device, dtype, copy)
-        super().__init__(hidden_size, weight.shape[0] * group_size(group), name=name, group=group, weight=weight)
+        super().__init__(hidden_size, weight.shape[0] * group_size(group), name=name, group=group, weight=weight, **place)
         self.vocab_size = vocab_size
 
 
-class RowParallelLinear(nn.Module):
+class RowParallelLinear(TensorLayer):
     """y = x W^T + b with the columns of W [out, in] cut over the group. x is this rank's slice, y is whole on every rank.
 
     The bias is replicated and added once, after the reduction.
 
-    Shapes: x [..., in / t] -> y [..., out].
+    Shapes: x [..., in / t] -> y [..., out]; under sequence parallelism x [B, S, in / t] -> y [B, S / t, out].
 
     Raises:
         ValueError: if in_features is not divisible by the group's size t; the message names both.
@@ -136,9 +189,10 @@ class RowParallelLinear(nn.Module):
         seed: int = 0,
         device=None,
         dtype: torch.dtype = torch.float32,
+        sequence_parallel: bool = False,
+        context=None,
     ):
-        super().__init__()
-        self.group = group
+        super().__init__(group, sequence_parallel, context)
         common = dict(group=group, seed=seed, device=device, dtype=dtype)
         self.weight = make_parameter((out_features, in_features), Layout(axis=1), name=f"{name}.weight", std=std, **common)
         self.bias = make_parameter((out_features,), REPLICATED, name=f"{name}.bias", **common) if bias else None
@@ -146,19 +200,22 @@ class RowParallelLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if group_size(self.group) == 1:
             return F.linear(x, self.weight, self.bias)
-        y = reduce_from_group(F.linear(x, self.weight), self.group)
-        return y if self.bias is None else y + self.bias
+        y = self._sum(F.linear(x, self.weight))
+        return y if self.bias is None else y + self._replicated(self.bias)
 
     def weight_derivative(self, x: torch.Tensor, direction: Direction) -> torch.Tensor:
-        """This rank's addend of x V^T + v_b: [..., out]; v_b is in the first rank's."""
-        first = self.bias is not None and group_rank(self.group) == 0
-        return F.linear(x, direction["weight"], direction["bias"] if first else None)
+        """This rank's addend of x V^T + v_b: [..., out]; v_b is in the first rank's. Under sequence parallelism the sum, at this
+        rank's positions."""
+        addend = F.linear(x, direction["weight"])
+        if self.sequence_parallel:
+            addend = reduce_scatter_sequence(addend, self.group)
+        return addend + direction["bias"] if self.bias is not None and self._counts else addend
 
 
-class VocabParallelEmbedding(nn.Module):
+class VocabParallelEmbedding(TensorLayer):
     """Token embedding with the vocabulary's rows, padded to a multiple of the group's size, cut over the group.
 
-    Shapes: tokens int64 [...] -> [..., hidden], whole on every rank.
+    Shapes: tokens int64 [...] -> [..., hidden], whole on every rank; under sequence parallelism [B, S] -> [B, S / t, hidden].
 
     Raises:
         ValueError: at a token outside of 0 .. vocab_size - 1 (on CUDA an asynchronous device assertion).
@@ -175,19 +232,22 @@ class VocabParallelEmbedding(nn.Module):
         seed: int = 0,
         device=None,
         dtype: torch.dtype = torch.float32,
+        sequence_parallel: bool = False,
+        context=None,
     ):
-        super().__init__()
-        self.group = group
+        super().__init__(group, sequence_parallel, context)
         self.vocab_size = vocab_size
         self.weight = _vocabulary_parameter(vocab_size, hidden_size, name, group, std, seed, device, dtype)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         require_ids(tokens, self.vocab_size, "token")
-        return reduce_from_group(self._rows(tokens, self.weight), self.group)
+        return self._sum(self._rows(tokens, self.weight))
 
     def weight_derivative(self, x: torch.Tensor, direction: Direction) -> torch.Tensor:
-        """V[tokens] where this rank holds the token's row, 0 elsewhere: [..., hidden]."""
-        return self._rows(x, direction["weight"])
+        """V[tokens] where this rank holds the token's row, 0 elsewhere: [..., hidden]. Under sequence parallelism V[tokens] at
+        this rank's positions."""
+        rows = self._rows(x, direction["weight"])
+        return reduce_scatter_sequence(rows, self.group) if self.sequence_parallel else rows
 
     def _rows(self, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if group_size(self.group) == 1:
@@ -198,25 +258,35 @@ class VocabParallelEmbedding(nn.Module):
         return rows.masked_fill(elsewhere.unsqueeze(-1), 0.0)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467). Replicated: same input, same gradient on
-    every rank of the group.
+class RMSNorm(TensorLayer):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467). The weight is replicated. Without sequence
+    parallelism it sees the same input, and has the same gradient, on every rank of the group.
 
     Shapes: x [..., size] -> [..., size].
     """
 
-    def __init__(self, size: int, *, name: str, eps: float = 1e-5, group=None, device=None, dtype: torch.dtype = torch.float32):
-        super().__init__()
-        self.group = group
+    def __init__(
+        self,
+        size: int,
+        *,
+        name: str,
+        eps: float = 1e-5,
+        group=None,
+        device=None,
+        dtype: torch.dtype = torch.float32,
+        sequence_parallel: bool = False,
+        context=None,
+    ):
+        super().__init__(group, sequence_parallel, context)
         self.eps = eps
         self.weight = make_parameter((size,), REPLICATED, name=f"{name}.weight", constant=1.0, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return F.rms_norm(x, (x.shape[-1],), self._replicated(self.weight), self.eps)
 
     def weight_derivative(self, x: torch.Tensor, direction: Direction) -> torch.Tensor:
-        """The normalised x times v on the group's first rank, 0 on the others: [..., size]."""
-        if group_rank(self.group) != 0:
+        """The normalised x times v: [..., size]; without sequence parallelism on the group's first rank, 0 on the others."""
+        if not self._counts:
             return torch.zeros_like(x)
         return F.rms_norm(x, (x.shape[-1],), direction["weight"], self.eps)
 

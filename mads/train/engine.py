@@ -99,6 +99,7 @@ class Engine:
         self.grad_clip = float(optim.grad_clip)
         smoothed = optim.label_smoothing > 0 or optim.z_loss > 0
         self.objective = Objective(optim.label_smoothing, optim.z_loss) if smoothed else None
+        self._dropout = module.config.hidden_dropout > 0 or module.config.attention_dropout > 0
         self._seed, self._micro_batch_size = train.seed, train.micro_batch_size
         self.logical_names = {parameter: name for name, parameter in named_logical_parameters(module)}
         self.logical_shapes = self._all_shapes(module)
@@ -173,12 +174,12 @@ class Engine:
     def _draws(self, step: int | None, micro_batch: int) -> torch.Tensor | None:
         """A key for each row of a micro-batch: a hash of its place in the global batch, so that dropout does not depend on how
         the batch is cut over ranks."""
-        if step is None:
+        if step is None or not self._dropout:
             return None
         m, dp = self._micro_batch_size, self.topology.size("dp")
         rows = (micro_batch * dp + self.topology.coordinate("dp")) * m + np.arange(m)
         keys = noise.hash64(self._seed, "dropout", step, rows)
-        return torch.from_numpy((keys >> np.uint64(1)).astype(np.int64)).to(self.device)
+        return torch.from_numpy((keys >> np.uint64(1)).astype(np.int64))
 
     @property
     def counts_losses(self) -> bool:

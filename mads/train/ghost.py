@@ -22,7 +22,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, output, derivative, products):
         ctx.save_for_backward(derivative)
-        ctx.products = products
+        ctx.products = products  # [B, positions of the output]
         return output.view_as(output)
 
     @staticmethod
@@ -64,7 +64,7 @@ def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor]
             derivative = layer.weight_derivative(inputs[0].detach(), blocks)
         if sink.first is None:
             sink.first = output
-        return _Tap.apply(output, derivative, sink.products)
+        return _Tap.apply(output, derivative, sink.products[:, layer.positions(sink.products.shape[1])])
 
     layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
     untapped = [type(m).__name__ for m in layers if not hasattr(m, "weight_derivative")]

@@ -136,6 +136,14 @@ class Journal:
     def evaluation(self, step: int, tokens: int, losses: dict) -> None:
         self._write("eval", step=step, tokens=tokens, **losses)
 
+    def checkpoint(self, saved) -> None:
+        """How a save went (mads.checkpoint.saver.Saved). A failure stops the run at its next save or end, and is said at once."""
+        if saved.error:
+            self.message(f"saving checkpoint {saved.step} failed: {saved.error}; the run stops at its next save or end")
+            return
+        fields = {name: getattr(saved, name) for name in ("step", "stall_seconds", "write_seconds", "bytes")}
+        self._write("checkpoint", **fields)
+
     def close(self, step: int, tokens: int, finished: bool) -> None:
         if self._metrics is None:
             return

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from harness import run_ranks
 from tp_groups import WORLD, everyones, exact, groups
 
-from mads.collectives import copy_to_group, gather_last_dim, reduce_from_group
+from mads.collectives import copy_to_group, gather_dim, reduce_from_group
 from mads.layout import layout_of, unshard
 from mads.tensor import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding, VocabParallelHead
 
@@ -53,7 +53,7 @@ def check_conjugate_pairs():
         whole = normal(3, 5, 8)
         mine = slice(index * 8 // t, (index + 1) * 8 // t)
         c = leaf(whole[..., mine])
-        gathered = gather_last_dim(c, group)
+        gathered = gather_dim(c, group)
         exact(gathered, whole, "gather: forward")
         gathered.backward(dy[0])
         exact(c.grad, dy[0][..., mine], "gather: backward is this rank's slice, without a factor t")

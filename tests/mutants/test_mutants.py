@@ -25,6 +25,12 @@ def _bias_on_every_rank(original):
     return forward
 
 
+def _not_reduced(original):
+    from mads.collectives import Pending
+
+    return lambda x, group: Pending(x, None)
+
+
 def _untied(original):
     return lambda *args, tied=None, **rest: original(*args, **rest)
 
@@ -94,15 +100,15 @@ def _idle_ranks_repeat_batch_0(original):
 MUTANTS = [
     Mutant(
         "f's backward does not reduce",
-        "mads.collectives:_CopyToGroup.backward",
-        lambda original: staticmethod(lambda ctx, grad: (grad, None)),
+        "mads.tensor.column:start_all_reduce",
+        _not_reduced,
         f"{LAYERS}:check_column",
         world=4,
     ),
     Mutant(
         "f's backward does not reduce, whole model",
-        "mads.collectives:_CopyToGroup.backward",
-        lambda original: staticmethod(lambda ctx, grad: (grad, None)),
+        "mads.tensor.column:start_all_reduce",
+        _not_reduced,
         f"{MODEL}:check_model",
         world=4,
         args=(False,),
