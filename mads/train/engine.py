@@ -78,9 +78,9 @@ def data_ranks(topology: Topology, zero_stage: int) -> int:
 
 
 def clips_itself(zero_stage: int, dtype: torch.dtype, topology: Topology) -> bool:
-    """Whether mads measures and clips the gradient: of whole tensors in fp32, where DeepSpeed would clip without a check for NaN and
-    would not tell the norm, and in bf16 under tensor parallelism, where its wrapper takes the norm of copies of the gradients that
-    have lost their marks, so that shards on other ranks are not counted."""
+    """Whether mads measures and clips the gradient, without ZeRO: in fp32, where DeepSpeed would clip without a check for NaN and
+    would not tell the norm; in bf16 under tensor parallelism, where its wrapper measures copies of the gradients that have lost
+    their marks, so that shards on other ranks are not counted."""
     return zero_stage == 0 and (dtype == torch.float32 or topology.size("tp") > 1)
 
 
