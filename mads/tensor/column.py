@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from mads.collectives import Pending, group_size, start_all_reduce, start_gather, start_reduce_scatter
 
@@ -62,6 +63,7 @@ class _Enter(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, unfinished):
         return ctx.exchange.input_gradient(), None
 
@@ -74,6 +76,7 @@ class _Product(torch.autograd.Function):
         return F.linear(exchange.whole(x), weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         rows = grad.flatten(0, -2)
@@ -90,6 +93,7 @@ class _InputGradient(torch.autograd.Function):
         return product.view_as(product)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         *x, weight = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:  # nothing before this layer is trained
