@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.activation_memory --model nano --rows 2 --seq-length 128
     OMP_NUM_THREADS=1 python -m benchmarks.activation_memory --model paper_373m --rows 1 --seq-length 2048
 
-Every storage is counted once; parameters are not. Counted with one and with two layers: the difference is what a layer keeps, and the
-model's whole depth follows from it exactly.
+Every storage is counted once; parameters are not. Counted with one and with two layers: the difference is what a layer keeps, and
+the model's whole depth follows from it exactly.
 """
 
 from __future__ import annotations

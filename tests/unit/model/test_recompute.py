@@ -60,7 +60,7 @@ def test_a_layer_keeps_what_its_kind_of_recomputation_says():
 
 @pytest.mark.parametrize("recompute, passes", [("none", 1), ("selective", 1), ("full", 2)])
 def test_row_products_are_repeated_only_where_they_must_be(recompute, passes):
-    """Recomputation ends at the last tensor that is needed: the product behind SwiGLU is entered, but its matrix product is not."""
+    """Recomputation ends at the last tensor that is needed: the layer behind SwiGLU is entered, but its product is not taken."""
     model = Decoder(small_config(num_layers=1), Placement(recompute=recompute))
     finished = []
     original = RowParallelLinear.forward
