@@ -51,7 +51,7 @@ def label_rewards(run: TrainedRun, engine: TrainEngine, probes: int) -> tuple[np
 
 
 def reference_loss(model: EngineRewardModel, references: ReferenceSet) -> float:
-    return sum(float((model.sample_losses(batch) * weight).sum()) for batch, weight in references.batches)
+    return sum(float((model.sample_losses([batch])[0] * weight).sum()) for batch, weight in references.batches)
 
 
 def losses_after(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int | None) -> dict:

@@ -74,7 +74,7 @@ def curvature_ratio(study: Study, vector, relative_step: float) -> float:
     sides = []
     for scale in (step, -step, 0.0):
         with model.shifted(vector, scale):
-            sides.append(np.concatenate([model.sample_losses(batches.batch(i)[0]).numpy() for i in range(batches.count)]))
+            sides.append(np.concatenate([model.sample_losses([batches.batch(i)[0]])[0].numpy() for i in range(batches.count)]))
     return float(np.median(np.abs(sides[0] + sides[1] - 2 * sides[2]) / np.abs(sides[0] - sides[1])))
 
 
@@ -137,7 +137,7 @@ def measure_cost(study: Study, repeats: int = 3) -> dict:
             times.append(time.process_time() - started)
         return min(times)
 
-    forward = seconds(lambda: [model.sample_losses(batch) for batch in packed])
+    forward = seconds(lambda: model.sample_losses(packed))
     result = {"forward_seconds_per_probe": forward / len(study.samples)}
     for name, rewarder in rewarders.items():
         taken = seconds(lambda rewarder=rewarder: rewarder.rewards(direction, study.samples))

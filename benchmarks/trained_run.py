@@ -69,7 +69,7 @@ class TrainedRun:
     def rewarder(self, engine: TrainEngine, reward) -> Rewarder:
         """The product's rewards with the reward config `reward`."""
         config = self.config
-        sizes = {name: shape.numel() for name, shape in engine.shapes.items()}
+        sizes = {name: shape.numel() for name, shape in engine.logical_shapes.items()}
         model, optim = EngineRewardModel(engine), config.optim
         return Rewarder(
             model,

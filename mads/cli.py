@@ -83,7 +83,7 @@ def prepare(arguments: list[str]) -> int:
     if known.cfg:
         print(to_yaml(config), end="")
         return 0
-    validate(config, overrides=overrides)
+    validate(config, None, overrides=overrides)  # how many processes will train is not known yet
     data = config.data
     if not data.source:
         raise ConfigError("data=prepared has no source to prepare from; choose data=jsonl data.paths=[...] or data=demo")

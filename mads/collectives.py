@@ -242,10 +242,32 @@ def all_gather_flat(piece: torch.Tensor, group) -> torch.Tensor:
     return whole
 
 
+def gather_tensors(piece: torch.Tensor, group, to: int) -> list[torch.Tensor] | None:
+    """The tensors of one shape of all ranks, in rank order, on group rank `to`; None on the others."""
+    if group_size(group) == 1:
+        return [piece]
+    piece = piece.contiguous()
+    pieces = [torch.empty_like(piece) for _ in range(group_size(group))] if group_rank(group) == to else None
+    dist.gather(piece, pieces, dst=dist.get_global_rank(group, to), group=group)
+    return pieces
+
+
 def barrier(group) -> None:
     """Wait until every rank of the group is here."""
     if group_size(group) > 1:
         dist.barrier(group=group)
+
+
+def send(tensor: torch.Tensor, to: int, group) -> None:
+    """Send to rank `to` of the group, which must call `receive`."""
+    dist.send(tensor.contiguous(), dst=dist.get_global_rank(group, to), group=group)
+
+
+def receive(shape, dtype: torch.dtype, device, source: int, group) -> torch.Tensor:
+    """A new tensor of that shape from rank `source` of the group."""
+    tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
+    dist.recv(tensor, src=dist.get_global_rank(group, source), group=group)
+    return tensor
 
 
 # ---------------------------------------------------------------- control plane: CPU tensors on the gloo control group

@@ -91,6 +91,15 @@ def unshard(shards: list[torch.Tensor], layout: Layout) -> torch.Tensor:
     return torch.cat([s[p] for p in range(len(local)) for s in split], layout.axis).contiguous()
 
 
+def logical_shape(parameter: nn.Parameter, count: int) -> torch.Size:
+    """Shape of the whole tensor, without padding, of which the parameter is one of `count` tensor-parallel shards."""
+    layout = layout_of(parameter)
+    shape = list(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 leaves an empty tensor and notes the shape
+    if layout.sharded:
+        shape[layout.axis] = shape[layout.axis] * count if layout.padded_from is None else layout.padded_from
+    return torch.Size(shape)
+
+
 def name_of(parameter: nn.Parameter) -> str:
     """The logical name. Raises LookupError as `layout_of` does."""
     layout_of(parameter)

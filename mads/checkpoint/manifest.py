@@ -5,8 +5,10 @@
       step-00000100/
         manifest.json             written last: size and SHA-256 of every other file
         state.json                step, tokens, console, agents, loader position, topology, configuration digest
-        weight-00000.safetensors  fp32 master weights by logical parameter name; likewise exp_avg-*, exp_avg_sq-*
-        NAME.npy                  pending ids, ledger, RNG states
+        weight-RANK-N.safetensors fp32 master weights by logical parameter name, whole and without padding, from the rank that
+                                  wrote them; likewise exp_avg-*, exp_avg_sq-*
+        NAME.npy                  pending ids, RNG states
+        ledger.bin                use counts of the pool's samples
 A checkpoint is written to a temporary name, flushed to disk and published by one rename.
 """
 
@@ -45,12 +47,21 @@ def write_json(path: Path, value) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=False))  # in the given order: that of the agents matters
 
 
-def publish(root: Path, temporary: Path, step: int) -> Path:
-    """Write the manifest of a finished temporary folder, move it to its name, and point `latest` at it."""
-    files = {}
-    for file in sorted(temporary.iterdir()):
-        flush(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+def recorded(file: Path) -> dict:
+    """Size and SHA-256 of a file, which is on disk when this returns."""
+    flush(file)
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+
+
+def publish(root: Path, temporary: Path, step: int, files: dict[str, dict] | None = None) -> Path:
+    """Write the manifest of a finished temporary folder, move it to its name, and point `latest` at it.
+
+    Args:
+        files: name -> `recorded`, by those who wrote them; None: all that are there, read again.
+    """
+    if files is None:
+        files = {file.name: recorded(file) for file in temporary.iterdir()}
+    files = dict(sorted(files.items()))
     write_json(temporary / "manifest.json", {"format_version": FORMAT_VERSION, "step": step, "files": files})
     flush(temporary / "manifest.json")
     flush(temporary)

@@ -7,15 +7,17 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from mads.config.compose import ConfigError
+from mads.config.parallel_rules import parallel_rules
 from mads.config.store import VARIANTS
 
 WITHOUT_AGENTS = ("random", "stratified")
 
 
-def validate(config: DictConfig, world_size: int = 1, has_gpu: bool = False, overrides: Sequence[str] = ()) -> None:
+def validate(config: DictConfig, world_size: int | None = 1, has_gpu: bool = False, overrides: Sequence[str] = ()) -> None:
     """Check a composed training configuration for a number of processes.
 
     Args:
+        world_size: None: not known (a preparation), and the rules that need it are left out.
         overrides: as given on the command line; a key that the chosen mode ignores is an error.
 
     Raises:
@@ -28,7 +30,7 @@ def validate(config: DictConfig, world_size: int = 1, has_gpu: bool = False, ove
         *_ranges(config),
         *_choices(config),
         *_model(config),
-        *_batch(config, world_size),
+        *parallel_rules(config, world_size, overrides),
         *_numbers(config),
         *_modes(config, has_gpu),
         *_agents(config),
@@ -156,16 +158,6 @@ def _model(config) -> Iterator[str]:
         yield f"the head dimension {hidden // heads} is odd; rotary embeddings need an even one"
     if heads % kv_heads:
         yield f"model.num_attention_heads={heads} is not a multiple of model.num_key_value_heads={kv_heads}"
-
-
-def _batch(config, world_size) -> Iterator[str]:
-    t = config.train
-    per_pass = t.micro_batch_size * world_size
-    if min(t.micro_batch_size, t.global_batch_size) >= 1 and t.global_batch_size % per_pass:
-        yield (
-            f"train.global_batch_size={t.global_batch_size} rows cannot be cut into {world_size} ranks x {t.micro_batch_size} "
-            f"(train.micro_batch_size) = {per_pass} rows a pass; use a multiple of {per_pass}, or another micro-batch"
-        )
 
 
 def _numbers(config) -> Iterator[str]:

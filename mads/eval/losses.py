@@ -41,18 +41,17 @@ class FixedBatches:
         return [i if (i := turn * ranks + rank) < self.count else None for turn in range(turns)]
 
 
-def spread(batches: FixedBatches, values_of: Callable[[PackedBatch], torch.Tensor], topology) -> np.ndarray:
-    """Run `values_of` (float64 [samples of the batch]) over all batches, each on one replica; float64 [samples] on all ranks."""
+def spread(batches: FixedBatches, values_of: Callable[[list[PackedBatch]], list[torch.Tensor]], topology) -> np.ndarray:
+    """`values_of` (float64 [samples] of each batch) over all batches, each on one replica: float64 [samples], on all ranks."""
     result = np.zeros(len(batches.samples))
-    mine_index, mine_value = [], []
-    for index in batches.share_of(topology.coordinate("dp"), topology.size("dp")):
-        batch, members = batches.batch(index if index is not None else 0)
-        values = values_of(batch)
+    share = batches.share_of(topology.coordinate("dp"), topology.size("dp"))
+    taken = [batches.batch(index if index is not None else 0) for index in share]
+    mine_index, mine_value = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
+    for index, (_, members), values in zip(share, taken, values_of([batch for batch, _ in taken])):
         if index is not None and topology.is_replica_leader:
             mine_index.append(members)
             mine_value.append(values.cpu().numpy())
-    index = np.concatenate(mine_index) if mine_index else np.zeros(0, dtype=np.int64)
-    value = np.concatenate(mine_value) if mine_value else np.zeros(0)
+    index, value = np.concatenate(mine_index), np.concatenate(mine_value)
     control = topology.group("control")
     for i, v in zip(collectives.ragged_all_gather(index, control), collectives.ragged_all_gather(value, control)):
         result[i] = v

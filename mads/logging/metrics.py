@@ -1,7 +1,8 @@
 """metrics.jsonl and decisions.jsonl: one JSON object a line, written by rank 0, flushed line by line.
 
-Lines of metrics.jsonl carry "kind": train, eval, phase or end (docs of the run folder). A run that is killed and restarted from a
-checkpoint cuts both files back to the checkpoint's step, so that they end up equal to the undisturbed run's, times apart.
+Lines of metrics.jsonl carry "kind": train, eval, phase, checkpoint or end (docs of the run folder). A run that is killed and
+restarted from a checkpoint cuts both files back to the checkpoint's step, so that they end up equal to the undisturbed run's,
+times apart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mads.logging.decisions import keep_decisions, write_decision
 
 METRICS = "metrics.jsonl"
 DECISIONS = "decisions.jsonl"
-KINDS = ("train", "eval", "phase", "end")
+KINDS = ("train", "eval", "phase", "checkpoint", "end")
 
 
 def json_safe(value: Any) -> Any:

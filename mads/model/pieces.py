@@ -64,12 +64,22 @@ class Output(nn.Module):
 
 @dataclass(frozen=True)
 class PieceSpec:
-    """What a piece is called, how it is built, and its floating-point operations per token relative to one multiplication by a
-    weight; a pipeline balances its stages by it."""
+    """A piece before it is built.
+
+    cost: weights that a token is multiplied by; parameters: weights that it holds (a tied head none). Stages are balanced by one
+    of them.
+    """
 
     name: str
     build: Callable[[], nn.Module]
-    cost: float
+    cost: int
+    parameters: int
+
+    def weight(self, balance: str) -> float:
+        """Its share of a stage: flops | parameters | layers (a block is one, the embedding and the head none)."""
+        if balance == "layers":
+            return 1.0 if self.name.startswith("layers.") else 0.0
+        return float({"flops": self.cost, "parameters": self.parameters}[balance])
 
 
 def piece_specs(config, placement: Placement, **common) -> list[PieceSpec]:
@@ -85,11 +95,14 @@ def piece_specs(config, placement: Placement, **common) -> list[PieceSpec]:
     check_model_config(config, group_size(placement.tp), group_size(placement.cp))
     h, f = config.hidden_size, config.ffn_hidden_size
     kv = h // config.num_attention_heads * config.num_key_value_heads
-    specs = [PieceSpec("embedding", lambda: Input(config, placement, **common), 0.0)]
+    vocabulary = config.vocab_size * h
+    specs = [PieceSpec("embedding", lambda: Input(config, placement, **common), 0, vocabulary)]
+    matrices = h * (h + 2 * kv) + h * h + 3 * h * f
     for i in range(config.num_layers):
-        layer = h * (h + 2 * kv) + h * h + 3 * h * f
-        specs.append(PieceSpec(f"layers.{i}", lambda i=i: DecoderLayer(config, f"layers.{i}", placement, **common), layer))
-    specs.append(PieceSpec("output", lambda: Output(config, placement, **common), config.vocab_size * h))
+        build = lambda i=i: DecoderLayer(config, f"layers.{i}", placement, **common)
+        specs.append(PieceSpec(f"layers.{i}", build, matrices, matrices + 2 * h))
+    head = h + (0 if config.tie_embeddings else vocabulary)
+    specs.append(PieceSpec("output", lambda: Output(config, placement, **common), vocabulary, head))
     return specs
 
 

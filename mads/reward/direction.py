@@ -42,7 +42,7 @@ def preconditioned(
     beta2: float,
     eps: float,
     damping: float,
-    owned_sum: Callable[[torch.Tensor], torch.Tensor],
+    totals: Callable[[dict[str, torch.Tensor]], dict[str, float]],
 ) -> Vector:
     """P * gradient, piece by piece.
 
@@ -50,15 +50,15 @@ def preconditioned(
         gradient, moment: g_ref and Adam's exp_avg_sq as stored (biased), fp32.
         steps: optimizer steps behind the moment.
         sizes: logical number of elements of every parameter (pieces may be smaller).
+        totals: mads.train.interface.RewardModel.totals.
     """
     # One more step of the moment with g_ref as its gradient, then Adam's bias correction for steps + 1.
     correction = 1.0 - beta2 ** (steps + 1)
     moments = {n: (beta2 * moment[n] + (1.0 - beta2) * g.square()) / correction for n, g in gradient.items()}
-    names = list(gradient)
-    totals = owned_sum(torch.stack([moments[n].sum(dtype=torch.float64) for n in names]))
+    sums = totals({name: moment.sum(dtype=torch.float64) for name, moment in moments.items()})
     result = {}
-    for name, total in zip(names, totals.tolist()):
-        rms = math.sqrt(total / sizes[name])
+    for name in gradient:
+        rms = math.sqrt(sums[name] / sizes[name])
         denominator = moments[name].sqrt_().add_(eps + damping * rms)
         result[name] = gradient[name] / denominator
     return result
@@ -80,21 +80,20 @@ def group_of(name: str) -> str:
     return "other"
 
 
-def make_direction(vector: Vector, owned_sum: Callable[[torch.Tensor], torch.Tensor]) -> Direction:
+def make_direction(vector: Vector, totals: Callable[[dict[str, torch.Tensor]], dict[str, float]]) -> Direction:
     """Normalise a vector and measure where its length sits.
 
     Raises:
         ValueError: if it is zero or not finite.
     """
-    names = list(vector)
-    squares = owned_sum(torch.stack([vector[n].double().square().sum() for n in names])).tolist()
-    total = sum(squares)
+    squares = totals({name: piece.double().square().sum() for name, piece in vector.items()})
+    total = sum(squares.values())
     if not math.isfinite(total) or total <= 0.0:
         raise ValueError(f"the reward direction has squared norm {total}: the reference gradient is zero or not finite")
     norm = math.sqrt(total)
     shares: dict[str, float] = {}
-    for name, square in zip(names, squares):
+    for name, square in squares.items():
         shares[group_of(name)] = shares.get(group_of(name), 0.0) + square / total
-    flat = torch.cat([vector[n].flatten().square() for n in names])
+    flat = torch.cat([piece.flatten().square() for piece in vector.values()])
     top = float(flat.topk(max(1, flat.numel() // 100)).values.sum() / flat.sum().clamp_min(1e-300))
     return Direction({n: v / norm for n, v in vector.items()}, norm, shares, top)

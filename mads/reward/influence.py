@@ -86,15 +86,15 @@ class Rewarder:
         gradient = self._model.gradient(mine, mine_weights)
         moment, steps = self._model.second_moment()
         vector = preconditioned(
-            gradient, moment, steps, self._sizes, self._beta2, self._eps, self._config.damping, self._model.owned_sum
+            gradient, moment, steps, self._sizes, self._beta2, self._eps, self._config.damping, self._model.totals
         )
-        return make_direction(vector, self._model.owned_sum)
+        return make_direction(vector, self._model.totals)
 
     def rewards(self, direction: Direction, samples: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(rewards per target, targets) of token arrays, in their order."""
         batches = FixedBatches(samples, self._seq_length, self._config.rows_per_batch)
         if self.mode == "ghost":
-            sums = spread(batches, lambda batch: self._model.ghost_products(batch, direction.vector), self._topology)
+            sums = spread(batches, lambda batches: self._model.ghost_products(batches, direction.vector), self._topology)
         else:
             sums = self._finite_difference(batches, direction)
         return sums / np.maximum(1, batches.targets), batches.targets

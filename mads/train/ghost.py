@@ -34,22 +34,40 @@ class _Tap(torch.autograd.Function):
         return delta, None, None
 
 
+class Sink:
+    """Where the taps of a forward pass add their products: one tensor [B, S] for each batch, in float32, or in float64 for
+    parameters of that dtype."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32):
+        self.dtype = torch.promote_types(torch.float32, dtype)
+        self.products: torch.Tensor | None = None
+        self.first: torch.Tensor | None = None  # the first tapped output, whose gradient the backward pass must ask for
+
+    def begin(self, batch: PackedBatch) -> torch.Tensor:
+        """Before the forward pass of a batch: its products, which are complete after its backward pass."""
+        self.products = torch.zeros(batch.tokens.shape, dtype=self.dtype, device=batch.tokens.device)
+        self.first = None
+        return self.products
+
+
 @contextmanager
-def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor], products: torch.Tensor, captured: list):
-    """Inside, every forward of a layer with parameters adds its part to `products` [B, S] when the backward pass comes through.
+def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor], sink: Sink):
+    """Inside, every forward of a layer with parameters adds its part to the sink's products when the backward pass comes through.
 
     Args:
         direction_of: the direction's block for a parameter, shaped as the whole parameter, in the layer's dtype.
-        captured: receives the first tapped output (the embedding's), whose gradient the backward pass must ask for.
+
+    Raises:
+        TypeError: for a layer that has parameters, but no weight_derivative.
     """
 
     def tap(layer, inputs, output):
         blocks = {name: direction_of(p) for name, p in layer.named_parameters(recurse=False)}
         with torch.no_grad():
             derivative = layer.weight_derivative(inputs[0].detach(), blocks)
-        if not captured:
-            captured.append(output)
-        return _Tap.apply(output, derivative, products[:, layer.positions(products.shape[1])])
+        if sink.first is None:
+            sink.first = output
+        return _Tap.apply(output, derivative, sink.products[:, layer.positions(sink.products.shape[1])])
 
     layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
     untapped = [type(m).__name__ for m in layers if not hasattr(m, "weight_derivative")]
@@ -66,12 +84,10 @@ def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor]
 
 
 def ghost_products(module: nn.Module, batch: PackedBatch, direction_of: Callable[[nn.Parameter], torch.Tensor]) -> torch.Tensor:
-    """<direction, gradient of the sample's summed token loss>, float64 [samples]."""
-    # In float32 at least, whatever the parameters are.
-    exact = torch.promote_types(torch.float32, next(module.parameters()).dtype)
-    products = torch.zeros(batch.tokens.shape, dtype=exact, device=batch.tokens.device)
-    captured: list[torch.Tensor] = []
-    with torch.enable_grad(), taps(module, direction_of, products, captured):
+    """<direction, gradient of the sample's summed token loss>, float64 [samples]; this rank's share under model parallelism."""
+    sink = Sink(next(module.parameters()).dtype)
+    products = sink.begin(batch)
+    with torch.enable_grad(), taps(module, direction_of, sink):
         loss = module(batch.tokens, batch.labels, batch.positions, batch.segments).sum()
-        torch.autograd.grad(loss, captured[0])
+        torch.autograd.grad(loss, sink.first)
     return sum_by_sample(products, batch)

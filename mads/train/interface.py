@@ -1,7 +1,8 @@
 """The only way in which mads.reward (and evaluation) may touch the model that is being trained.
 
-A *vector* is a dict from logical parameter name to the float32 piece of it that this rank owns: the whole tensor under ZeRO 0-2,
-this rank's partition (flat, without padding) under ZeRO 3. `owned_sum` adds a scalar over the owners of such pieces.
+A *vector* is a dict from logical parameter name to the float32 piece of it that this rank owns: of the parameters of its pipeline
+stage its tensor-parallel shard, under ZeRO 3 its partition (flat, without padding) of that shard. `totals` adds numbers over the
+owners of such pieces.
 """
 
 from __future__ import annotations
@@ -42,15 +43,17 @@ class RewardModel(Protocol):
     def parameter_norm(self) -> float:
         """Euclidean norm of all parameters (logical, each once)."""
 
-    def owned_sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor of scalars over the ranks that own different pieces of one vector; identity under ZeRO 0-2."""
+    def totals(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Of every parameter of the model, on every rank: the sum of a scalar over the ranks that own different pieces of it.
+        `values` has this rank's parameters; replicas and tied copies count once."""
 
     def shifted(self, direction: Vector, scale: float) -> AbstractContextManager[None]:
         """Inside, the parameters are theta + scale * direction; on leaving they are restored from a copy, not by subtraction."""
 
-    def sample_losses(self, batch: PackedBatch) -> torch.Tensor:
-        """Sum of the token losses of each sample, float64 [samples], without gradient."""
+    def sample_losses(self, batches: Sequence[PackedBatch]) -> list[torch.Tensor]:
+        """Sum of the token losses of each sample, float64 [samples] for each batch, without gradient. The ranks of a replica pass
+        the same batches; replicas pass equally many."""
 
-    def ghost_products(self, batch: PackedBatch, direction: Vector) -> torch.Tensor:
-        """<direction, gradient of the sample's summed token loss> for each sample, float64 [samples], in one forward and
-        one output-gradient pass."""
+    def ghost_products(self, batches: Sequence[PackedBatch], direction: Vector) -> list[torch.Tensor]:
+        """<direction, gradient of the sample's summed token loss> for each sample, float64 [samples] for each batch, in one
+        forward and one output-gradient pass."""

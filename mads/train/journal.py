@@ -73,9 +73,9 @@ class Journal:
             write_decision(run_dir, parts.console.round - 1, parts.console.pending)
         self._wandb = WandbSink(self._config.logging.wandb, self._config.logging.project, run_dir, to_dict(self._config))
         self._progress = Progress(self._config.train.steps, resume_step or 0, self._config.logging.console)
-        shape = self._config.model
+        shape, count = self._config.model, sum(s.numel() for s in parts.engine.logical_shapes.values())
         self.message(
-            f"{self._topology.grid} on {self._device}, {sum(s.numel() for s in parts.engine.shapes.values()):,} parameters "
+            f"{self._topology.grid} on {self._device}, {count:,} parameters "
             f"({shape.num_layers} layers of {shape.hidden_size}), pool of {len(parts.pool):,} samples with "
             f"{parts.pool.total_tokens:,} tokens, selection={self._config.selection.name}"
         )
@@ -135,6 +135,14 @@ class Journal:
 
     def evaluation(self, step: int, tokens: int, losses: dict) -> None:
         self._write("eval", step=step, tokens=tokens, **losses)
+
+    def checkpoint(self, saved) -> None:
+        """How a save went (mads.checkpoint.saver.Saved). A failure stops the run at its next save or end, and is said at once."""
+        if saved.error:
+            self.message(f"saving checkpoint {saved.step} failed: {saved.error}; the run stops at its next save or end")
+            return
+        fields = {name: getattr(saved, name) for name in ("step", "stall_seconds", "write_seconds", "bytes")}
+        self._write("checkpoint", **fields)
 
     def close(self, step: int, tokens: int, finished: bool) -> None:
         if self._metrics is None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from mads import collectives
 from mads.checkpoint import canonical
 from mads.checkpoint.manifest import find_latest
+from mads.checkpoint.saver import Saver
 from mads.config.compose import differences, trajectory
 from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
@@ -44,6 +45,15 @@ class Trainer:
         self.tokens = 0
         self.round_start = 0
         self.journal = Journal(config, topology)
+        self.saver = Saver(
+            self.root / "checkpoints",
+            topology,
+            config.checkpoint.keep_last,
+            config.checkpoint.max_file_bytes,
+            config.checkpoint.asynchronous,
+            config.parallel.control_timeout_s / 2,  # sooner than the ranks that wait for rank 0 give up
+            self.journal.message,
+        )
         checkpoint = self._find_checkpoint()  # before the model is built: other settings are told at once
         self.history = open_history(self.root, topology, fresh=checkpoint is None)
         self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
@@ -66,13 +76,20 @@ class Trainer:
     def run(self, until: int | None = None) -> None:
         """Train up to step `until` (default: train.steps), then save and close."""
         until = self.config.train.steps if until is None else until
-        if self.step == 0:
-            self._evaluate()
-        while self.step < until:
-            if self._selection_due():
-                self._select()
-            self._train_one_step()
-            self._after_step(last=self.step == until)
+        try:
+            if self.step == 0:
+                self._evaluate()
+            while self.step < until:
+                if self._selection_due():
+                    self._select()
+                self._train_one_step()
+                self._after_step(last=self.step == until)
+            with self.journal.phase("checkpoint"):
+                self.saver.wait()
+        except BaseException:
+            self.saver.leave()
+            raise
+        self._tell_saves()
         self.parts.loader.close()
         self.journal.close(self.step, self.tokens, self.finished)
 
@@ -82,7 +99,7 @@ class Trainer:
             batch = parts.loader.next()
         with self.journal.phase("train"):
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
-            result = parts.engine.train_step(batch.micro_batches, batch.valid_tokens, rate)
+            result = parts.engine.train_step(batch.micro_batches, batch.valid_tokens, rate, self.step)
         parts.ledger.consume(batch.sample_positions)
         self.batch_ids = batch.sample_ids
         self.step += 1
@@ -106,6 +123,7 @@ class Trainer:
             self._evaluate()
         if last or (config.checkpoint.interval and self.step % config.checkpoint.interval == 0):
             self._save()
+        self._tell_saves()
 
     # ------------------------------------------------------------ selection
 
@@ -148,21 +166,21 @@ class Trainer:
             "attributes": {name: parts.pool.attribute_fingerprint(name) for name in parts.pool.attributes},
             "console": parts.console.state(),
             "trajectory": trajectory(self.config),
-            "topology": str(self.topology.grid),
             "zero_stage": self.config.parallel.zero_stage,
         }
         with self.journal.phase("checkpoint"):
-            canonical.save(
-                self.root / "checkpoints",
+            self.saver.save(
                 self.step,
                 parts.engine,
-                self.topology,
                 state,
                 {"pending_ids": parts.console.pending},
                 {"ledger.bin": lambda path: save_ledger(parts.ledger, path, self.topology)},
-                self.config.checkpoint.keep_last,
-                self.config.checkpoint.max_file_bytes,
             )
+
+    def _tell_saves(self) -> None:
+        """Write down the saves that have ended since the last step."""
+        for saved in self.saver.reports():
+            self.journal.checkpoint(saved)
 
     def _find_checkpoint(self) -> Path | None:
         """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Collective.

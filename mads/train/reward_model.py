@@ -1,4 +1,4 @@
-"""What mads.train.interface promises to rewards and evaluation, on a TrainEngine at ZeRO 0-3."""
+"""What mads.train.interface promises to rewards and evaluation, on an engine at any ZeRO stage and layout."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import torch
 from torch import nn
 
 from mads import collectives
-from mads.data.batch import PackedBatch, sum_by_sample
-from mads.train.engine import TrainEngine
-from mads.train.ghost import ghost_products
+from mads.data.batch import PackedBatch
+from mads.layout import counts_on
+from mads.train.engine import Engine
 from mads.train.interface import Vector
+from mads.train.passes import passes_of
 
 
 class EngineRewardModel:
-    """Implements mads.train.interface.RewardModel for any ZeRO stage."""
+    """Implements mads.train.interface.RewardModel. A rank holds, perturbs and sums only its own pieces: its tensor-parallel shard
+    of its stage's parameters, under ZeRO 3 its partition of that."""
 
-    def __init__(self, engine: TrainEngine):
+    def __init__(self, engine: Engine):
         self._engine = engine
         self._sharded = engine.zero_stage == 3
-        self._group = engine.topology.group("dp")
+        self._topology = engine.topology
+        self._passes = passes_of(engine)
         self.parameter_dtype = engine.dtype
         self.device = engine.device
 
@@ -63,16 +66,26 @@ class EngineRewardModel:
 
     # ------------------------------------------------------------ vectors
 
-    def owned_sum(self, value: torch.Tensor) -> torch.Tensor:
-        return collectives.all_reduce_(value.clone(), self._group) if self._sharded else value
+    def totals(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
+        rank = self._topology.coordinate("tp")
+        names = list(self._engine.logical_shapes)
+        place = {name: i for i, name in enumerate(names)}
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self.device)
+        for name, parameter in self._engine.parameters:
+            if counts_on(parameter, rank):
+                sums[place[name]] = values[name].double()
+        collectives.all_reduce_(sums, self._topology.group("model"))
+        if self._sharded:
+            collectives.all_reduce_(sums, self._topology.group("dp_cp"))
+        return dict(zip(names, sums.tolist()))
 
     def second_moment(self) -> tuple[Vector, int]:
         state = self._engine.state
         return {name: state.local(p, "exp_avg_sq").clone() for name, p in self._engine.parameters}, state.steps
 
     def parameter_norm(self) -> float:
-        squares = [self._owned(p).double().square().sum() for _, p in self._engine.parameters]
-        return float(self.owned_sum(torch.stack(squares).sum()).sqrt())
+        squares = {name: self._owned(p).double().square().sum() for name, p in self._engine.parameters}
+        return sum(self.totals(squares).values()) ** 0.5
 
     def _owned(self, parameter: nn.Parameter) -> torch.Tensor:
         """What this rank owns of the parameter that the model computes with, without ZeRO 3's padding."""
@@ -80,17 +93,22 @@ class EngineRewardModel:
         return storage.flatten()[: self._engine.state.owned_length(parameter)] if self._sharded else storage
 
     def gradient(self, batches: Sequence[PackedBatch], weights: Sequence[torch.Tensor]) -> Vector:
-        if not self._sharded:
-            return self._whole_gradient(batches, weights)
+        batches, weights = [b.to(self.device) for b in batches], [w.to(self.device) for w in weights]
+        if self._sharded:
+            return self._sharded_gradient(batches, weights)
+        result = self._passes.gradient(batches, weights)
+        for name in sorted(result):
+            collectives.all_reduce_(result[name], self._topology.group("dp_cp"))
+        return result
+
+    def _sharded_gradient(self, batches, weights) -> Vector:
+        """ZeRO 3 gathers and releases weights by hooks on the backward pass, so this one goes through the engine."""
         engine = self._engine.engine
-        replicas = collectives.group_size(self._group)
         engine.train()
         for index, (batch, weight) in enumerate(zip(batches, weights)):
             engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-            batch = batch.to(self.device)
             token_loss = engine(batch.tokens, batch.labels, batch.positions, batch.segments)
-            # DeepSpeed averages over the replicas, this gradient is a sum over them.
-            engine.backward((token_loss * weight.to(self.device)).sum() * replicas, scale_wrt_gas=False)
+            engine.backward((token_loss * weight).sum() * self._engine.averaged_over, scale_wrt_gas=False)
         optimizer = engine.optimizer
         result = {}
         for name, parameter in self._engine.parameters:
@@ -98,21 +116,6 @@ class EngineRewardModel:
             result[name] = piece[: self._engine.state.owned_length(parameter)].float().clone()
         self._engine.discard_gradients()
         return result
-
-    def _whole_gradient(self, batches, weights) -> Vector:
-        """ZeRO 0-2 hold whole parameters: torch.autograd.grad bypasses DeepSpeed's gradient hooks and buffers altogether."""
-        names, parameters = zip(*self._engine.parameters)
-        total = [torch.zeros(p.shape, dtype=torch.float32, device=p.device) for p in parameters]
-        for batch, weight in zip(batches, weights):
-            batch = batch.to(self.device)
-            with torch.enable_grad():
-                token_loss = self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments)
-                gradients = torch.autograd.grad((token_loss * weight.to(self.device)).sum(), parameters)
-            for t, g in zip(total, gradients):
-                t.add_(g)
-        for t in total:
-            collectives.all_reduce_(t, self._group)
-        return dict(zip(names, total))
 
     # ------------------------------------------------------------ losses and products
 
@@ -144,13 +147,13 @@ class EngineRewardModel:
             if self._sharded:
                 self._forget_gathered()
 
-    @torch.no_grad()
-    def sample_losses(self, batch: PackedBatch) -> torch.Tensor:
-        batch = batch.to(self.device)
-        token_loss = self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments)
-        return sum_by_sample(token_loss, batch)
+    def sample_losses(self, batches: Sequence[PackedBatch]) -> list[torch.Tensor]:
+        shares = self._passes.sample_losses([b.to(self.device) for b in batches])
+        if not self._engine.counts_losses:  # every tensor-parallel rank has them
+            shares = [torch.zeros_like(s) for s in shares]
+        return self._summed_over_replica(shares)
 
-    def ghost_products(self, batch: PackedBatch, direction: Vector) -> torch.Tensor:
+    def ghost_products(self, batches: Sequence[PackedBatch], direction: Vector) -> list[torch.Tensor]:
         names = self._engine.logical_names
 
         def direction_of(parameter):
@@ -159,13 +162,20 @@ class EngineRewardModel:
                 piece = self._gather(piece, parameter)
             return piece.to(self.parameter_dtype)
 
-        return ghost_products(self._engine.module, batch.to(self.device), direction_of)
+        return self._summed_over_replica(self._passes.ghost_products([b.to(self.device) for b in batches], direction_of))
+
+    def _summed_over_replica(self, shares: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One collective for all batches."""
+        if not shares or collectives.group_size(self._topology.group("replica")) == 1:
+            return shares
+        total = collectives.all_reduce_(torch.cat(shares), self._topology.group("replica"))
+        return list(total.split([len(s) for s in shares]))
 
     def _gather(self, piece: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
         """The whole block of a vector that ZeRO 3 holds in pieces (every rank runs the same layers in the same order)."""
         padded = torch.zeros(parameter.ds_tensor.ds_numel, dtype=piece.dtype, device=piece.device)
         padded[: piece.numel()] = piece
-        whole = collectives.all_gather_flat(padded, self._group)
+        whole = collectives.all_gather_flat(padded, self._topology.group("dp_cp"))
         return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
 

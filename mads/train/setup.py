@@ -31,7 +31,8 @@ from mads.model.shape import parameter_count
 from mads.reward.influence import Rewarder
 from mads.reward.reference import ReferenceTask, load_references
 from mads.topology import Topology
-from mads.train.engine import TrainEngine
+from mads.train.engine import Engine, TrainEngine
+from mads.train.pipeline import PipelineTrainEngine, Stage
 from mads.train.reward_model import EngineRewardModel
 
 
@@ -43,7 +44,7 @@ class Parts:
     ledger: Ledger
     loader: Loader
     console: Console
-    engine: TrainEngine
+    engine: Engine
     model: EngineRewardModel
     heldout: HeldOut
     rewarder: Rewarder | None
@@ -146,12 +147,11 @@ def build_parts(
     console = Console(topology, pool, agents, strategy, seed, progress=progress)
     dtype = torch.bfloat16 if precision_of(config, device.type == "cuda") == "bf16" else torch.float32
     progress(f"building a model of {parameter_count(config.model):,} parameters")  # a large one takes minutes
-    module = Decoder(config.model, Placement.of(topology, config.parallel), seed=seed)
-    engine = TrainEngine(module.to(device), topology, config.parallel, config.optim, config.train, dtype, device)
+    engine = build_engine(config, topology, dtype, device)
     model = EngineRewardModel(engine)
     rewarder = None
     if strategy.learning is not None:
-        sizes = {name: shape.numel() for name, shape in engine.shapes.items()}
+        sizes = {name: shape.numel() for name, shape in engine.logical_shapes.items()}
         rewarder = Rewarder(
             model, references, topology, sizes, config.optim.beta2, config.optim.eps, seq_length, seed, config.reward
         )
@@ -175,6 +175,15 @@ def build_parts(
         config.train.loader_workers,
     )
     return Parts(pool, Ledger(len(pool), *own_slice(pool, topology)), loader, console, engine, model, heldout, rewarder)
+
+
+def build_engine(config: DictConfig, topology: Topology, dtype: torch.dtype, device: torch.device) -> Engine:
+    """The model on this rank's place in the grid, with its engine."""
+    placement, seed = Placement.of(topology, config.parallel), config.train.seed
+    settings = topology, config.parallel, config.optim, config.train, dtype, device
+    if topology.size("pp") > 1:
+        return PipelineTrainEngine(Stage(config.model, topology, placement, config.parallel, seed, dtype), *settings)
+    return TrainEngine(Decoder(config.model, placement, seed=seed).to(device), *settings)
 
 
 def _open_inputs(

@@ -8,31 +8,6 @@ from harness import run_ranks
 RATE = 2e-3
 
 
-def _references(seed=11):
-    import model_support as support
-
-    from mads.reward.reference import ReferenceTask
-
-    windows = lambda s, n: [[w] for w in support.random_samples(n, s)]  # noqa: E731
-    return [
-        ReferenceTask(name, {part: windows(seed + 10 * i + j, 6) for j, part in enumerate(("direction", "audit", "report"))})
-        for i, name in enumerate(("first", "second"))
-    ]
-
-
-def _rewarder(built, mode, rows=3):
-    from mads.config.schema import FiniteDifferenceRewardConfig, RewardConfig
-    from mads.reward.influence import Rewarder
-    from mads.train.reward_model import EngineRewardModel
-
-    common = {"mode": mode, "reference_examples": 5, "rows_per_batch": rows}
-    cfg = FiniteDifferenceRewardConfig(**common) if mode == "finite_difference" else RewardConfig(**common)
-    sizes = {n: int(np.prod(getattr(p, "ds_shape", p.shape))) for n, p in built.engine.parameters}
-    model = EngineRewardModel(built.engine)
-    optim = built.config.optim
-    return Rewarder(model, _references(), built.topology, sizes, optim.beta2, optim.eps, 32, 0, cfg)
-
-
 def _trained(stage, dtype=torch.float32, accumulation=1, steps=3):
     """An engine after a few steps on batches that do not depend on the number of ranks."""
     import model_support as support
@@ -46,51 +21,17 @@ def _trained(stage, dtype=torch.float32, accumulation=1, steps=3):
     return built
 
 
-def _exact(built, samples, round_=0):
-    """v and r(x) by plain autograd in float64 from the definition, one sample at a time."""
-
-    from mads.data.batch import make_batch
-    from mads.model.decoder import Decoder
-
-    module = Decoder(built.config.model).double()
-    weights = {n: built.engine.state.full(p, "weight") for n, p in built.engine.parameters}
-    moments = {n: built.engine.state.full(p, "exp_avg_sq").double() for n, p in built.engine.parameters}
-    steps = built.engine.state.steps
-    with torch.no_grad():
-        for n, p in module.named_parameters():
-            p.copy_(weights[n].to(built.engine.dtype))
-    names = [n for n, _ in module.named_parameters()]
-
-    def gradient(sample):
-        b = make_batch([[sample]], 32)
-        return torch.autograd.grad(module(b.tokens, b.labels, b.positions, b.segments).sum(), list(module.parameters()))
-
-    total = [torch.zeros_like(p) for p in module.parameters()]
-    tasks = _references()
-    for task in tasks:
-        windows = task.windows("direction", 5, 0, round_)
-        targets = sum(len(w) - 1 for w in windows)
-        for w in windows:
-            for t, g in zip(total, gradient(w)):
-                t += g / (len(tasks) * targets)
-    beta2, v = built.config.optim.beta2, {}
-    for n, g in zip(names, total):
-        hat = (beta2 * moments[n] + (1 - beta2) * g**2) / (1 - beta2 ** (steps + 1))
-        v[n] = g / (hat.sqrt() + built.config.optim.eps + 0.3 * hat.mean().sqrt())
-    norm = torch.sqrt(sum((x**2).sum() for x in v.values()))
-    rewards = [sum((v[n] / norm * g).sum() for n, g in zip(names, gradient(s))).item() / (len(s) - 1) for s in samples]
-    return np.array(rewards), float(norm)
-
-
 def check_exactness(stages, mode, dtype_name, correlation, steps, rows=3):
     import model_support as support
+    import reward_cases as cases
 
     dtype = getattr(torch, dtype_name)
     samples = support.random_samples(13, seed=5)
     for stage in stages:
         built = _trained(stage, dtype, steps=steps)
-        result = _rewarder(built, mode, rows)(None, samples, 0)
-        expected, norm = _exact(built, samples)
+        result = cases.rewarder(built, mode, rows)(None, samples, 0)
+        weights, moments = ({n: built.engine.state.full(p, key) for n, p in built.engine.parameters} for key in ("weight", "exp_avg_sq"))
+        expected, norm = cases.exact(built, weights, moments, samples)
         assert result.direction["norm"] == pytest.approx(norm, rel=1e-3 if dtype == torch.float32 else 0.1)
         assert sum(result.direction["shares"].values()) == pytest.approx(1.0)
         assert np.corrcoef(result.rewards, expected)[0, 1] > correlation, (stage, result.rewards, expected)
@@ -120,6 +61,7 @@ def test_rewards_equal_exact_dot_products_in_bf16():
 def check_trace(stages, mode, accumulation, dtype_name="float32"):
     """Losses after a reward pass equal those of an undisturbed run bit for bit; parameters, moments, RNG and counters too."""
     import model_support as support
+    import reward_cases as cases
     import torch.distributed as dist
 
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -132,7 +74,7 @@ def check_trace(stages, mode, accumulation, dtype_name="float32"):
             torch.manual_seed(7)
             built = _trained(stage, dtype, accumulation)
             rng = torch.get_rng_state()
-            rewarder = _rewarder(built, mode)
+            rewarder = cases.rewarder(built, mode)
             losses = []
             for step in range(2):
                 if disturb:
@@ -170,18 +112,20 @@ def test_reward_pass_leaves_no_trace_in_bf16():
 
 
 def check_refusals():
+    import reward_cases as cases
+
     built = _trained(1, torch.bfloat16, steps=0)
     with pytest.raises(ValueError, match="reward=ghost"):
-        _rewarder(built, "finite_difference")
-    assert _rewarder(built, "auto").mode == "ghost"
+        cases.rewarder(built, "finite_difference")
+    assert cases.rewarder(built, "auto").mode == "ghost"
     fp32 = _trained(1, steps=0)
-    rewarder = _rewarder(fp32, "auto")
+    rewarder = cases.rewarder(fp32, "auto")
     assert rewarder.mode == "finite_difference"
 
     class Meddling(type(rewarder._model)):
-        def sample_losses(self, batch):
+        def sample_losses(self, batches):
             next(iter(self._engine.logical_names)).data.add_(1e-3)
-            return super().sample_losses(batch)
+            return super().sample_losses(batches)
 
     rewarder._model = Meddling(fp32.engine)
     saved_shift = rewarder._model.shifted
@@ -210,7 +154,7 @@ def _rewards_for(stage):
         rows = support.global_batch(4, seed=step)
         micro, valid = support.micro_batches(rows, rank, world)
         built.engine.train_step(micro, valid, RATE)
-    return _rewarder(built, "ghost")(None, support.random_samples(17, seed=5), 0).rewards.tolist()
+    return cases.rewarder(built, "ghost")(None, support.random_samples(17, seed=5), 0).rewards.tolist()
 
 
 def test_rewards_do_not_depend_on_the_number_of_ranks():

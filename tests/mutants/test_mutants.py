@@ -71,7 +71,7 @@ def _targets_cross_borders(original):
 
 
 def _loss_over_local_tokens(original):
-    return lambda self, batches, valid, rate: original(self, batches, sum(b.valid_tokens for b in batches), rate)
+    return lambda self, batches, valid, *rest: original(self, batches, sum(b.valid_tokens for b in batches), *rest)
 
 
 def _restored_by_subtraction(original):
@@ -280,7 +280,7 @@ MUTANTS = [
     ),
     Mutant(
         "loss over the rank's own valid tokens",
-        "mads.train.engine:TrainEngine.train_step",
+        "mads.train.engine:Engine.train_step",
         _loss_over_local_tokens,
         f"{ENGINE}:check_engine",
         world=2,
@@ -289,7 +289,7 @@ MUTANTS = [
     Mutant(
         "the reward direction points the other way",
         "mads.reward.influence:make_direction",
-        lambda original: lambda vector, owned_sum: original({n: -t for n, t in vector.items()}, owned_sum),
+        lambda original: lambda vector, totals: original({n: -t for n, t in vector.items()}, totals),
         f"{REWARDS}:check_exactness",
         world=2,
         args=([1], "ghost", "float32", 0.9999, 1),
@@ -313,7 +313,7 @@ MUTANTS = [
     ),
     Mutant(
         "a reward pass leaves its gradients behind",
-        "mads.train.engine:TrainEngine.discard_gradients",
+        "mads.train.engine:Engine.discard_gradients",
         lambda original: lambda self: None,
         f"{REWARDS}:check_trace",
         world=2,

@@ -52,9 +52,7 @@ def test_a_layer_keeps_what_its_kind_of_recomputation_says():
     assert full == 4 * tokens * h, "the layer's input and nothing else"
     away = selective + 4 * tokens * ((h + kv) + 2 * f)  # q and k after RoPE; silu(gate) and its product with up
     assert none >= away, (none, selective)
-    inputs = (
-        2 * h + 2 * h + (h + 2 * kv) + h + 2 * f
-    )  # of the norms, of the two products after them, qkv, attention's, gate and up
+    inputs = 2 * h + 2 * h + (h + 2 * kv) + h + 2 * f  # norms' inputs and outputs; qkv; attention's output; gate and up
     assert 4 * tokens * inputs <= selective <= 4 * tokens * (inputs + 2 * h + 4)  # CPU norms keep the normalised input too
 
 

@@ -22,13 +22,18 @@ def transcription(g, v, steps, beta2, eps, delta):
     return g / (np.sqrt(v_hat) + eps + delta * np.sqrt(v_hat.mean()))
 
 
+def alone(values):
+    """Totals where one rank owns everything."""
+    return {name: float(value) for name, value in values.items()}
+
+
 @pytest.mark.parametrize("steps", [0, 1, 300])
 @pytest.mark.parametrize("damping", [0.0, 0.3, 5.0])
 def test_the_preconditioner_equals_its_formula(steps, damping):
     gradient, moment = vectors(1), {n: t.square() * (steps > 0) for n, t in vectors(2, 0.1).items()}
     kept = {n: (gradient[n].clone(), moment[n].clone()) for n in NAMES}
     sizes = {n: int(np.prod(s)) for n, s in NAMES.items()}
-    result = preconditioned(gradient, moment, steps, sizes, BETA2, EPS, damping, lambda x: x)
+    result = preconditioned(gradient, moment, steps, sizes, BETA2, EPS, damping, alone)
     for n in NAMES:
         expected = transcription(gradient[n], moment[n], steps, BETA2, EPS, damping)
         np.testing.assert_allclose(result[n].numpy(), expected, rtol=1e-5)
@@ -39,17 +44,28 @@ def test_pieces_of_two_owners_give_the_whole():
     """Under ZeRO 3 each rank holds a flat piece; the rms is that of the whole tensor."""
     gradient, moment = vectors(1), {n: t.square() for n, t in vectors(2).items()}
     sizes = {n: int(np.prod(s)) for n, s in NAMES.items()}
-    whole = preconditioned(gradient, moment, 7, sizes, BETA2, EPS, DELTA, lambda x: x)
+    whole = preconditioned(gradient, moment, 7, sizes, BETA2, EPS, DELTA, alone)
     cut = {n: size // 2 + 1 for n, size in sizes.items()}
 
     def piece(vector, rank):
         return {n: t.flatten()[: cut[n]] if rank == 0 else t.flatten()[cut[n] :] for n, t in vector.items()}
 
     sums = []
-    for rank in range(2):  # first pass: what each rank would contribute to owned_sum
-        preconditioned(piece(gradient, rank), piece(moment, rank), 7, sizes, BETA2, EPS, DELTA, lambda x: sums.append(x) or x)
+    for rank in range(2):  # first pass: what each rank would contribute to the totals
+        preconditioned(
+            piece(gradient, rank), piece(moment, rank), 7, sizes, BETA2, EPS, DELTA, lambda x: sums.append(alone(x)) or sums[-1]
+        )
     pieces = [
-        preconditioned(piece(gradient, rank), piece(moment, rank), 7, sizes, BETA2, EPS, DELTA, lambda x: sums[0] + sums[1])
+        preconditioned(
+            piece(gradient, rank),
+            piece(moment, rank),
+            7,
+            sizes,
+            BETA2,
+            EPS,
+            DELTA,
+            lambda x: {n: sums[0][n] + sums[1][n] for n in x},
+        )
         for rank in range(2)
     ]
     for n in NAMES:
@@ -62,7 +78,7 @@ def test_weights_that_training_never_touched_do_not_dominate():
     moment = {"embedding.weight": torch.cat([torch.zeros(1), torch.ones(99)])}
     share = {}
     for damping in (0.0, 0.3):
-        vector = preconditioned(gradient, moment, 300, {"embedding.weight": 100}, BETA2, EPS, damping, lambda x: x)
+        vector = preconditioned(gradient, moment, 300, {"embedding.weight": 100}, BETA2, EPS, damping, alone)
         squares = vector["embedding.weight"].square()
         share[damping] = float(squares[0] / squares.sum())
     assert share[0.0] > 0.99 and share[0.3] < 0.5
@@ -72,7 +88,7 @@ def test_a_direction_has_unit_length_and_its_shares_say_where_it_sits():
     vector = vectors(3)
     total = sum(float(t.double().square().sum()) for t in vector.values())
     kept = {n: t.clone() for n, t in vector.items()}
-    made = make_direction(vector, lambda x: x)
+    made = make_direction(vector, alone)
     assert made.norm == pytest.approx(np.sqrt(total))
     assert sum(float(t.square().sum()) for t in made.vector.values()) == pytest.approx(1.0, rel=1e-5)
     assert made.shares == {
@@ -89,14 +105,14 @@ def test_the_direction_points_along_the_gradient_not_against_it():
     gradient = vectors(1)
     sizes = {n: int(np.prod(s)) for n, s in NAMES.items()}
     zero = {n: torch.zeros_like(t) for n, t in gradient.items()}
-    made = make_direction(preconditioned(gradient, zero, 0, sizes, BETA2, EPS, DELTA, lambda x: x), lambda x: x)
+    made = make_direction(preconditioned(gradient, zero, 0, sizes, BETA2, EPS, DELTA, alone), alone)
     assert all(float((made.vector[n] * gradient[n]).sum()) > 0 for n in NAMES)
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
 def test_a_direction_that_is_zero_or_not_finite_is_an_error(bad):
     with pytest.raises(ValueError, match="squared norm (0.0|nan|inf).*zero or not finite"):
-        make_direction({"a": torch.full((3,), bad)}, lambda x: x)
+        make_direction({"a": torch.full((3,), bad)}, alone)
 
 
 def test_every_parameter_of_the_decoder_belongs_to_a_named_group():

@@ -30,7 +30,7 @@ class Second(OneRank):
 
 
 def parts():
-    engine = SimpleNamespace(device="cpu", shapes={"w": torch.Size([3, 4])})
+    engine = SimpleNamespace(device="cpu", logical_shapes={"w": torch.Size([3, 4])})
     pool = type("Pool", (), {"total_tokens": 11, "__len__": lambda self: 2})()
     console = SimpleNamespace(round=2, pending=np.arange(3))
     return SimpleNamespace(engine=engine, pool=pool, console=console)
