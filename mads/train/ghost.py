@@ -35,17 +35,17 @@ class _Tap(torch.autograd.Function):
 
 
 class Sink:
-    """Where the taps of a forward pass add their products: one tensor [B, S] for each batch, in float32, or in float64 for
-    parameters of that dtype."""
+    """Where the taps of a forward pass add their products: one tensor [B, S] for each batch."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32):
-        self.dtype = torch.promote_types(torch.float32, dtype)
+    def __init__(self, module: nn.Module):
+        # In float32 at least, whatever the parameters are.
+        self._dtype = torch.promote_types(torch.float32, next(module.parameters()).dtype)
         self.products: torch.Tensor | None = None
         self.first: torch.Tensor | None = None  # the first tapped output, whose gradient the backward pass must ask for
 
     def begin(self, batch: PackedBatch) -> torch.Tensor:
         """Before the forward pass of a batch: its products, which are complete after its backward pass."""
-        self.products = torch.zeros(batch.tokens.shape, dtype=self.dtype, device=batch.tokens.device)
+        self.products = torch.zeros(batch.tokens.shape, dtype=self._dtype, device=batch.tokens.device)
         self.first = None
         return self.products
 
@@ -85,7 +85,7 @@ def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor]
 
 def ghost_products(module: nn.Module, batch: PackedBatch, direction_of: Callable[[nn.Parameter], torch.Tensor]) -> torch.Tensor:
     """<direction, gradient of the sample's summed token loss>, float64 [samples]; this rank's share under model parallelism."""
-    sink = Sink(next(module.parameters()).dtype)
+    sink = Sink(module)
     products = sink.begin(batch)
     with torch.enable_grad(), taps(module, direction_of, sink):
         loss = module(batch.tokens, batch.labels, batch.positions, batch.segments).sum()
