@@ -1,5 +1,6 @@
 """Bytes of weights, gradients and optimizer states against DeepSpeed's own estimators, and of rewards against a count."""
 
+import functools
 import weakref
 
 import pytest
@@ -16,14 +17,24 @@ from mads.reward.direction import make_direction, preconditioned
 MODELS = ("paper_373m", "paper_1b3", "paper_3b6", "paper_8b")
 
 
+@functools.cache
+def parallel(*overrides):
+    return compose(overrides).parallel
+
+
+@functools.cache
+def model_of(name):
+    return compose([f"model={name}"]).model
+
+
 def states(parameters, ranks, *overrides, largest=1, bf16=True):
-    return model_states(parameters, largest, ranks, compose(overrides).parallel, bf16)
+    return model_states(parameters, largest, ranks, parallel(*overrides), bf16)
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_zero2_is_deepspeeds_estimate_but_for_the_moment_that_is_looked_at(model, nodes):
-    count, ranks = parameter_count(compose([f"model={model}"]).model), 8 * nodes
+    count, ranks = parameter_count(model_of(model)), 8 * nodes
     _, theirs = estimate_zero2_model_states_mem_needs(count, 8, nodes, cpu_offload=False)
     ours = states(count, ranks, "parallel=zero2")
     # DeepSpeed counts 2 + 18 / d bytes a parameter, a cut-up bf16 gradient beside the fp32 one among them. There is none when
@@ -42,7 +53,7 @@ def test_zero2_is_deepspeeds_estimate_but_for_the_moment_that_is_looked_at(model
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_zero3_is_deepspeeds_estimate_but_for_the_gathered_weights(model, nodes):
-    config = compose([f"model={model}"]).model
+    config = model_of(model)
     count, largest, ranks = parameter_count(config), config.vocab_size * config.hidden_size, 8 * nodes
     _, theirs, layer = estimate_zero3_model_states_mem_needs(count, largest, 8, nodes, cpu_offload=False)
     ours = states(count, ranks, "parallel=zero3", largest=largest)
