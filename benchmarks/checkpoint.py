@@ -1,6 +1,6 @@
 """How long training waits for a checkpoint: saved in the background against saved while the step waits.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.checkpoint --folder FOLDER [--hidden 512] [--layers 6] [--rounds 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.checkpoint --folder FOLDER [--hidden 640] [--layers 6] [--rounds 3]
 
 Two processes, data parallel, ZeRO 1, fp32. In each round both kinds of saves are made, in alternating order, with a training step
 behind each: a machine whose speed wanders does so under both. Prints one JSON object.
@@ -94,9 +94,9 @@ def build(topology, hidden: int, layers: int):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", required=True, type=Path)
-    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--hidden", type=int, default=640)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     told = parser.parse_args()
     folder = told.folder / "checkpoint-benchmark"
     folder.mkdir(parents=True)
