@@ -4,9 +4,10 @@ VENV ?= .venv
 MADS ?= $(VENV)/bin/mads
 INSTALLED ?= $(VENV)/installed
 DEMO ?=
+FULL ?=
 HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 
-.PHONY: demo test clean
+.PHONY: demo test test-full mutants clean
 
 $(VENV)/installed: pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +19,13 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
+
+# Everything exhaustive, for hours; may be stopped and goes on where it was. FULL='--suite NAME --limit 20' passes options.
+test-full: $(INSTALLED)
+	$(VENV)/bin/python tests/full/run.py $(FULL)
+
+mutants: $(INSTALLED)
+	$(VENV)/bin/python tests/full/run.py --suite mutant_runs
 
 clean:
 	rm -rf $(VENV) build runs data .cache

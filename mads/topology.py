@@ -98,6 +98,14 @@ GROUP_AXES = {
 }
 
 
+def named_groups(grid: Grid) -> dict[str, list[list[int]]]:
+    """All groups of every name, in the order in which every rank creates them. `embedding` joins the ends of a pipeline."""
+    groups = {name: grid.groups(*axes) for name, axes in GROUP_AXES.items()}
+    if grid.pp > 1:
+        groups["embedding"] = [[ranks[0], ranks[-1]] for ranks in groups["pp"]]
+    return groups
+
+
 class Topology:
     """This rank's place in a `Grid`, with the process groups of every axis.
 
@@ -135,10 +143,7 @@ class Topology:
         self._groups: dict[str, dist.ProcessGroup] = {}
         timeout = datetime.timedelta(seconds=timeout_s)
         made: dict[tuple[int, ...], dist.ProcessGroup] = {}  # axes of size 1 make many names mean the same ranks
-        listed = [(name, grid.groups(*axes)) for name, axes in GROUP_AXES.items()]
-        if grid.pp > 1:
-            listed.append(("embedding", [[ranks[0], ranks[-1]] for ranks in grid.groups("pp")]))
-        for name, groups in listed:
+        for name, groups in named_groups(grid).items():
             for ranks in groups:  # every rank creates every group, in the same order
                 if tuple(ranks) not in made:
                     made[tuple(ranks)] = dist.new_group(ranks, timeout=timeout)
@@ -179,18 +184,28 @@ class Topology:
         return self.rank in self.replica_leaders
 
     def describe(self) -> str:
-        """The grid with all groups of each axis, for people."""
-        lines = [f"{self.grid}, {self.world_size} ranks; this is rank {self.rank}"]
-        for name, axes in GROUP_AXES.items():
-            mark = " (this rank's first)" if self.world_size > 1 else ""
-            groups = sorted(self.grid.groups(*axes), key=lambda ranks: self.rank not in ranks)
-            shown = " ".join(str(ranks) for ranks in groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
-            lines.append(f"  {name:8}{mark} {shown}")
-        return "\n".join(lines)
+        """For people: the grid, this rank's place in it, and of every name how many groups there are and which is this rank's."""
+        lines = [f"{self.grid}, {self.world_size} rank{'s' if self.world_size > 1 else ''}; this is {self._place()}"]
+        for name, groups in named_groups(self.grid).items():
+            own = next((ranks for ranks in groups if self.rank in ranks), None)
+            count = f"{len(groups)} x {len(groups[0])}"
+            lines.append(f"  {name:9} {count:>9}   {'not in one' if own is None else _brief(own)}")
+        return "\n".join(
+            [*lines, f"  {'control':9} {f'1 x {self.world_size}':>9}   {_brief(list(range(self.world_size)))} over gloo"]
+        )
+
+    def _place(self) -> str:
+        return f"rank {self.rank} ({' '.join(f'{axis}={self.coordinates[axis]}' for axis in AXES)})"
 
     def __str__(self) -> str:
-        place = " ".join(f"{axis}={self.coordinates[axis]}" for axis in AXES)
-        return f"{self.grid} rank {self.rank} ({place})"
+        return f"{self.grid} {self._place()}"
+
+
+def _brief(ranks: list[int], most: int = 16) -> str:
+    """Ranks for people: all of a few, else the first ones, the last and their number."""
+    if len(ranks) <= most:
+        return f"[{', '.join(map(str, ranks))}]"
+    return f"[{', '.join(map(str, ranks[:4]))}, ..., {ranks[-1]}] ({len(ranks)} ranks)"
 
 
 class MPU:
@@ -199,10 +214,13 @@ class MPU:
 
     DeepSpeed reads the model-parallel side under two names (its ZeRO-3 path asks for `get_model_parallel_*`, others
     prefer `get_tensor_model_parallel_*`), and reduces gradients over data parallel alone unless the sequence names exist.
+    ZeRO 3 does so even with them: it cuts parameters over the data-parallel group and reduces gradients over no other. So there
+    the ranks of context parallelism are data-parallel ones for DeepSpeed.
     """
 
-    def __init__(self, topology: Topology):
+    def __init__(self, topology: Topology, zero_stage: int = 0):
         self._t = topology
+        self._data = "dp_cp" if zero_stage == 3 else "dp"
 
     def get_model_parallel_rank(self) -> int:
         return self._t.coordinate("tp")
@@ -221,16 +239,16 @@ class MPU:
         return self._t.grid.rank(**{**self._t.coordinates, "tp": 0})
 
     def get_data_parallel_rank(self) -> int:
-        return self._t.coordinate("dp")
+        return self.get_data_parallel_group_ranks().index(self._t.rank)
 
     def get_data_parallel_world_size(self) -> int:
-        return self._t.size("dp")
+        return len(self.get_data_parallel_group_ranks())
 
     def get_data_parallel_group(self):
-        return self._t.group("dp")
+        return self._t.group(self._data)
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        return next(ranks for ranks in self._t.grid.groups("dp") if self._t.rank in ranks)
+        return next(ranks for ranks in self._t.grid.groups(*GROUP_AXES[self._data]) if self._t.rank in ranks)
 
     def get_sequence_parallel_rank(self) -> int:
         return self._t.coordinate("cp")
@@ -255,6 +273,9 @@ class MPU:
 
     def get_pipeline_model_parallel_world_size(self) -> int:
         return 1
+
+    def get_pipeline_model_parallel_group(self):
+        return self._t.group("pp")
 
 
 def initialize_process_group(backend: str, timeout_s: float) -> None:

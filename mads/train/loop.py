@@ -18,7 +18,7 @@ from mads.data.pool import Pool
 from mads.data.schema import DataError
 from mads.topology import Topology
 from mads.train.growth import PoolEntry, grow, open_history
-from mads.train.invariants import check_replicas
+from mads.train.invariants import ReplicaGuard
 from mads.train.journal import Journal
 from mads.train.ledgers import save_ledger
 from mads.train.schedule import learning_rate
@@ -58,6 +58,7 @@ class Trainer:
         self.history = open_history(self.root, topology, fresh=checkpoint is None)
         self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
         resumed = self._resume(checkpoint) if checkpoint else None
+        self.guard = ReplicaGuard(self.parts.engine, config.train.invariant_interval)
         if self.finished:
             self.journal.message(
                 f"{self.root} is finished: {self.step} of {config.train.steps} steps; choose another run_dir to train again"
@@ -101,7 +102,7 @@ class Trainer:
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
             result = parts.engine.train_step(batch.micro_batches, batch.valid_tokens, rate, self.step)
         parts.ledger.consume(batch.sample_positions)
-        self.batch_ids = batch.sample_ids
+        self.batch = batch
         self.step += 1
         self.tokens += batch.tokens
         if self.step % config.train.log_interval == 0 or self.step in (1, config.train.steps):
@@ -109,16 +110,9 @@ class Trainer:
 
     def _after_step(self, last: bool) -> None:
         config = self.config
-        if self.step <= 3 or self.step % config.train.invariant_interval == 0:
+        if self.guard.due(self.step):
             with self.journal.phase("invariants"):
-                check_replicas(
-                    self.step,
-                    self.parts.model,
-                    self.topology,
-                    config.parallel.zero_stage,
-                    self.batch_ids,
-                    self.parts.console.pending,
-                )
+                self.guard.check(self.step, self.batch, self.parts.console.pending)
         if self.step % config.train.eval_interval == 0 or self.step == config.train.steps:
             self._evaluate()
         if last or (config.checkpoint.interval and self.step % config.checkpoint.interval == 0):

@@ -11,6 +11,7 @@ from torch import nn
 from mads import collectives
 from mads.data.batch import PackedBatch
 from mads.layout import counts_on
+from mads.train.checksum import fold
 from mads.train.engine import Engine
 from mads.train.interface import Vector
 from mads.train.passes import passes_of
@@ -41,7 +42,7 @@ class EngineRewardModel:
             if self._sharded:
                 pieces += [self._engine.state.local(parameter, key) for key in ("weight", "exp_avg", "exp_avg_sq")]
             for piece in pieces:
-                total = _checksum(piece, total)
+                total = fold(piece, total)
         return int(total)
 
     @contextmanager
@@ -104,13 +105,11 @@ class EngineRewardModel:
     def _sharded_gradient(self, batches, weights) -> Vector:
         """ZeRO 3 gathers and releases weights by hooks on the backward pass, so this one goes through the engine."""
         engine = self._engine.engine
-        replicas = self._topology.size("dp")
         engine.train()
         for index, (batch, weight) in enumerate(zip(batches, weights)):
             engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             token_loss = engine(batch.tokens, batch.labels, batch.positions, batch.segments)
-            # DeepSpeed averages over the replicas, this gradient is a sum over them.
-            engine.backward((token_loss * weight).sum() * replicas, scale_wrt_gas=False)
+            engine.backward((token_loss * weight).sum() * self._engine.averaged_over, scale_wrt_gas=False)
         optimizer = engine.optimizer
         result = {}
         for name, parameter in self._engine.parameters:
@@ -179,13 +178,3 @@ class EngineRewardModel:
         padded[: piece.numel()] = piece
         whole = collectives.all_gather_flat(padded, self._topology.group("dp_cp"))
         return whole[: parameter.ds_numel].view(parameter.ds_shape)
-
-
-def _checksum(piece: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """Fold a tensor's bits into an int64 scalar on its device (arithmetic wraps). Elements are weighted by place, so that a swap
-    shows; large tensors go in parts, because a 64-bit copy of an embedding would not fit beside the model."""
-    bits = piece.detach().reshape(-1).view(torch.int32 if piece.element_size() == 4 else torch.int16)
-    for part in bits.split(1 << 22):
-        places = torch.arange(1, part.numel() + 1, device=part.device)
-        total = total * 1_000_003 + (part * places).sum()
-    return total

@@ -41,7 +41,7 @@ def decide(prepared, run_dir):
     made = trainer(run_config(prepared, run_dir, "selection=stratified", "train.steps=6", world=dist.get_world_size()))
     made.run()
     ledger = made.parts.ledger
-    return made.parts.console.pending.tolist(), made.batch_ids.tolist(), ledger.total, ledger.counts.tolist()
+    return made.parts.console.pending.tolist(), made.batch.sample_ids.tolist(), ledger.total, ledger.counts.tolist()
 
 
 def test_x1_the_number_of_ranks_does_not_change_what_is_trained_on(prepared, tmp_path):

@@ -1,7 +1,7 @@
-"""D1: the ranks of a model replica train on the same tokens, replicas on different ones; a batch that differs stops the run."""
+"""D1: the ranks of a model replica train on the same tokens, replicas on different ones. (That a batch that differs stops the run is
+in test_replica_guard.py.)"""
 
 import tempfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +9,8 @@ from harness import run_ranks
 from support import make_pool
 from topologies import topology as topology_of
 
-from mads.collectives import ReplicaMismatchError, all_gather_json, digest
+from mads.collectives import all_gather_json, digest
 from mads.data.loader import Loader
-from mads.train.invariants import check_replicas
 
 
 def check_d1_ranks_of_a_replica_see_the_same_tokens(grid):
@@ -34,23 +33,6 @@ def check_d1_ranks_of_a_replica_see_the_same_tokens(grid):
     assert all(told["ids"] == seen[0]["ids"] for told in seen)  # and all know the whole global batch
 
 
-def check_a_batch_that_differs_is_named():
-    topology = topology_of(dp=2)
-    model, ids = SimpleNamespace(digest=lambda: 7), np.arange(5)
-    check_replicas(3, model, topology, 1, ids, ids)
-    other = ids + (topology.rank == 1)
-    with pytest.raises(ReplicaMismatchError, match=r"after step 3: the global batch differs .*ranks \[0\].*ranks \[1\]"):
-        check_replicas(3, model, topology, 1, other, ids)
-    with pytest.raises(ReplicaMismatchError, match="the decision differs"):
-        check_replicas(3, model, topology, 1, ids, other)
-    with pytest.raises(ReplicaMismatchError, match="the parameters differ"):
-        check_replicas(3, SimpleNamespace(digest=lambda: topology.rank), topology, 1, ids, ids)
-
-
 @pytest.mark.parametrize("grid", [{"dp": 2, "tp": 2}, {"pp": 2, "dp": 2}, {"dp": 4}])
 def test_d1_ranks_of_a_replica_see_the_same_tokens(grid):
     run_ranks(4, check_d1_ranks_of_a_replica_see_the_same_tokens, grid)
-
-
-def test_d1_a_batch_that_differs_is_named():
-    run_ranks(2, check_a_batch_that_differs_is_named)

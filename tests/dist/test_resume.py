@@ -31,7 +31,7 @@ def train_until(prepared, run_dir, stops, overrides):
         for key in ("weight", "exp_avg", "exp_avg_sq")
         for n, p in engine.parameters
     }
-    return weights, made.parts.ledger.counts.copy(), made.parts.console.state(), made.batch_ids
+    return weights, made.parts.ledger.counts.copy(), made.parts.console.state(), made.batch.sample_ids
 
 
 def assert_same(ours, theirs, exact=True):

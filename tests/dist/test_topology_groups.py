@@ -1,5 +1,8 @@
 """The process groups of a topology, the mpu face, and the control plane's collectives."""
 
+import itertools
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -8,40 +11,152 @@ from harness import run_ranks
 from mads.topology import AXES
 
 
-def check_groups(sizes):
+FACTORS = {4: [(4,), (2, 2)], 2: [(2,)], 1: []}
+GRIDS = [dict(zip(axes, sizes)) for sizes in FACTORS[4] for axes in itertools.combinations(AXES, len(sizes))]
+NAMED = {
+    "tp": ["tp"],
+    "cp": ["cp"],
+    "dp": ["dp"],
+    "pp": ["pp"],
+    "dp_cp": ["dp", "cp"],
+    "model": ["pp", "tp"],
+    "replica": ["pp", "cp", "tp"],
+    "stage": ["dp", "cp", "tp"],
+    "world": AXES,
+    "control": AXES,
+}
+
+
+def check_groups(grids):
     """G0 on real groups: what each group holds, and that each carries data among its members alone."""
+    from topologies import topology as topology_of
+
+    for sizes in grids:
+        check_topology(topology_of(**sizes))
+
+
+def check_new_topology(sizes):
+    """For mutants: a broken topology must not be kept in the worker."""
+    from mads.topology import Grid, Topology
+
+    check_topology(Topology(Grid(**sizes)))
+
+
+def check_topology(topology):
     import torch.distributed as dist
 
     from mads import collectives
-    from mads.topology import MPU, Grid, Topology
 
-    topology = Topology(Grid(**sizes))
     grid, rank = topology.grid, dist.get_rank()
-    here = grid.coordinates(rank)
-    named = {"tp": ["tp"], "cp": ["cp"], "dp": ["dp"], "pp": ["pp"], "dp_cp": ["dp", "cp"], "world": AXES, "control": AXES}
-    for name, axes in named.items():
-        same = [r for r in range(grid.world_size) if all(grid.coordinates(r)[a] == here[a] for a in AXES if a not in axes)]
+    place = [grid.coordinates(r) for r in range(grid.world_size)]
+    here = place[rank]
+    wanted = {
+        name: [r for r, at in enumerate(place) if all(at[a] == here[a] for a in AXES if a not in axes)]
+        for name, axes in NAMED.items()
+    }
+    if grid.pp > 1 and here["pp"] in (0, grid.pp - 1):
+        wanted["embedding"] = [r for r in wanted["pp"] if place[r]["pp"] in (0, grid.pp - 1)]
+    assert topology.has_group("embedding") == ("embedding" in wanted)
+    for name, same in wanted.items():
         assert dist.get_process_group_ranks(topology.group(name)) == same, name
         total = collectives.all_reduce_(torch.tensor([2.0**rank]), topology.group(name))
         assert total.item() == sum(2.0**r for r in same), name
         assert collectives.group_rank(topology.group(name)) == same.index(rank)
+    if "embedding" not in wanted:
+        with pytest.raises(KeyError):
+            topology.group("embedding")
     assert dist.get_backend(topology.group("control")) == "gloo"
     assert [topology.coordinate(a) for a in AXES] == [here[a] for a in AXES]
-    leaders = [r for r in range(grid.world_size) if all(grid.coordinates(r)[a] == 0 for a in ("pp", "cp", "tp"))]
+    assert (topology.is_first_stage, topology.is_last_stage) == (here["pp"] == 0, here["pp"] == grid.pp - 1)
+    leaders = [r for r, at in enumerate(place) if at["pp"] == at["cp"] == at["tp"] == 0]
     assert topology.replica_leaders == leaders and topology.is_replica_leader == (rank in leaders)
-    assert str(topology).startswith(f"{grid} rank {rank} (pp={here['pp']}")
-    mpu = MPU(topology)
-    for side, axis in (("model", "tp"), ("tensor_model", "tp"), ("data", "dp")):
-        assert getattr(mpu, f"get_{side}_parallel_rank")() == here[axis]
-        assert getattr(mpu, f"get_{side}_parallel_world_size")() == sizes.get(axis, 1)
-        assert getattr(mpu, f"get_{side}_parallel_group")() is topology.group(axis)
+    _check_texts(topology, wanted)
+    _check_what_deepspeed_sees(topology, wanted)
+
+
+def _check_texts(topology, wanted):
+    at = "pp={pp} dp={dp} cp={cp} tp={tp}".format(**topology.coordinates)
+    assert str(topology) == f"{topology.grid} rank {topology.rank} ({at})"
+    first, *lines = topology.describe().splitlines()
+    assert first == f"{topology.grid}, {topology.world_size} rank{'s'[: topology.world_size - 1]}; this is rank {topology.rank} ({at})"
+    shown = {line.split()[0]: line for line in lines}
+    for name, ranks in wanted.items():
+        groups = len(topology.grid.groups(*NAMED.get(name, ("pp",))))
+        assert f" {groups} x {len(ranks)} " in shown[name] and str(ranks) in shown[name], name
+    assert ("not in one" in shown.get("embedding", "")) == ("embedding" in shown and "embedding" not in wanted)
+
+
+def _check_what_deepspeed_sees(topology, wanted):
+    """Through DeepSpeed's own functions: the data side is dp x cp, the model side tp."""
+    import torch.distributed as dist
+    from deepspeed.utils import bwc
+    from deepspeed.utils import groups as deepspeed_groups
+
+    from mads.topology import MPU
+    from mads.train.engine import prepare_deepspeed
+
+    prepare_deepspeed()
+    mpu, ranks_of = MPU(topology), dist.get_process_group_ranks
+    kept, deepspeed_groups.mpu = deepspeed_groups.mpu, mpu
+    try:
+        assert ranks_of(deepspeed_groups._get_sequence_data_parallel_group()) == wanted["dp_cp"]
+        assert deepspeed_groups._get_sequence_data_parallel_world_size() == len(wanted["dp_cp"])
+        assert deepspeed_groups._get_sequence_data_parallel_rank() == wanted["dp_cp"].index(topology.rank)
+        assert ranks_of(deepspeed_groups._get_data_parallel_group()) == wanted["dp"]
+        assert deepspeed_groups._get_data_parallel_group_ranks() == wanted["dp"]
+        assert deepspeed_groups._get_data_parallel_world_size() == len(wanted["dp"])
+        assert deepspeed_groups._get_data_parallel_rank() == wanted["dp"].index(topology.rank)
+        assert ranks_of(deepspeed_groups._get_sequence_parallel_group()) == wanted["cp"]
+        assert deepspeed_groups._get_sequence_parallel_rank() == wanted["cp"].index(topology.rank)
+        assert deepspeed_groups._get_model_parallel_world_size() == len(wanted["tp"])
+        assert deepspeed_groups._get_broadcast_src_rank() == wanted["dp_cp"][0]
+    finally:
+        deepspeed_groups.mpu = kept
+    assert ranks_of(bwc.bwc_tensor_model_parallel_group(mpu)) == ranks_of(mpu.get_model_parallel_group()) == wanted["tp"]
+    assert bwc.bwc_tensor_model_parallel_rank(mpu) == mpu.get_model_parallel_rank() == wanted["tp"].index(topology.rank)
+    assert bwc.bwc_tensor_model_parallel_world_size(mpu) == mpu.get_model_parallel_world_size() == len(wanted["tp"])
+    assert mpu.get_tensor_model_parallel_src_rank() == wanted["tp"][0]
+    assert bwc.bwc_pipeline_parallel_world_size(mpu) == 1
+
+
+def test_g0_named_groups_of_every_grid_on_four_ranks():
+    assert len(GRIDS) == 10
+    run_ranks(4, check_groups, GRIDS)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_g0_named_groups_of_every_smaller_grid(world):
+    run_ranks(world, check_groups, [{axis: world} for axis in AXES])
+
+
+def check_order():
+    """All ranks must create the same groups in the same order: a group is made by all ranks together, also by non-members."""
+    import torch.distributed as dist
+
+    from mads import collectives, topology
+
+    made = []
+    with mock.patch.object(topology.dist, "new_group", lambda ranks, **rest: made.append(list(ranks)) or tuple(ranks)):
+        for sizes in GRIDS:
+            topology.Topology(topology.Grid(**sizes))
+            made.append(["end of", str(sizes)])
+    told = collectives.all_gather_json(made, dist.group.WORLD)
+    assert all(order == told[0] for order in told) and len(made) > 40
+
+
+def test_g0_every_rank_creates_the_groups_in_the_same_order():
+    run_ranks(4, check_order)
+
+
+def check_refusal():
+    from mads.topology import Grid, Topology
+
     with pytest.raises(ValueError, match="PP\\(1\\)-DP\\(3\\).* has 3 ranks, but 4 processes were started"):
         Topology(Grid(dp=3))
 
 
-@pytest.mark.parametrize("sizes", [{"dp": 4}, {"pp": 2, "tp": 2}, {"dp": 2, "tp": 2}, {"dp": 2, "cp": 2}])
-def test_g0_topology_groups_on_four_ranks(sizes):
-    run_ranks(4, check_groups, sizes)
+def test_a_grid_that_does_not_fill_the_world_is_refused():
+    run_ranks(4, check_refusal)
 
 
 def _piece(rank, dtype, shape):

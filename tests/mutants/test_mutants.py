@@ -237,13 +237,6 @@ MUTANTS = [
         args=({"dp": 2, "tp": 2},),
     ),
     Mutant(
-        "a batch that differs on a rank goes unseen",
-        "mads.train.invariants:digest",
-        lambda original: lambda *parts: 0,
-        f"{AGREEMENT}:check_a_batch_that_differs_is_named",
-        world=2,
-    ),
-    Mutant(
         "ledger not advanced",
         "mads.data.ledger:Ledger.consume",
         lambda original: lambda self, positions: None,

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from mads.topology import AXES, Grid
+from mads.topology import AXES, GROUP_AXES, Grid, named_groups
 
 GRIDS = [sizes for sizes in itertools.product(range(1, 9), repeat=4) if sizes[0] * sizes[1] * sizes[2] * sizes[3] <= 8]
 
@@ -31,8 +31,51 @@ def test_there_are_grids_of_every_size():
     assert {p * d * c * t for p, d, c, t in GRIDS} == set(range(1, 9)) and len(GRIDS) > 60
 
 
+def check_named_groups(sizes):
+    """Every name against a definition that shares nothing with GROUP_AXES."""
+    grid, places = Grid(**dict(zip(AXES, sizes))), oracle(*sizes)
+    same = {  # what the ranks of a group have in common
+        "tp": ("pp", "dp", "cp"),
+        "cp": ("pp", "dp", "tp"),
+        "dp": ("pp", "cp", "tp"),
+        "pp": ("dp", "cp", "tp"),
+        "dp_cp": ("pp", "tp"),
+        "model": ("dp", "cp"),
+        "replica": ("dp",),
+        "stage": ("pp",),
+        "world": (),
+    }
+    named = named_groups(grid)
+    assert set(named) == set(same) | ({"embedding"} if grid.pp > 1 else set()) and set(GROUP_AXES) == set(same)
+    for name, axes in same.items():
+        groups: dict[tuple, list[int]] = {}
+        for rank, place in enumerate(places):
+            groups.setdefault(tuple(place[a] for a in axes), []).append(rank)
+        assert sorted(named[name]) == sorted(groups.values()), name
+    for first, last in named.get("embedding", []):
+        assert places[first]["pp"] == 0 and places[last]["pp"] == grid.pp - 1
+        assert {a: places[first][a] for a in AXES if a != "pp"} == {a: places[last][a] for a in AXES if a != "pp"}
+    ends = sorted(itertools.chain(*named.get("embedding", [])))
+    assert ends == [r for r, place in enumerate(places) if grid.pp > 1 and place["pp"] in (0, grid.pp - 1)]
+
+
+def check_every_grid():
+    for sizes in GRIDS:
+        check_coordinates_and_groups(sizes)
+        check_named_groups(sizes)
+
+
+@pytest.mark.parametrize("sizes", GRIDS, ids=lambda s: "x".join(map(str, s)))
+def test_g0_named_groups_equal_the_oracle(sizes):
+    check_named_groups(sizes)
+
+
 @pytest.mark.parametrize("sizes", GRIDS, ids=lambda s: "x".join(map(str, s)))
 def test_g0_coordinates_and_groups_equal_the_oracle(sizes):
+    check_coordinates_and_groups(sizes)
+
+
+def check_coordinates_and_groups(sizes):
     grid, places = Grid(**dict(zip(AXES, sizes))), oracle(*sizes)
     assert grid.world_size == len(places)
     for rank, place in enumerate(places):
