@@ -1,4 +1,4 @@
-"""The runner of exhaustive suites: it goes on after a kill, repeats what failed, outlives cases that hang or die, writes pages."""
+"""The runner of exhaustive suites: it goes on after a kill, repeats what failed, outlives cases that hang or die."""
 
 import json
 import subprocess
