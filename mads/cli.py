@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, train, report."""
+"""The command `mads`: prepare, label, doctor, train, report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
                                        documents -> tokens, attributes, references, manifest; goes on with what was interrupted
   label [--remove NAME] [key=value ...]
                                        show, add, replace or remove attributes of a prepared directory
+  doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
+                                       what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
   report RUN [--compare RUN ...]       one HTML page from a run folder
 
@@ -21,11 +23,12 @@ Every key=value is a Hydra override of conf/."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (0 done, 1 failed, 2 bad input)."""
+    """Entry point; returns the exit code (0 done, 1 failed, or a layout does not fit, 2 bad input)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "prepare": prepare,
         "label": label,
+        "doctor": doctor,
         "train": train,
         "report": report,
     }
@@ -163,6 +166,28 @@ def label(arguments: list[str]) -> int:
     write_label_page(summary, page)
     print(f"page: {page}")
     return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """`mads doctor`: see mads.doctor."""
+    from mads.config.compose import compose, to_yaml
+    from mads.doctor.command import examine
+
+    parser = argparse.ArgumentParser(
+        prog="mads doctor", description="Check a configuration for a cluster and estimate its memory; exit code 1: does not fit."
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="machines; default: 1")
+    parser.add_argument("--gpus-per-node", type=int, default=1, help="GPUs of each; default: 1")
+    parser.add_argument("--gpu-memory-gb", type=float, default=80.0, help="GiB of one GPU; default: 80")
+    parser.add_argument("--host-memory-gb", type=float, default=0.0, help="GiB of a machine; default: not checked")
+    known, overrides = _parse(parser, arguments)
+    config = compose(overrides)
+    if known.cfg:
+        print(to_yaml(config), end="")
+        return 0
+    text, code = examine(config, known.nodes, known.gpus_per_node, known.gpu_memory_gb, known.host_memory_gb, overrides)
+    print(text)
+    return code
 
 
 def train(arguments: list[str]) -> int:

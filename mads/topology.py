@@ -214,10 +214,13 @@ class MPU:
 
     DeepSpeed reads the model-parallel side under two names (its ZeRO-3 path asks for `get_model_parallel_*`, others
     prefer `get_tensor_model_parallel_*`), and reduces gradients over data parallel alone unless the sequence names exist.
+    ZeRO 3 does so even with them: it cuts parameters over the data-parallel group and reduces gradients over no other. So there
+    the ranks of context parallelism are data-parallel ones for DeepSpeed.
     """
 
-    def __init__(self, topology: Topology):
+    def __init__(self, topology: Topology, zero_stage: int = 0):
         self._t = topology
+        self._data = "dp_cp" if zero_stage == 3 else "dp"
 
     def get_model_parallel_rank(self) -> int:
         return self._t.coordinate("tp")
@@ -236,16 +239,16 @@ class MPU:
         return self._t.grid.rank(**{**self._t.coordinates, "tp": 0})
 
     def get_data_parallel_rank(self) -> int:
-        return self._t.coordinate("dp")
+        return self.get_data_parallel_group_ranks().index(self._t.rank)
 
     def get_data_parallel_world_size(self) -> int:
-        return self._t.size("dp")
+        return len(self.get_data_parallel_group_ranks())
 
     def get_data_parallel_group(self):
-        return self._t.group("dp")
+        return self._t.group(self._data)
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        return next(ranks for ranks in self._t.grid.groups("dp") if self._t.rank in ranks)
+        return next(ranks for ranks in self._t.grid.groups(*GROUP_AXES[self._data]) if self._t.rank in ranks)
 
     def get_sequence_parallel_rank(self) -> int:
         return self._t.coordinate("cp")

@@ -1,4 +1,4 @@
-"""Save on one layout of ranks, load on another: for dist/test_checkpoint_layouts.py and the whole matrix, full/checkpoint_matrix.py.
+"""Save on one layout of ranks, load on another: for dist/test_checkpoint_layouts.py, and for the whole matrix in full/.
 
 A layout is {"grid": {"tp": 2, "dp": 1}, "zero": 1, "tied": true}. The vocabulary of 131 is padded at two and at four
 tensor-parallel ranks, to different sizes.

@@ -51,6 +51,12 @@ def small_batch(vocab_size: int = 131) -> PackedBatch:
     return pack([[a, b], [c, d]], 15)  # padding at the end of both rows, and a sample of one token
 
 
+def even_batch(vocab_size: int = 131) -> PackedBatch:
+    """Three rows of 16 positions, which 1, 2 and 4 ranks can share: samples cross their borders, and one row has padding."""
+    a, b, c, d, e = random_samples([5, 11, 13, 1, 16], vocab_size)
+    return pack([[a, b], [c, d], [e]], 16)
+
+
 def fields(batch: PackedBatch) -> tuple[torch.Tensor, ...]:
     return batch.tokens, batch.labels, batch.positions, batch.segments
 

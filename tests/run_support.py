@@ -93,14 +93,17 @@ def run_config(prepared, run_dir, *overrides, world=1):
 
 
 def trainer(config):
-    """A Trainer on the default group's ranks, data parallel."""
+    """A Trainer on the default group's ranks, on the grid of the configuration."""
     import torch
     import torch.distributed as dist
     from topologies import topology as topology_of
 
+    from mads.topology import grid_of
     from mads.train.loop import Trainer
 
-    return Trainer(config, topology_of(dp=dist.get_world_size()), torch.device("cpu"))
+    grid = grid_of(config.parallel, dist.get_world_size())
+    cut = {axis: getattr(grid, axis) for axis in ("pp", "cp", "tp") if getattr(grid, axis) > 1}
+    return Trainer(config, topology_of(dp=grid.dp, **cut), torch.device("cpu"))
 
 
 def curve(run_dir):

@@ -10,9 +10,26 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from mads.model.placement import Placement
+
 WORLD = 4
 SIZES = (1, 2, 4)
+GRIDS = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4))  # (tensor-parallel size, context-parallel size)
 _made: dict[int, object] = {}
+_made_context: dict[tuple[int, int], object] = {}
+GUARDED = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_single",
+    "all_gather_into_tensor",
+    "reduce_scatter_single",
+    "reduce_scatter_tensor",
+    "all_to_all_single",
+    "broadcast",
+    "barrier",
+    "get_rank",
+    "get_world_size",
+)
 
 
 def tp_group(size: int):
@@ -40,9 +57,33 @@ def no_default_group():
         return call
 
     with ExitStack() as stack:
-        for name in ("all_reduce", "all_gather", "broadcast", "barrier", "get_rank", "get_world_size"):
-            stack.enter_context(mock.patch.object(dist, name, guarded(getattr(dist, name))))
+        for name in GUARDED:
+            if hasattr(dist, name):  # torch 2.13 renamed two of them
+                stack.enter_context(mock.patch.object(dist, name, guarded(getattr(dist, name))))
         yield
+
+
+def cp_group(t: int, c: int):
+    """This rank's group of `c` ranks, `t` apart, for context parallelism around tensor-parallel groups of `t`."""
+    if not _made_context:
+        for tp, cp in GRIDS:
+            for first in range(0, WORLD, tp * cp):
+                for offset in range(tp):
+                    ranks = [first + offset + tp * i for i in range(cp)]
+                    group = dist.new_group(ranks)
+                    if dist.get_rank() in ranks:
+                        _made_context[tp, cp] = group
+    return _made_context[t, c]
+
+
+def placements(**options):
+    """Every grid, with sequence parallelism off and on: (what it is, Placement), with the default group out of reach."""
+    for t, c in GRIDS:
+        for sequence_parallel in (False, True) if t > 1 else (False,):
+            tp, cp = tp_group(t), cp_group(t, c)
+            with no_default_group():
+                what = f"tp={t} cp={c} sp={'on' if sequence_parallel else 'off'}"
+                yield what, Placement(tp, cp, sequence_parallel=sequence_parallel, **options)
 
 
 def groups():

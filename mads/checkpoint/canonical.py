@@ -65,7 +65,7 @@ def load(path: Path, engine, topology, verified: bool = False) -> tuple[dict[str
         error = error or attempt(lambda: index.update({key: _index(path, key) for key in KEYS}))
     raise_together(error, control, f"loading {path.name}")
     index = collectives.broadcast_json(index, control)
-    shapes = logical_shapes(engine, topology)
+    shapes = logical_shapes(engine)
     error = attempt(lambda: [_check_names(index[key], shapes, key) for key in KEYS])
     raise_together(error, control, f"loading {path.name}")
     state, arrays = read_state(path)

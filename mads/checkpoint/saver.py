@@ -20,7 +20,7 @@ from mads import collectives
 from mads.checkpoint.manifest import CheckpointError, recorded
 from mads.checkpoint.tensors import KEYS, assemble, deal, gather_pieces, logical_shapes, stage_items, write_pieces, write_tensors
 from mads.checkpoint.writing import Publication, Writer, attempt
-from mads.layout import Layout, is_copy, layout_of
+from mads.layout import Layout, layout_of
 
 HURRY_S = 60.0  # for other ranks' files, when this process is about to end
 
@@ -195,7 +195,7 @@ class Saver:
     def _make_job(self, folder: Path, step: int, engine) -> _Job:
         publication = None
         if self.topology.rank == 0:
-            expected = {(key, name) for key in KEYS for name in logical_shapes(engine, self.topology)}
+            expected = {(key, name) for key in KEYS for name in logical_shapes(engine)}
             publication = Publication(self.root, folder, step, self.topology.world_size, expected, self._keep_last, self._limit_s)
         return _Job(step, Writer(folder, self.topology.rank, not self.asynchronous, publication), publication)
 
@@ -204,11 +204,11 @@ class Saver:
         ranks' gathers are taken part in whatever has happened here."""
         topology = self.topology
         stage = next(ranks for ranks in topology.grid.groups("dp", "cp", "tp") if topology.rank in ranks)
-        owner = deal(stage_items(engine, topology), stage)
+        owner = deal(stage_items(engine), stage)
         for key in KEYS:
             chunks = Chunks(key, self._max_file_bytes, writer)
             for name, parameter in engine.parameters:
-                if is_copy(parameter):
+                if (key, name) not in owner:
                     continue
                 pieces = gather_pieces(engine, topology, parameter, key, owner[key, name])
                 if pieces is not None and error is None:

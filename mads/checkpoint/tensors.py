@@ -23,22 +23,9 @@ def local_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def logical_shape(shape: Iterable[int], layout: Layout, count: int) -> tuple[int, ...]:
-    """Shape of the whole tensor, without padding, from that of a shard over `count` ranks."""
-    whole = list(shape)
-    if layout.sharded:
-        whole[layout.axis] *= count
-        if layout.padded_from is not None:
-            whole[layout.axis] = layout.padded_from
-    return tuple(whole)
-
-
-def logical_shapes(engine, topology) -> dict[str, tuple[int, ...]]:
-    """Logical name -> shape of all parameters of the model."""
-    if hasattr(engine, "logical_shapes"):
-        return {name: tuple(shape) for name, shape in engine.logical_shapes.items()}
-    count = topology.size("tp")
-    return {name: logical_shape(local_shape(p), layout_of(p), count) for name, p in engine.parameters}
+def logical_shapes(engine) -> dict[str, tuple[int, ...]]:
+    """Logical name -> shape, without padding, of all parameters of the model, other stages' too."""
+    return {name: tuple(shape) for name, shape in engine.logical_shapes.items()}
 
 
 def deal(items: dict[Item, int], writers: list[int]) -> dict[Item, int]:
@@ -51,9 +38,9 @@ def deal(items: dict[Item, int], writers: list[int]) -> dict[Item, int]:
     return owner
 
 
-def stage_items(engine, topology) -> dict[Item, int]:
+def stage_items(engine) -> dict[Item, int]:
     """Item -> number of elements, of what this pipeline stage saves: a tied copy is saved by the stage that has the original."""
-    shapes = logical_shapes(engine, topology)
+    shapes = logical_shapes(engine)
     names = [name for name, parameter in engine.parameters if not is_copy(parameter)]
     return {(key, name): torch.Size(shapes[name]).numel() for key in KEYS for name in names}
 

@@ -47,8 +47,7 @@ def adamw(module: nn.Module, optim) -> torch.optim.AdamW:
 
 def deepspeed_config(parallel, optim, train, topology: Topology, dtype: torch.dtype) -> dict:
     """The JSON config of DeepSpeed. Losses are scaled here in mads, so its own division by the accumulation steps is not used."""
-    # A PipelineModule's grid has no axis for context parallelism: its ranks count as data parallel there.
-    replicas = topology.size("dp") * (topology.size("cp") if topology.size("pp") > 1 else 1)
+    replicas = data_ranks(topology, parallel.zero_stage)
     accumulation = train.global_batch_size // (train.micro_batch_size * topology.size("dp"))
     config = {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
@@ -70,6 +69,13 @@ def deepspeed_config(parallel, optim, train, topology: Topology, dtype: torch.dt
         if parallel.zero_stage > 0:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
+
+
+def data_ranks(topology: Topology, zero_stage: int) -> int:
+    """How many ranks DeepSpeed takes for data-parallel ones. The ranks that share a sequence are among them under ZeRO 3 (see
+    mads.topology.MPU) and on pipeline stages, whose grid has no other axis for them; else it knows them as sequence ranks."""
+    shared = topology.size("pp") > 1 or zero_stage == 3
+    return topology.size("dp") * (topology.size("cp") if shared else 1)
 
 
 def prepare_deepspeed() -> None:
@@ -182,6 +188,12 @@ class Engine:
         return torch.from_numpy((keys >> np.uint64(1)).astype(np.int64))
 
     @property
+    def averaged_over(self) -> int:
+        """By what DeepSpeed divides the sum of gradients over data- and context-parallel ranks. Losses are multiplied by it, so
+        that the gradient is that of the mean over the tokens of the global batch."""
+        return data_ranks(self.topology, self.zero_stage)
+
+    @property
     def counts_losses(self) -> bool:
         """Whether this rank's token losses count: every tensor-parallel rank holds the same ones."""
         return self.topology.coordinate("tp") == 0
@@ -241,7 +253,7 @@ class TrainEngine(Engine):
 
     def _initialize(self, module, optimizer, config):
         engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=config, mpu=MPU(self.topology), dist_init_required=False
+            model=module, optimizer=optimizer, config=config, mpu=MPU(self.topology, self.zero_stage), dist_init_required=False
         )
         return engine
 
@@ -251,9 +263,7 @@ class TrainEngine(Engine):
         for index, (batch, draw) in enumerate(zip(micro_batches, draws)):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             token_loss = self.engine(batch.tokens, batch.labels, batch.positions, batch.segments, draw, self.objective)
-            # DeepSpeed averages over the replicas; multiplied back, the gradient is that of the global token mean. It sums over
-            # the ranks that share a sequence.
-            self.engine.backward(token_loss.sum() * (scale * self.topology.size("dp")), scale_wrt_gas=False)
+            self.engine.backward(token_loss.sum() * (scale * self.averaged_over), scale_wrt_gas=False)
             if self.counts_losses:
                 summed += token_loss.detach().sum(dtype=torch.float64)
         before_step(summed)

@@ -28,21 +28,24 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx, delta):
         (derivative,) = ctx.saved_tensors
-        # Products in fp32 whatever the parameters are; positions are dimensions 0 and 1, everything behind is summed.
-        ctx.products.add_((delta.float() * derivative.float()).flatten(2).sum(-1))
+        # Positions are dimensions 0 and 1, everything behind is summed.
+        exact = ctx.products.dtype
+        ctx.products.add_((delta.to(exact) * derivative.to(exact)).flatten(2).sum(-1))
         return delta, None, None
 
 
 class Sink:
     """Where the taps of a forward pass add their products: one tensor [B, S] for each batch."""
 
-    def __init__(self):
+    def __init__(self, module: nn.Module):
+        # In float32 at least, whatever the parameters are.
+        self._dtype = torch.promote_types(torch.float32, next(module.parameters()).dtype)
         self.products: torch.Tensor | None = None
         self.first: torch.Tensor | None = None  # the first tapped output, whose gradient the backward pass must ask for
 
     def begin(self, batch: PackedBatch) -> torch.Tensor:
         """Before the forward pass of a batch: its products, which are complete after its backward pass."""
-        self.products = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=batch.tokens.device)
+        self.products = torch.zeros(batch.tokens.shape, dtype=self._dtype, device=batch.tokens.device)
         self.first = None
         return self.products
 
@@ -82,7 +85,7 @@ def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor]
 
 def ghost_products(module: nn.Module, batch: PackedBatch, direction_of: Callable[[nn.Parameter], torch.Tensor]) -> torch.Tensor:
     """<direction, gradient of the sample's summed token loss>, float64 [samples]; this rank's share under model parallelism."""
-    sink = Sink()
+    sink = Sink(module)
     products = sink.begin(batch)
     with torch.enable_grad(), taps(module, direction_of, sink):
         loss = module(batch.tokens, batch.labels, batch.positions, batch.segments).sum()

@@ -103,7 +103,7 @@ class PipelinePasses:
         return result
 
     def ghost_products(self, batches, direction_of):
-        sink, products, firsts = Sink(), [], []
+        sink, products, firsts = Sink(self._stage), [], []
 
         def forward_begins(index: int) -> None:
             products.append(sink.begin(batches[index]))

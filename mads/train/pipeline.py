@@ -22,7 +22,7 @@ from torch import nn
 from mads.data.batch import PackedBatch
 from mads.layout import is_copy
 from mads.model.partition import partition
-from mads.model.pieces import PieceSpec, local_positions, make_context, piece_specs, run_pieces, token_losses
+from mads.model.pieces import PieceSpec, make_context, piece_specs, run_pieces, token_losses
 from mads.model.placement import Placement
 from mads.topology import Topology
 from mads.train.engine import Engine, prepare_deepspeed
@@ -92,8 +92,6 @@ class Stage(PipelineModule):
     def forward(self, inputs):
         x, positions, segments, *draws = inputs
         context = make_context(self.config, self.placement, positions, segments, draws[0] if draws else None, self.dtype)
-        if self._topology.is_first_stage:
-            x = local_positions(x, self.placement)
         x = run_pieces(self.forward_funcs, x, context)
         return x if self._topology.is_last_stage else (x, positions, segments, *draws)
 
@@ -160,8 +158,7 @@ class PipelineTrainEngine(Engine):
     def _run(self, micro_batches, draws, scale, before_step):
         stage = self.engine.module
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
-        # The gradient is averaged over the ranks of DeepSpeed's data axis, to which context parallelism belongs here.
-        factor = scale * self.topology.size("dp") * self.topology.size("cp")
+        factor = scale * self.averaged_over
 
         def loss_of(logits, labels):
             nonlocal summed

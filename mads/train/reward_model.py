@@ -105,13 +105,11 @@ class EngineRewardModel:
     def _sharded_gradient(self, batches, weights) -> Vector:
         """ZeRO 3 gathers and releases weights by hooks on the backward pass, so this one goes through the engine."""
         engine = self._engine.engine
-        replicas = self._topology.size("dp")
         engine.train()
         for index, (batch, weight) in enumerate(zip(batches, weights)):
             engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             token_loss = engine(batch.tokens, batch.labels, batch.positions, batch.segments)
-            # DeepSpeed averages over the replicas, this gradient is a sum over them.
-            engine.backward((token_loss * weight).sum() * replicas, scale_wrt_gas=False)
+            engine.backward((token_loss * weight).sum() * self._engine.averaged_over, scale_wrt_gas=False)
         optimizer = engine.optimizer
         result = {}
         for name, parameter in self._engine.parameters:

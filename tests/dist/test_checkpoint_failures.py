@@ -8,12 +8,16 @@ import pytest
 from harness import run_ranks
 
 
-def _save(built, root, step, files=None):
-    from mads.checkpoint import canonical
+def _save(built, root, step, files=None, asynchronous=True):
+    """Save and wait; the folder."""
+    from checkpoint_support import saver
 
-    return canonical.save(
-        root, step, built.engine, built.topology, {"step": step}, {"pending_ids": np.arange(step)}, files or {}, 2, 20_000
-    )
+    from mads.checkpoint.manifest import name_of
+
+    saves = saver(built, root, asynchronous=asynchronous)
+    saves.save(step, built.engine, {"step": step}, {"pending_ids": np.arange(step)}, files or {})
+    saves.wait()
+    return root / name_of(step)
 
 
 def _step(built, seed):
@@ -29,14 +33,15 @@ def _full_disk(path):
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
-def check_failing_writes(root, zero_stage, where):
-    """Save, fail to save, load what was saved: equal to an undisturbed continuation."""
+def check_failing_writes(root, zero_stage, where, failing, asynchronous):
+    """Save, fail to save, load what was saved: equal to an undisturbed continuation. failing: the rank whose disk is full."""
     from pathlib import Path
 
     import model_support as support
     import torch.distributed as dist
 
     from mads.checkpoint import canonical
+    from mads.checkpoint import saver as saver_module
     from mads.checkpoint.manifest import CheckpointError, find_latest
 
     root = Path(root)
@@ -44,14 +49,16 @@ def check_failing_writes(root, zero_stage, where):
     _step(built, 0)
     _save(built, root, 1)
     expected = _step(built, 1)
-    real = canonical.save_file
+    real = saver_module.write_tensors
     try:
-        if where == "weights" and dist.get_rank() == 0:
-            canonical.save_file = lambda tensors, path: _full_disk(path)
-        with pytest.raises(CheckpointError, match="saving checkpoint 2 failed: rank 0: .*No space left"):
-            _save(built, root, 2, {"ledger.bin": _full_disk} if where == "ledger" else None)
+        if where == "weights" and dist.get_rank() == failing:
+            saver_module.write_tensors = lambda path, tensors: _full_disk(path)
+        ledger = _full_disk if dist.get_rank() == failing else lambda path: None
+        # The failing rank and its error, and not that others could not go on because of it.
+        with pytest.raises(CheckpointError, match=f"saving checkpoint 2 failed: rank {failing}: [^;]*No space left[^;]*$"):
+            _save(built, root, 2, {"ledger.bin": ledger} if where == "ledger" else None, asynchronous)
     finally:
-        canonical.save_file = real
+        saver_module.write_tensors = real
     dist.barrier()
     assert sorted(p.name for p in root.iterdir()) == ["latest", "step-00000001"]  # nothing of the failed save is left
     found = find_latest(root)
@@ -62,9 +69,12 @@ def check_failing_writes(root, zero_stage, where):
     assert _save(again, root, 2).name == "step-00000002"  # and saving works again
 
 
-@pytest.mark.parametrize("zero_stage, where", [(1, "ledger"), (1, "weights"), (3, "weights")])
-def test_k5_a_full_disk_fails_on_all_ranks_and_leaves_the_previous_checkpoint(tmp_path, zero_stage, where):
-    run_ranks(2, check_failing_writes, str(tmp_path / "checkpoints"), zero_stage, where, timeout=120)
+@pytest.mark.parametrize(
+    "zero_stage, where, failing, asynchronous",
+    [(1, "ledger", 0, True), (1, "weights", 0, True), (3, "weights", 1, True), (2, "weights", 1, False), (1, "ledger", 1, False)],
+)
+def test_k5_a_full_disk_fails_on_all_ranks_and_leaves_the_previous_checkpoint(tmp_path, zero_stage, where, failing, asynchronous):
+    run_ranks(2, check_failing_writes, str(tmp_path / "checkpoints"), zero_stage, where, failing, asynchronous, timeout=120)
 
 
 def check_bad_root(root):
@@ -95,6 +105,7 @@ def check_refused_loads(root):
     built = support.make_engine(1)
     _step(built, 0)
     path = _save(built, Path(root), 1)
+    _check_shared_work(path)
     other = support.make_engine(1, overrides=["model.ffn_hidden_size=64"])
     with pytest.raises(CheckpointError, match="has shape .* in the checkpoint .*of another model"):
         canonical.load(path, other.engine, other.topology)
@@ -107,13 +118,21 @@ def check_refused_loads(root):
     import torch.distributed as dist
 
     dist.barrier()
-    with pytest.raises(CheckpointError, match="loading step-00000001 failed: rank 0: .*exp_avg_sq-00000.safetensors is damaged"):
+    with pytest.raises(
+        CheckpointError, match="loading step-00000001 failed: rank 0: .*exp_avg_sq-00001-00000.safetensors is damaged"
+    ):
         canonical.load(path, built.engine, built.topology)
     assert all((built.engine.state.full(p, "weight") == before[n]).all() for n, p in built.engine.parameters)
 
 
+def _check_shared_work(path):
+    """Both ranks wrote about half of it."""
+    sizes = [sum(f.stat().st_size for f in path.glob(f"*-{rank:05d}-*.safetensors")) for rank in (0, 1)]
+    assert min(sizes) > 0.4 * sum(sizes), sizes
+
+
 def _damage(path):
-    file = path / "exp_avg_sq-00000.safetensors"
+    file = path / "exp_avg_sq-00001-00000.safetensors"
     raw = bytearray(file.read_bytes())
     raw[-3] ^= 4
     file.write_bytes(raw)

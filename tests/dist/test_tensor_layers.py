@@ -3,6 +3,8 @@
 Every rank computes the whole reference itself (the generators are equal) and compares its slice.
 """
 
+import itertools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +14,7 @@ from tp_groups import WORLD, everyones, exact, groups
 
 from mads.collectives import copy_to_group, gather_dim, reduce_from_group
 from mads.layout import layout_of, unshard
-from mads.tensor import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding, VocabParallelHead
+from mads.tensor import ColumnParallelLinear, Objective, RowParallelLinear, VocabParallelEmbedding, VocabParallelHead
 
 DTYPE = torch.float64
 
@@ -32,6 +34,11 @@ def rows_of(parts, index, count):
         rows += range(start + index * size // count, start + (index + 1) * size // count)
         start += size
     return rows
+
+
+def positions(sequence_parallel, t, index, total=12):
+    """The positions of a row that a rank holds, from the definition: equal runs, in rank order."""
+    return [i for i in range(total) if not sequence_parallel or i * t // total == index]
 
 
 def check_conjugate_pairs():
@@ -63,75 +70,84 @@ def check_column():
     for t, index, group in groups():
         for parts in ((24,), (16, 4, 4)):
             torch.manual_seed(2)
-            weight, bias, x, dy = leaf(normal(24, 6)), leaf(normal(24)), leaf(normal(3, 5, 6)), normal(3, 5, 24)
+            weight, bias, x, dy = leaf(normal(24, 6)), leaf(normal(24)), leaf(normal(3, 12, 6)), normal(3, 12, 24)
             expected = F.linear(x, weight, bias)
             expected.backward(dy)
             rows = rows_of(parts, index, t)
-            layer = ColumnParallelLinear(6, 24, name="c", group=group, parts=parts, bias=True, dtype=DTYPE)
-            with torch.no_grad():
-                layer.weight.copy_(weight[rows])
-                layer.bias.copy_(bias[rows])
-            mine = leaf(x)
-            y = layer(mine)
-            y.backward(dy[..., rows])
-            exact(y, expected[..., rows], f"column t={t}: Y")
-            exact(mine.grad, x.grad, f"column t={t}: dX")
-            exact(layer.weight.grad, weight.grad[rows], f"column t={t}: dW")
-            exact(layer.bias.grad, bias.grad[rows], f"column t={t}: db")
-            assert torch.equal(mine.detach(), x.detach())
-            layout = layout_of(layer.weight)
-            assert torch.equal(unshard(everyones(layer.weight, group), layout), weight), "unshard(shard(W)) is not W"
+            for sp, overlap in itertools.product((False, True), (False, True)):
+                what = f"column t={t} sp={sp} overlap={overlap}"
+                place = dict(group=group, sequence_parallel=sp, overlap=overlap)
+                layer = ColumnParallelLinear(6, 24, name="c", parts=parts, bias=True, dtype=DTYPE, **place)
+                with torch.no_grad():
+                    layer.weight.copy_(weight[rows])
+                    layer.bias.copy_(bias[rows])
+                held = positions(sp, t, index)
+                mine = leaf(x[:, held])
+                y = layer(mine)
+                y.backward(dy[..., rows])
+                exact(y, expected[..., rows], f"{what}: Y")
+                exact(mine.grad, x.grad[:, held], f"{what}: dX")
+                exact(layer.weight.grad, weight.grad[rows], f"{what}: dW")
+                exact(layer.bias.grad, bias.grad[rows], f"{what}: db")
+                assert torch.equal(mine.detach(), x.detach()[:, held])
+                layout = layout_of(layer.weight)
+                assert torch.equal(unshard(everyones(layer.weight, group), layout), weight), "unshard(shard(W)) is not W"
 
 
 def check_row():
     for t, index, group in groups():
         torch.manual_seed(3)
-        weight, bias, x, dy = leaf(normal(6, 8)), leaf(normal(6)), leaf(normal(3, 5, 8)), normal(3, 5, 6)
+        weight, bias, x, dy = leaf(normal(6, 8)), leaf(normal(6)), leaf(normal(3, 12, 8)), normal(3, 12, 6)
         expected = F.linear(x, weight, bias)
         expected.backward(dy)
         columns = slice(index * 8 // t, (index + 1) * 8 // t)
-        layer = RowParallelLinear(8, 6, name="r", group=group, bias=True, dtype=DTYPE)
-        with torch.no_grad():
-            layer.weight.copy_(weight[:, columns])
-            layer.bias.copy_(bias)
-        mine = leaf(x[..., columns])
-        y = layer(mine)
-        y.backward(dy)
-        exact(y, expected, f"row t={t}: Y with the bias added once")
-        exact(mine.grad, x.grad[..., columns], f"row t={t}: dX")
-        exact(layer.weight.grad, weight.grad[:, columns], f"row t={t}: dW")
-        exact(layer.bias.grad, bias.grad, f"row t={t}: db, not multiplied by t")
-        assert torch.equal(mine.detach(), x.detach()[..., columns])
+        for sp in (False, True):
+            layer = RowParallelLinear(8, 6, name="r", group=group, bias=True, dtype=DTYPE, sequence_parallel=sp)
+            with torch.no_grad():
+                layer.weight.copy_(weight[:, columns])
+                layer.bias.copy_(bias)
+            held = positions(sp, t, index)
+            mine = leaf(x[..., columns])
+            y = layer(mine)
+            y.backward(dy[:, held])
+            exact(y, expected[:, held], f"row t={t} sp={sp}: Y with the bias added once")
+            exact(mine.grad, x.grad[..., columns], f"row t={t} sp={sp}: dX")
+            exact(layer.weight.grad, weight.grad[:, columns], f"row t={t} sp={sp}: dW")
+            exact(layer.bias.grad, bias.grad, f"row t={t} sp={sp}: db, not multiplied by t")
+            assert torch.equal(mine.detach(), x.detach()[..., columns])
 
 
 def check_embedding():
     for t, index, group in groups():
         for vocab in (128, 131):
             torch.manual_seed(4)
-            table, dy = leaf(normal(vocab, 6)), normal(3, 15, 6)
+            table, dy = leaf(normal(vocab, 6)), normal(3, 16, 6)
             width = -(-vocab // t)
             borders = [b for r in range(1, t) for b in (r * width - 1, r * width)]
-            tokens = torch.randint(0, vocab, (3, 15))
+            tokens = torch.randint(0, vocab, (3, 16))
             tokens[0, : len(borders) + 4] = torch.tensor(borders + [0, vocab - 1, 7, 7])  # borders, ends, a repeated token
             expected = F.embedding(tokens, table)
             expected.backward(dy)
-            layer = VocabParallelEmbedding(vocab, 6, name="e", group=group, dtype=DTYPE)
             padded = F.pad(table.detach(), (0, 0, 0, width * t - vocab))
             mine = slice(index * width, (index + 1) * width)
-            if t > 1 and vocab == 131 and index == t - 1:
-                assert torch.all(layer.weight[-(width * t - vocab) :] == 0), "padding rows must start at 0"
-            with torch.no_grad():
-                layer.weight.copy_(padded[mine])
-            y = layer(tokens)
-            y.backward(dy)
-            exact(y, expected, f"embedding t={t} vocab={vocab}")
             gradient = F.pad(table.grad, (0, 0, 0, width * t - vocab))
-            exact(layer.weight.grad, gradient[mine], f"embedding t={t} vocab={vocab}: dW, zero in the padding")
+            for sp in (False, True):
+                layer = VocabParallelEmbedding(vocab, 6, name="e", group=group, dtype=DTYPE, sequence_parallel=sp)
+                if t > 1 and vocab == 131 and index == t - 1:
+                    assert torch.all(layer.weight[-(width * t - vocab) :] == 0), "padding rows must start at 0"
+                with torch.no_grad():
+                    layer.weight.copy_(padded[mine])
+                held = positions(sp, t, index, 16)
+                y = layer(tokens)
+                y.backward(dy[:, held])
+                exact(y, expected[:, held], f"embedding t={t} vocab={vocab} sp={sp}")
+                exact(layer.weight.grad, gradient[mine], f"embedding t={t} vocab={vocab} sp={sp}: dW, zero in the padding")
             with pytest.raises(ValueError, match=f"token {vocab} at position"):
                 layer(torch.full((2, 2), vocab))
 
 
-def check_cross_entropy():
+def check_cross_entropy(smoothing=0.0, z_loss=0.0):
+    objective = Objective(smoothing, z_loss)
     for t, index, group in groups():
         for vocab, scale in ((128, 3.0), (131, 3.0), (131, 1e4), (9, 1.0)):
             torch.manual_seed(5)
@@ -140,13 +156,15 @@ def check_cross_entropy():
             labels = torch.randint(0, vocab, (3, 15))
             everywhere = torch.tensor([min(r * width, vocab - 1) for r in range(t)] + [vocab - 1, -100])
             labels[1, : len(everywhere)] = everywhere
-            expected = F.cross_entropy(logits.view(-1, vocab), labels.view(-1), reduction="none").view(3, 15)
+            flat = logits.view(-1, vocab)
+            expected = F.cross_entropy(flat, labels.view(-1), reduction="none", label_smoothing=smoothing).view(3, 15)
+            expected = expected + z_loss * torch.logsumexp(logits, -1).square() * (labels != -100)
             expected.backward(upstream)
             # Huge values in the padded columns: they must neither win nor get a gradient.
             padded = F.pad(logits.detach(), (0, width * t - vocab), value=1e6)
             mine = leaf(padded[..., index * width : (index + 1) * width])
             before = mine.detach().clone()
-            loss = _loss(mine, labels, vocab, group)
+            loss = _loss(mine, labels, vocab, group, objective)
             loss.backward(upstream)
             what = f"cross entropy t={t} vocab={vocab} scale={scale:g}"
             exact(loss, expected, what)
@@ -155,17 +173,17 @@ def check_cross_entropy():
             assert torch.equal(mine.detach(), before), f"{what}: the input was changed"
             assert torch.all(loss[labels == -100] == 0)
             assert all(torch.equal(loss, other) for other in everyones(loss, group)), f"{what}: differs between ranks"
-            nothing = _loss(mine, torch.full_like(labels, -100), vocab, group)
+            nothing = _loss(mine, torch.full_like(labels, -100), vocab, group, objective)
             assert torch.all(nothing == 0) and torch.all(torch.autograd.grad(nothing.sum(), mine)[0] == 0)
             if t > 1:
                 with pytest.raises(ValueError, match="not the gathered logits"):
-                    _loss(padded, labels, vocab, group)
+                    _loss(padded, labels, vocab, group, objective)
 
 
-def _loss(logits, labels, vocab, group):
+def _loss(logits, labels, vocab, group, objective=None):
     from mads.tensor import cross_entropy
 
-    return cross_entropy.vocab_parallel_cross_entropy(logits, labels, vocab, group)
+    return cross_entropy.vocab_parallel_cross_entropy(logits, labels, vocab, group, objective=objective or Objective())
 
 
 def check_bf16_cross_entropy():
@@ -248,6 +266,11 @@ def test_v1_v2_vocab_parallel_embedding():
 
 def test_v3_v5_v6_v7_vocab_parallel_cross_entropy():
     run_ranks(WORLD, check_cross_entropy)
+
+
+@pytest.mark.parametrize("smoothing, z_loss", [(0.1, 0.0), (0.0, 0.01), (0.2, 1e-4)])
+def test_v4_label_smoothing_and_z_loss_over_the_logical_vocabulary(smoothing, z_loss):
+    run_ranks(WORLD, check_cross_entropy, smoothing, z_loss)
 
 
 def test_v3_bf16_logits_accumulate_in_float32_over_the_group():

@@ -4,12 +4,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import run_ranks
-from model_cases import fields, ghost_product, pack, random_samples, small_batch, small_config
-from tp_groups import WORLD, everyones, exact, groups
+from model_cases import even_batch, fields, pack, random_samples, small_batch, small_config
+from tp_groups import WORLD, everyones, exact, placements
 
-from mads.layout import layout_of, unshard
-from mads.model.placement import Placement
+from mads.collectives import all_reduce_, group_rank, group_size
+from mads.data.batch import sum_by_sample
+from mads.layout import layout_of, shard, unshard
 from mads.model import Decoder
+from mads.model.placement import ALONE
+from mads.tensor import Objective
+from mads.train.ghost import ghost_products
 
 
 def _whole(tensor, parameter, group):
@@ -19,58 +23,92 @@ def _whole(tensor, parameter, group):
     return full if layout.padded_from is None else full[: layout.padded_from]
 
 
-def _run(config, group, batch, upstream, steps=3):
-    """(model, loss, logits, gradients of the first step, losses over `steps` AdamW steps)."""
-    model = Decoder(config, Placement(group), seed=4, dtype=torch.float64)
+DROPOUT = dict(hidden_dropout=0.25)
+OBJECTIVE = Objective(label_smoothing=0.1, z_loss=1e-2)
+
+
+def build(config, placement):
+    """A decoder in float64 whose norm weights are not all ones."""
+    model = Decoder(config, placement, seed=4, dtype=torch.float64)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.copy_(torch.linspace(0.5, 1.5, parameter.numel()))
+    return model
+
+
+def _run(config, placement, batch, upstream, steps=3):
+    """(model, loss, logits, gradients of the first step, losses over `steps` AdamW steps). Losses and gradients are summed over
+    context parallelism, as the engine does."""
+    model = build(config, placement)
     logits = model.logits(batch.tokens, batch.positions, batch.segments)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     losses, gradients = [], None
-    for _ in range(steps):
+    for step in range(steps):
         optimizer.zero_grad()
-        loss = model(*fields(batch))
+        loss = model(*fields(batch), draws=torch.arange(3) + 10 * step, objective=OBJECTIVE)
         (loss * upstream).sum().backward()
+        for parameter in model.parameters():
+            all_reduce_(parameter.grad, placement.cp)
         gradients = gradients or {n: p.grad.clone() for n, p in model.named_parameters()}
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(all_reduce_(loss.detach().clone(), placement.cp))
     return model, logits, gradients, losses
 
 
 def check_model(tied: bool):
-    config = small_config(tie_embeddings=tied)
-    batch, upstream = small_batch(), torch.randn(2, 15, dtype=torch.float64)
-    ref_model, ref_logits, ref_gradients, ref_losses = _run(config, None, batch, upstream)
+    """Loss, gradients and weights after three steps, with dropout, label smoothing and z-loss, on every grid."""
+    config = small_config(tie_embeddings=tied, **DROPOUT)
+    batch, upstream = even_batch(), torch.randn(3, 16, dtype=torch.float64)
+    ref_model, ref_logits, ref_gradients, ref_losses = _run(config, ALONE, batch, upstream)
     ref_parameters = dict(ref_model.named_parameters())
-    for t, index, group in groups():
-        model, logits, gradients, losses = _run(config, group, batch, upstream)
-        exact(logits, ref_logits, f"t={t}: logits")
+    for what, placement in placements():
+        model, logits, gradients, losses = _run(config, placement, batch, upstream)
+        exact(logits, ref_logits, f"{what}: logits")
         for step, (loss, expected) in enumerate(zip(losses, ref_losses)):
-            exact(loss, expected, f"t={t}: loss at step {step}")
-            assert all(torch.equal(loss, other) for other in everyones(loss, group))
+            exact(loss, expected, f"{what}: loss at step {step}")
+            assert all(torch.equal(loss, other) for other in everyones(loss, placement.tp))
         assert set(gradients) == set(ref_gradients)
         for name, parameter in model.named_parameters():
-            exact(_whole(gradients[name], parameter, group), ref_gradients[name], f"t={t}: gradient of {name}")
-            exact(_whole(parameter, parameter, group), ref_parameters[name], f"t={t}: {name} after 3 steps")
+            exact(_whole(gradients[name], parameter, placement.tp), ref_gradients[name], f"{what}: gradient of {name}")
+            exact(_whole(parameter, parameter, placement.tp), ref_parameters[name], f"{what}: {name} after 3 steps")
 
 
-def check_ghost_products(tied: bool):
-    """The sum over the ranks of the taps' products is <gradient, v>."""
-    for t, index, group in groups():
-        torch.manual_seed(7 + index)  # sharded pieces of v differ between ranks; replicated ones are made equal below
-        model = Decoder(small_config(tie_embeddings=tied), placement=Placement(group), dtype=torch.float64)
-        batch = small_batch()
-        weights = torch.linspace(-1, 2, 30, dtype=torch.float64).view(2, 15)
-        direction = {id(p): torch.randn_like(p) for p in model.parameters()}
-        for parameter in model.parameters():
-            if not layout_of(parameter).sharded:
-                direction[id(parameter)] = everyones(direction[id(parameter)], group)[0]
-        ghost = ghost_product(model, direction, lambda: (weights * model(*fields(batch))).sum())
-        counted = [p for p in model.parameters() if layout_of(p).sharded or index == 0]
-        product = sum((p.grad * direction[id(p)]).sum() for p in counted)
-        exact(sum(everyones(ghost, group)), sum(everyones(product, group)), f"t={t}: ghost products")
+def check_rows_that_no_grid_divides():
+    """15 positions: tensor parallelism does not mind, the others say so with the numbers."""
+    batch, config = small_batch(), small_config()
+    expected = Decoder(config, seed=4, dtype=torch.float64)(*fields(batch))
+    for what, placement in placements():
+        model = Decoder(config, placement, seed=4, dtype=torch.float64)
+        count = group_size(placement.cp) * (group_size(placement.tp) if placement.sequence_parallel else 1)
+        if count == 1:
+            exact(model(*fields(batch)), expected, what)
+        else:
+            with pytest.raises(ValueError, match=f"15 positions cannot be cut into .* = {count} equal slices"):
+                model(*fields(batch))
+
+
+def check_ghost_products(tied: bool, recompute: str = "none"):
+    """The sum over the ranks of the taps' products is <gradient of the sample on one process, v>."""
+    config, batch = small_config(tie_embeddings=tied), even_batch()
+    alone = build(config, ALONE)
+    whole = {n: torch.randn_like(p) for n, p in alone.named_parameters()}
+    losses = sum_by_sample(alone(*fields(batch)), batch)
+    gradients = [torch.autograd.grad(loss, list(alone.parameters()), retain_graph=True) for loss in losses]
+    expected = torch.stack([sum((g * v).sum() for g, v in zip(each, whole.values())) for each in gradients])
+    for what, placement in placements(recompute=recompute):
+        model = build(config, placement)
+        index, count = group_rank(placement.tp), group_size(placement.tp)
+        direction = {}
+        for name, parameter in model.named_parameters():
+            full = whole[name]
+            if layout_of(parameter).padded_from:
+                full = torch.cat([full, full.new_zeros(parameter.shape[0] * count - full.shape[0], full.shape[1])])
+            direction[parameter] = shard(full, layout_of(parameter), index, count)
+        found = ghost_products(model, batch, direction.__getitem__)
+        for group in (placement.tp, placement.cp):
+            all_reduce_(found, group)
+        exact(found, expected, f"{what}: ghost products")
 
 
 def check_zero3(tied: bool, persistence: int):
@@ -109,13 +147,17 @@ def check_zero3(tied: bool, persistence: int):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_t7_loss_gradients_and_weights_after_three_steps_equal_one_rank(tied):
+def test_t7_s2_loss_gradients_and_weights_after_three_steps_equal_one_rank_on_every_grid(tied):
     run_ranks(WORLD, check_model, tied)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_ghost_products_sum_over_the_ranks_to_gradient_times_direction(tied):
-    run_ranks(WORLD, check_ghost_products, tied)
+def test_s4_rows_that_cannot_be_cut_are_named():
+    run_ranks(WORLD, check_rows_that_no_grid_divides)
+
+
+@pytest.mark.parametrize("tied, recompute", [(False, "none"), (True, "full"), (False, "selective")])
+def test_ghost_products_sum_over_the_ranks_to_gradient_times_direction_on_every_grid(tied, recompute):
+    run_ranks(WORLD, check_ghost_products, tied, recompute)
 
 
 @pytest.mark.parametrize("tied, persistence", [(True, 0), (True, 100_000), (False, 0)])

@@ -47,7 +47,9 @@ ROOMS = {
         "mads.reward",
         "mads.topology",
     ),
-    "mads.cli": ("mads.config", "mads.data", "mads.label", "mads.launch", "mads.report", "mads.train.worker"),
+    # Knows shapes, layouts and rules, to count what a run would need; never the training code, which imports DeepSpeed.
+    "mads.doctor": ("mads.config", "mads.data.schema", "mads.layout", "mads.model", "mads.tensor.init", "mads.topology"),
+    "mads.cli": ("mads.config", "mads.data", "mads.doctor", "mads.label", "mads.launch", "mads.report", "mads.train.worker"),
 }
 # Library -> the only modules that may import it.
 LIBRARIES = {

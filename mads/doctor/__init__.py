@@ -1,0 +1,1 @@
+"""What a configuration needs of a cluster, from arithmetic alone: no GPU, no process group, no training library."""
