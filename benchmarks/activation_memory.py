@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.activation_memory --model nano --rows 2 --seq-length 128
     OMP_NUM_THREADS=1 python -m benchmarks.activation_memory --model paper_373m --rows 1 --seq-length 2048
 
-Every storage is counted once; parameters are not. Counted with one and with two layers: the difference is what a layer keeps, and the
-model's whole depth follows from it exactly.
+Every storage is counted once; parameters are not. Counted with one and with two layers: the difference is what a layer keeps, and
+the model's whole depth follows from it exactly.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import mads.conf
 import torch
 import yaml
 
-import mads.conf
 from mads.config.schema import ModelConfig
 from mads.model import Decoder
 from mads.model.placement import Placement

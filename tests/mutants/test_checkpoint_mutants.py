@@ -1,5 +1,7 @@
 """Mutants of checkpoints (K1, K2, K3, K4, K5). See mutants.py for the scheme."""
 
+import json
+
 import pytest
 from mutants import Mutant
 from test_mutants import check_caught, outcome
