@@ -84,9 +84,7 @@ def main() -> None:
     sys.path.insert(0, str(TESTS))
     from harness import close_pools, run_ranks
 
-    print(
-        "| model | grid | parameters of a rank | step, s | check, s | of it checksums, s | check / step | bytes of a rank: first, later |"
-    )
+    print("| model | grid | parameters of a rank | step, s | check, s | checksums, s | check / step | bytes sent: first, later |")
     print("|---|---|---|---|---|---|---|---|")
     for size, overrides in SIZES.items():
         for grid in GRIDS:
