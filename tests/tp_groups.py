@@ -65,14 +65,14 @@ def no_default_group():
 
 def cp_group(t: int, c: int):
     """This rank's group of `c` ranks, `t` apart, for context parallelism around tensor-parallel groups of `t`."""
-    if not _made_context:
-        for tp, cp in GRIDS:
-            for first in range(0, WORLD, tp * cp):
-                for offset in range(tp):
-                    ranks = [first + offset + tp * i for i in range(cp)]
-                    group = dist.new_group(ranks)
-                    if dist.get_rank() in ranks:
-                        _made_context[tp, cp] = group
+    if c == 1 or t == 1:
+        return tp_group(c)
+    if (t, c) not in _made_context:
+        for offset in range(t):
+            ranks = list(range(offset, WORLD, t))  # t * c is the whole world: there are no others
+            group = dist.new_group(ranks)
+            if dist.get_rank() in ranks:
+                _made_context[t, c] = group
     return _made_context[t, c]
 
 

@@ -10,8 +10,8 @@ work is cut into three autograd nodes, made in this order, and the engine runs t
 A pass that asks for the gradient of activations only (torch.autograd.grad, as ghost products do) never reaches _Product: the
 engine leaves it out, and with it the weight gradient. One node for all of it could not know (ctx.needs_input_grad tells what the
 forward pass saw, not what is asked for). Overlapped or not, the same operations are done on the same numbers, so the results are
-equal bit for bit. (Under sequence parallelism such a pass still gathers the input again, for a weight gradient that does not come:
-whether it comes is known only afterwards.)
+equal bit for bit. (Under sequence parallelism such a pass still gathers the input again, for a weight gradient that does not
+come: whether it comes is known only afterwards.)
 """
 
 from __future__ import annotations

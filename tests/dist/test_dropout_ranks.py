@@ -140,4 +140,4 @@ def test_r5_r6_no_generator_is_moved():
 
 
 def test_r4_t10_recomputation_and_overlap_change_no_bit():
-    run_ranks(WORLD, check_recomputation)
+    run_ranks(WORLD, check_recomputation, timeout=120)

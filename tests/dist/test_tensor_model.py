@@ -148,7 +148,7 @@ def check_zero3(tied: bool, persistence: int):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_t7_s2_loss_gradients_and_weights_after_three_steps_equal_one_rank_on_every_grid(tied):
-    run_ranks(WORLD, check_model, tied)
+    run_ranks(WORLD, check_model, tied, timeout=120)
 
 
 def test_s4_rows_that_cannot_be_cut_are_named():
@@ -157,7 +157,7 @@ def test_s4_rows_that_cannot_be_cut_are_named():
 
 @pytest.mark.parametrize("tied, recompute", [(False, "none"), (True, "full"), (False, "selective")])
 def test_ghost_products_sum_over_the_ranks_to_gradient_times_direction_on_every_grid(tied, recompute):
-    run_ranks(WORLD, check_ghost_products, tied, recompute)
+    run_ranks(WORLD, check_ghost_products, tied, recompute, timeout=120)
 
 
 @pytest.mark.parametrize("tied, persistence", [(True, 0), (True, 100_000), (False, 0)])
