@@ -140,3 +140,12 @@ def test_deepspeed_would_refuse_an_option_that_it_does_not_know():
         DeepSpeedZeroConfig(stage=1, overlap_com=True)
     assert set(SET_BY_MADS) <= set(DeepSpeedZeroConfig.model_fields)
     assert not set(SET_BY_MADS) & set(ZERO_OPTIONS)
+
+
+def check_unknown_options_are_refused():
+    message = refusal(["parallel.zero_options.overlap_com=true", "parallel.zero_options.stage=3"], 1)
+    assert len(message.splitlines()) == 2
+
+
+def test_several_unknown_options_are_all_named():
+    check_unknown_options_are_refused()

@@ -1,0 +1,64 @@
+"""Mutants of the rules of parallel sizes and of the doctor's estimates; tests/mutants/mutants.py explains the fields."""
+
+import dataclasses
+
+import pytest
+import torch
+from mutants import Mutant
+from test_mutants import outcome
+
+RULES, COMMAND, MEMORY = "unit/config/test_parallel_rules.py", "unit/doctor/test_doctor_command.py", "dist/test_doctor_memory.py"
+
+
+def _gradients_in_bf16_only(original):
+    def states(parameters, *others):
+        return dataclasses.replace(original(parameters, *others), gradients=2 * parameters)
+
+    return states
+
+
+MUTANTS = [
+    Mutant(
+        "the batch is cut over all ranks",
+        "mads.config.parallel_rules:replica_size",
+        lambda original: lambda parallel: 1,
+        f"{RULES}:test_the_batch_is_cut_over_data_parallel_ranks_only",
+        red=("ConfigError",),
+    ),
+    Mutant(
+        "ZeRO's options are not looked at",
+        "mads.config.parallel_rules:_zero_options",
+        lambda original: lambda parallel: iter(()),
+        f"{RULES}:check_unknown_options_are_refused",
+    ),
+    Mutant(
+        "sequence parallelism keeps whole hidden states",
+        "mads.doctor.activations:Setting.cut",
+        lambda original: property(lambda setting: 1),
+        f"{MEMORY}:check_activations",
+        world=2,
+        args=([(2, 1, True, "none", 0.0)],),
+    ),
+    Mutant(
+        "ZeRO 1 is thought to accumulate in bf16",
+        "mads.doctor.states:model_states",
+        _gradients_in_bf16_only,
+        f"{MEMORY}:check_states",
+        world=2,
+        args=([(1, torch.bfloat16)],),
+    ),
+    Mutant(
+        "a pipeline is thought to hold one micro-batch",
+        "mads.doctor.estimate:batch_of",
+        lambda original: lambda config, world: dataclasses.replace(original(config, world), passes=1),
+        f"{COMMAND}:test_a_longer_pipeline_holds_fewer_micro_batches_on_later_stages",
+    ),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_doctor_mutant_is_caught(mutant):
+    mutant.check_function()
+    red = outcome(mutant)
+    assert red is not None, f"{mutant.check} stayed green although {mutant.name}"
+    assert any(kind in red.split(":")[0].split() for kind in mutant.red), red
