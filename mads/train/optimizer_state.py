@@ -8,6 +8,7 @@ see one interface. Keys are "weight", "exp_avg" and "exp_avg_sq"; values are flo
 from __future__ import annotations
 
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -165,6 +166,10 @@ class ShardedState(OptimizerState):
     def publish(self):
         for index in range(len(self._wrapper.fp32_partitioned_groups_flat)):
             self._wrapper._reassign_or_swap_out_partitioned_parameters(index)
+        for group in self._wrapper.fp16_groups:
+            for parameter in group:
+                if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # kept whole between steps, with the values of before
+                    parameter.partition()
 
 
 def optimizer_state_of(engine, group) -> OptimizerState:

@@ -29,6 +29,7 @@ SOURCES = {
 # Every stage and every grid is a source and a target; each two tensor-parallel sizes are a pair in both directions.
 PAIRS = [
     ("tensor 2", layout(3, dp=2)),
+    ("stages", layout(3, dp=2)),  # into the same engine, which has trained since
     ("tensor 2", layout(0, tp=4)),
     ("tensor 2", layout(2, dp=4)),
     ("tensor 2", layout(1, tp=2)),
