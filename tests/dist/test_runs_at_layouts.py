@@ -39,7 +39,7 @@ def train(prepared, run_dir, stop, overrides):
     made = trainer(run_config(prepared, run_dir, *overrides, world=dist.get_world_size()))
     made.run(until=stop)
     counts = ragged_all_gather(made.parts.ledger.counts, made.topology.group("control"))
-    return np.concatenate(counts).tolist(), made.batch_ids.tolist()
+    return np.concatenate(counts).tolist(), made.batch.sample_ids.tolist()
 
 
 def assert_equal_runs(folder, alone, until=12):
