@@ -4,38 +4,38 @@ A layout is {"grid": {"tp": 2, "dp": 1}, "zero": 1, "tied": true}. The vocabular
 tensor-parallel ranks, to different sizes.
 """
 
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-VOCAB, ROWS, MICRO = 131, 8, 2
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
 LOSS_TOLERANCE = 1e-6  # relative: fp32 sums in another order
+DROPOUT = 0.1  # drawn from the step and the row, so that it goes on at any layout
 
 
 def build(layout, seed):
-    """An engine on this layout, as model_support.make_engine."""
-    import model_support
+    """An engine on this layout, as layouts.make."""
+    import layouts
 
-    grid = layout["grid"]
-    overrides = [f"model.vocab_size={VOCAB}", "model.num_key_value_heads=4", f"model.tie_embeddings={layout['tied']}"]
-    accumulation = ROWS // (MICRO * grid.get("dp", 1))
-    return model_support.make_engine(layout["zero"], accumulation=accumulation, seed=seed, overrides=overrides, grid=grid)
+    more = [f"model.tie_embeddings={str(layout['tied']).lower()}", f"model.hidden_dropout={DROPOUT}", f"train.seed={seed}"]
+    return layouts.make(layout["grid"], layout["zero"], *more)
+
+
+@functools.lru_cache(maxsize=1)
+def target(text):
+    """The engine that is loaded into, used again by the next source: what it held before must not matter."""
+    return build(json.loads(text), seed=9)
 
 
 def steps_of(built, numbers):
     """Losses of training steps on global batches that depend on the step's number only."""
-    import model_support
+    import layouts
 
-    losses = []
-    for number in numbers:
-        rows = model_support.rows_of(model_support.random_samples(2 * ROWS, 50 + number, vocab=VOCAB))[:ROWS]
-        dp = built.topology.coordinate("dp"), built.topology.size("dp")
-        micro, valid = model_support.micro_batches(rows, *dp, micro=MICRO)
-        losses.append(built.engine.train_step(micro, valid, 1e-3).loss)
-    return losses
+    built.engine._seed = 0  # of the dropout: that of the start weights differs on purpose
+    return [layouts.step(built, layouts.rows_of_step(50 + n), 1e-3, n).loss for n in numbers]
 
 
 def whole_by_hand(pieces, layout):
@@ -111,7 +111,7 @@ def check_source(root, layout):
     files = read_files(Path(root) / "step-00000002")
     same(before, files, f"saved at {layout}")
     shapes = {name: shape for (_, name), shape in ((item, v.shape) for item, v in files.items())}
-    assert shapes["embedding.weight"][0] == VOCAB and ("head.weight" in shapes) == (not layout["tied"])
+    assert shapes["embedding.weight"][0] == built.config.model.vocab_size and ("head.weight" in shapes) == (not layout["tied"])
     if dist.get_rank() == 0:
         (Path(root) / "losses.json").write_text(json.dumps({"losses": losses, "grid": layout["grid"]}))
     dist.barrier()
@@ -127,7 +127,7 @@ def check_target(root, layout):
     told = json.loads((Path(root) / "losses.json").read_text())
     what = f"saved at {told['grid']}, loaded at {layout}"
     folder = Path(root) / "step-00000002"
-    built = build(layout, seed=9)
+    built = target(json.dumps(layout))
     state, arrays = canonical.load(folder, built.engine, built.topology)
     assert state["step"] == 2 and arrays["pending_ids"].tolist() == [0, 1, 2] and built.engine.state.steps == 2
     same(held(built), read_files(folder), what)

@@ -10,7 +10,6 @@ from mads.config.compose import compose
 from mads.data.batch import make_batch
 from mads.data.packing import pack
 from mads.model.decoder import Decoder
-from mads.model.placement import Placement
 from mads.train.engine import TrainEngine
 
 
@@ -28,24 +27,14 @@ def config(*overrides):
     )
 
 
-def make_engine(zero_stage=1, dtype=torch.float32, accumulation=1, seed=0, overrides=(), grid=None):
-    """(engine, topology, config). grid: sizes of axes by name; None: data parallel over the default group's world."""
+def make_engine(zero_stage=1, dtype=torch.float32, accumulation=1, seed=0, overrides=()):
+    """(engine, topology, config) for the default group's world size, data parallel only; layouts.make builds the others."""
     import torch.distributed as dist
 
-    grid = {"dp": dist.get_world_size()} if grid is None else grid
-    sizes = {
-        "tensor_model_parallel_size": grid.get("tp", 1),
-        "context_parallel_size": grid.get("cp", 1),
-        "pipeline_model_parallel_size": grid.get("pp", 1),
-    }
-    cfg = config(
-        f"parallel=zero{zero_stage}",
-        *(f"parallel.{name}={size}" for name, size in sizes.items()),
-        f"train.global_batch_size={2 * grid.get('dp', 1) * accumulation}",
-        *overrides,
-    )
-    topology = topology_of(**grid)
-    module = Decoder(cfg.model, Placement.of(topology, cfg.parallel), seed=seed)
+    world = dist.get_world_size()
+    cfg = config(f"parallel=zero{zero_stage}", f"train.global_batch_size={2 * world * accumulation}", *overrides)
+    topology = topology_of(dp=world)
+    module = Decoder(cfg.model, seed=seed)
     engine = TrainEngine(module, topology, cfg.parallel, cfg.optim, cfg.train, dtype, torch.device("cpu"))
     return SimpleNamespace(engine=engine, topology=topology, config=cfg)
 

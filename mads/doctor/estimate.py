@@ -140,7 +140,7 @@ def estimates(config, cluster: Cluster) -> list[Estimate]:
         moments = {
             "backward": sum(parts.values()),
             "optimizer step": resident + states.buckets + states.step + (states.gathered if p.zero_stage == 3 else 0),
-            "start": share.parameters * (FLOAT32 + (2 if bf16 else FLOAT32)) + CONTEXT_BYTES,
+            "start": _start_bytes(share, p.zero_stage, bf16) + CONTEXT_BYTES,
         }
         if rewarding is not None:
             vectors = reward_bytes(share.parameters, ranks, p.zero_stage)
@@ -152,6 +152,12 @@ def estimates(config, cluster: Cluster) -> list[Estimate]:
         host = cluster.gpus_per_node * max(states.host, FLOAT32 * share.parameters)  # the model is drawn there, in float32
         result.append(Estimate(share, in_flight, states, {k: v for k, v in parts.items() if v}, moments, host))
     return result
+
+
+def _start_bytes(share: Share, zero_stage: int, bf16: bool) -> int:
+    """The model comes in float32 and is cast tensor by tensor; then ZeRO copies the weights into flat ones."""
+    copies = 1 if bf16 or zero_stage == 0 else 2
+    return FLOAT32 * (copies * share.parameters + share.largest)
 
 
 def _kept(s: Setting, share: Share, in_flight: int) -> dict[str, int]:

@@ -71,7 +71,7 @@ def model_states(parameters: int, largest: int, ranks: int, parallel, bf16: bool
     # In stage 1 gradients stay whole; a second copy of them accumulates in fp32 where the model is bf16.
     gradients = (6 if bf16 else 4) * parameters if stage == 1 else (0 if offloaded else 4 * part)
     buckets = e * bucket * (2 if overlap else 1) if options.get("contiguous_gradients", True) or offloaded else 0
-    buckets += e * largest if offloaded else 0
+    buckets += e * largest if offloaded or largest > bucket else 0  # what no bucket holds is reduced by itself
     return States(e * parameters, gradients, on_gpu, buckets, 0, 0 if offloaded else 4 * part, host)
 
 

@@ -10,13 +10,15 @@ work is cut into three autograd nodes, made in this order, and the engine runs t
 A pass that asks for the gradient of activations only (torch.autograd.grad, as ghost products do) never reaches _Product: the
 engine leaves it out, and with it the weight gradient. One node for all of it could not know (ctx.needs_input_grad tells what the
 forward pass saw, not what is asked for). Overlapped or not, the same operations are done on the same numbers, so the results are
-equal bit for bit.
+equal bit for bit. (Under sequence parallelism such a pass still gathers the input again, for a weight gradient that does not come:
+whether it comes is known only afterwards.)
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from mads.collectives import Pending, group_size, start_all_reduce, start_gather, start_reduce_scatter
 
@@ -62,6 +64,7 @@ class _Enter(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, unfinished):
         return ctx.exchange.input_gradient(), None
 
@@ -74,6 +77,7 @@ class _Product(torch.autograd.Function):
         return F.linear(exchange.whole(x), weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         rows = grad.flatten(0, -2)
@@ -90,6 +94,7 @@ class _InputGradient(torch.autograd.Function):
         return product.view_as(product)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         *x, weight = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:  # nothing before this layer is trained

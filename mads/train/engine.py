@@ -61,9 +61,8 @@ def deepspeed_config(parallel, optim, train, topology: Topology, dtype: torch.dt
         # Activations differ between tensor-parallel ranks under sequence parallelism, so a stage must not send a slice for all.
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
     }
-    # Said in every case, because DeepSpeed clips at 1.0 when it is told nothing. ZeRO 0 in fp32 is clipped by mads.
-    clipped_here = parallel.zero_stage == 0 and dtype == torch.float32
-    config["gradient_clipping"] = 0.0 if clipped_here else float(optim.grad_clip)
+    # Said in every case, because DeepSpeed clips at 1.0 when it is told nothing.
+    config["gradient_clipping"] = 0.0 if clips_itself(parallel.zero_stage, dtype, topology) else float(optim.grad_clip)
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         if parallel.zero_stage > 0:
@@ -76,6 +75,13 @@ def data_ranks(topology: Topology, zero_stage: int) -> int:
     mads.topology.MPU) and on pipeline stages, whose grid has no other axis for them; else it knows them as sequence ranks."""
     shared = topology.size("pp") > 1 or zero_stage == 3
     return topology.size("dp") * (topology.size("cp") if shared else 1)
+
+
+def clips_itself(zero_stage: int, dtype: torch.dtype, topology: Topology) -> bool:
+    """Whether mads measures and clips the gradient, without ZeRO: in fp32, where DeepSpeed would clip without a check for NaN and
+    would not tell the norm; in bf16 under tensor parallelism, where its wrapper measures copies of the gradients that have lost
+    their marks, so that shards on other ranks are not counted."""
+    return zero_stage == 0 and (dtype == torch.float32 or topology.size("tp") > 1)
 
 
 def prepare_deepspeed() -> None:
@@ -200,7 +206,7 @@ class Engine:
 
     @property
     def _clips_itself(self) -> bool:
-        return self.zero_stage == 0 and self.dtype == torch.float32
+        return clips_itself(self.zero_stage, self.dtype, self.topology)
 
     def gradient_norm(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
         """Euclidean norm of the model's gradient, float64, the same bits on every rank of a model: shards add up, replicas and
@@ -213,11 +219,11 @@ class Engine:
         counted = [gradients[name] for name, p in self.parameters if name in gradients and counts_on(p, rank)]
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for g in counted:
-            squares += torch.linalg.vector_norm(g).double().square()
+            squares += torch.linalg.vector_norm(g, dtype=torch.float32).double().square()
         return collectives.all_reduce_(squares, self.topology.group("model")).sqrt()
 
     def _clip_whole_gradients(self) -> torch.Tensor:
-        """ZeRO 0 in fp32: DeepSpeed would clip without a check for NaN, and would not tell the norm."""
+        """Measure, check and clip the gradients that the optimizer is about to read; returns the norm."""
         gradients = {name: p.grad for name, p in self.parameters if p.grad is not None}
         norm = self.gradient_norm(gradients)
         if not torch.isfinite(norm):

@@ -1,4 +1,4 @@
-"""Dropout over ranks: the same mask where the same numbers are, another where each rank has its own, and recomputed bit for bit."""
+"""Dropout over ranks: one mask where the same numbers are, another where each rank has its own, and recomputed bit for bit."""
 
 import pytest
 import torch
@@ -37,8 +37,8 @@ def check_hidden_masks():
 
 
 def _core(placement, draws, dropout=0.5):
-    """The core of attention with the same Q, K and V on every rank, to be called; values of 1, so that an output is the share that
-    was kept."""
+    """The core of attention with the same Q, K and V on every rank, to be called; values of 1, so that an output is the share
+    that was kept."""
     config = small_config(attention_dropout=dropout)
     layer = Attention(config, "layers.0.attention", 0.1, placement, dtype=DTYPE)
     torch.manual_seed(3)

@@ -112,7 +112,9 @@ def test_d2_replicas_that_train_on_the_same_batch_are_named():
     run_ranks(2, check_shared_batch)
 
 
-@pytest.mark.parametrize("sizes, odd", [({"pp": 2}, 1), ({"pp": 2, "tp": 2}, 3), ({"pp": 2, "tp": 2}, 0), ({"pp": 4}, 3)], ids=str)
+@pytest.mark.parametrize(
+    "sizes, odd", [({"pp": 2}, 1), ({"pp": 2, "tp": 2}, 3), ({"pp": 2, "tp": 2}, 0), ({"pp": 4}, 3)], ids=str
+)
 def test_p3_a_tied_weight_that_differs_between_the_stages_is_named(sizes, odd):
     message, norm = told(sizes, ("embedding.weight", odd), ("tokens", 0))
     assert "a tied weight differs between the first and the last pipeline stage, embedding.weight: " in message

@@ -30,7 +30,9 @@ def check_exactness(stages, mode, dtype_name, correlation, steps, rows=3):
     for stage in stages:
         built = _trained(stage, dtype, steps=steps)
         result = cases.rewarder(built, mode, rows)(None, samples, 0)
-        weights, moments = ({n: built.engine.state.full(p, key) for n, p in built.engine.parameters} for key in ("weight", "exp_avg_sq"))
+        weights, moments = (
+            {n: built.engine.state.full(p, key) for n, p in built.engine.parameters} for key in ("weight", "exp_avg_sq")
+        )
         expected, norm = cases.exact(built, weights, moments, samples)
         assert result.direction["norm"] == pytest.approx(norm, rel=1e-3 if dtype == torch.float32 else 0.1)
         assert sum(result.direction["shares"].values()) == pytest.approx(1.0)

@@ -78,7 +78,10 @@ def _check_texts(topology, wanted):
     at = "pp={pp} dp={dp} cp={cp} tp={tp}".format(**topology.coordinates)
     assert str(topology) == f"{topology.grid} rank {topology.rank} ({at})"
     first, *lines = topology.describe().splitlines()
-    assert first == f"{topology.grid}, {topology.world_size} rank{'s'[: topology.world_size - 1]}; this is rank {topology.rank} ({at})"
+    assert (
+        first
+        == f"{topology.grid}, {topology.world_size} rank{'s'[: topology.world_size - 1]}; this is rank {topology.rank} ({at})"
+    )
     shown = {line.split()[0]: line for line in lines}
     for name, ranks in wanted.items():
         groups = len(topology.grid.groups(*NAMED.get(name, ("pp",))))

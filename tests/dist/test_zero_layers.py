@@ -76,7 +76,7 @@ def check_training(stage: int, sizes: dict, options: dict, tied: bool):
 
 
 def check_ghost_products(recompute: str):
-    """Taps under ZeRO 3 with recomputation, whose second pass through the hooks must not count twice; training goes on after it."""
+    """Taps under ZeRO 3 with recomputation, whose second pass through the hooks must not count twice; training goes on."""
     topology_ = topology(dp=2)
     config = small_config(tie_embeddings=True, init_std=0.1)
     model = Decoder(config, Placement(recompute=recompute), seed=4)

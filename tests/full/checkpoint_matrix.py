@@ -1,4 +1,4 @@
-"""Every layout to every layout (K1): what the full runner calls. A case is a pair of layouts of at most four ranks."""
+"""Suite: checkpoints saved at every layout of 1, 2 and 4 ranks load at every other, bit for bit, and training goes on."""
 
 from __future__ import annotations
 
@@ -9,37 +9,31 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import layout_cases
 from checkpoint_support import check_source, check_target
 from harness import run_ranks
 
-LARGEST_WORLD = 4
-AXES = ("pp", "tp", "cp", "dp")
-STAGES = (0, 1, 2, 3)
 
-
-def supported(grid: dict[str, int], zero: int, tied: bool) -> bool:
-    """Whether the engine trains this layout."""
-    return grid["pp"] == 1 and grid["cp"] == 1
-
-
-def layouts() -> list[dict[str, Any]]:
-    """All supported layouts, those of one world size together."""
-    sizes = [n for n in range(1, LARGEST_WORLD + 1) if LARGEST_WORLD % n == 0]
-    grids = [dict(zip(AXES, (p, t, c, d))) for p in sizes for t in sizes for c in sizes for d in sizes]
-    grids = sorted((g for g in grids if math.prod(g.values()) <= LARGEST_WORLD), key=lambda g: math.prod(g.values()))
+def all_layouts() -> list[dict[str, Any]]:
+    """Every grid with every stage that it allows, with tied and with untied embeddings."""
     return [
-        {"grid": grid, "zero": zero, "tied": tied}
+        {"grid": dict(zip(layout_cases.AXES, grid)), "zero": zero, "tied": tied}
         for tied in (True, False)
-        for grid in grids
-        for zero in STAGES
-        if supported(grid, zero, tied)
+        for grid in layout_cases.grids(1, 2, 4)
+        for zero in layout_cases.FACTORS["zero"]
+        if layout_cases.valid({"grid": grid, "zero": zero})
     ]
 
 
 def cases() -> list[dict[str, Any]]:
-    """Every source with every target, of tied and of untied embeddings."""
-    every = layouts()
-    return [{"source": s, "target": t} for s in every for t in every if s["tied"] == t["tied"]]
+    """Every source with every target. A target's cases are together: its engine is used again."""
+    every = all_layouts()
+    pairs = [(s, t) for t in every for s in every if s["tied"] == t["tied"]]
+    return [{"world": max(world_of(s), world_of(t)), "source": s, "target": t} for s, t in pairs]
+
+
+def world_of(layout: dict[str, Any]) -> int:
+    return math.prod(layout["grid"].values())
 
 
 def name_of(case: dict[str, Any]) -> str:
@@ -60,7 +54,7 @@ def run_case(case: dict[str, Any]) -> None:
     """
     source, target = case["source"], case["target"]
     root = _saved(tuple(source["grid"].items()), source["zero"], source["tied"])
-    run_ranks(math.prod(target["grid"].values()), check_target, root, target)
+    run_ranks(world_of(target), check_target, root, target)
 
 
 @functools.cache
@@ -73,7 +67,7 @@ def _saved(grid: tuple[tuple[str, int], ...], zero: int, tied: bool) -> str:
     layout = {"grid": dict(grid), "zero": zero, "tied": tied}
     root = str(_folder() / "-".join([*(f"{axis}{size}" for axis, size in grid), f"zero{zero}", "tied" if tied else "untied"]))
     try:
-        run_ranks(math.prod(layout["grid"].values()), check_source, root, layout)
+        run_ranks(world_of(layout), check_source, root, layout)
     except BaseException:
         shutil.rmtree(root, ignore_errors=True)
         raise

@@ -6,7 +6,7 @@ import yaml
 from mads.cli import main
 
 
-@pytest.mark.parametrize("command", ["prepare", "label", "train", "report"])
+@pytest.mark.parametrize("command", ["prepare", "label", "doctor", "train", "report"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -15,14 +15,14 @@ def test_every_command_explains_itself(command, capsys):
     assert command == "report" or "[key=value ...]" in said
 
 
-@pytest.mark.parametrize("command", ["prepare", "label", "train"])
+@pytest.mark.parametrize("command", ["prepare", "label", "doctor", "train"])
 def test_cfg_shows_the_configuration_with_its_overrides(command, capsys):
     assert main([command, "--cfg", "job", "train.steps=7", "model=nano"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["train"]["steps"] == 7 and shown["model"]["hidden_size"] == 32
 
 
-@pytest.mark.parametrize("command", ["prepare", "label", "train"])
+@pytest.mark.parametrize("command", ["prepare", "label", "doctor", "train"])
 def test_an_option_that_does_not_exist_is_named(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--stepz=3"])

@@ -67,6 +67,19 @@ def test_t6_t8_sizes_that_do_not_fit_are_named_with_their_numbers(changes, t, wo
         check_model_config(small_config(**changes), t)
 
 
+@pytest.mark.parametrize(
+    "changes, t, c, words",
+    [
+        ({}, 2, 4, "model.num_key_value_heads = 4 is not divisible by tensor-parallel size 2 x context-parallel size 4 = 8"),
+        ({"num_key_value_heads": 8}, 4, 4, "model.num_attention_heads = 8 is not divisible by tensor-parallel size 4 x"),
+    ],
+)
+def test_t6_t8_heads_under_context_parallelism_are_named_with_their_numbers(changes, t, c, words):
+    with pytest.raises(ValueError, match=words.replace(".", r"\.")):
+        check_model_config(small_config(**changes), t, c)
+    check_model_config(small_config(num_key_value_heads=8), 2, 4)
+
+
 def test_flash_on_the_cpu_is_refused_at_the_first_forward():
     model = Decoder(small_config(attention="flash"))
     with pytest.raises(ValueError, match="attention = flash cannot run here"), torch.no_grad():

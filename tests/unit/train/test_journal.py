@@ -9,6 +9,7 @@ import torch
 from fake_pool import OneRank
 from run_support import OVERRIDES
 
+from mads.checkpoint.saver import Saved
 from mads.config.compose import ConfigError, compose
 from mads.console.record import DecisionRecord
 from mads.logging.metrics import MetricsWriter
@@ -69,6 +70,18 @@ def test_phases_add_up_and_are_written_once_with_the_train_line(opened, tmp_path
     assert (first["loss"], first["lr"], first["grad_norm"], first["round"], first["tokens"]) == (5.5, 1e-3, 0.7, 0, 800)
     phases = [(p["name"], p["step"], p["seconds"]) for p in lines(tmp_path) if p["kind"] == "phase"]
     assert phases == [("train", 4, 5.0), ("loader", 4, 0.5), ("evaluation", 4, 1.5), ("train", 6, 4.0)]
+
+
+def test_saves_are_written_down_and_failed_ones_said(opened, tmp_path, capsys):
+    journal, _ = opened
+    journal.checkpoint(Saved(4, 0.25, 3.5, 1000, None))
+    journal.checkpoint(Saved(8, 0.25, 3.5, 0, "rank 3: OSError: no room"))
+    [line] = [line for line in lines(tmp_path) if line["kind"] == "checkpoint"]
+    assert line == {"kind": "checkpoint", "step": 4, "stall_seconds": 0.25, "write_seconds": 3.5, "bytes": 1000}
+    journal._progress.enabled = True
+    journal.checkpoint(Saved(8, 0.25, 3.5, 0, "rank 3: OSError: no room"))
+    said = capsys.readouterr().out
+    assert "saving checkpoint 8 failed: rank 3: OSError: no room; the run stops at its next save or end" in said
 
 
 def test_the_end_is_written_only_by_a_finished_run_and_late_phases_are_not_lost(opened, tmp_path):
