@@ -133,7 +133,7 @@ def _worker(rank: int, world: int, folder: str, pipe: connection.Connection) -> 
 class _Pool:
     def __init__(self, world: int):
         context = get_context("forkserver")
-        context.set_forkserver_preload(["torch", "deepspeed"])
+        context.set_forkserver_preload(["torch", "torch._dynamo", "deepspeed"])  # optimizers import dynamo: seconds a worker
         os.environ["OMP_NUM_THREADS"] = "1"
         self.world = world
         self.folder = tempfile.mkdtemp(prefix="ranks-")
