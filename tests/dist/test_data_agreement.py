@@ -1,5 +1,5 @@
-"""D1: the ranks of a model replica train on the same tokens, replicas on different ones. (That a batch that differs stops the run is
-in test_replica_guard.py.)"""
+"""D1: the ranks of a model replica train on the same tokens, replicas on different ones. test_replica_guard.py: a batch that
+differs stops the run."""
 
 import tempfile
 

@@ -98,7 +98,8 @@ class Record:
 # ---------------------------------------------------------------- pages
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """What of a case's values is a number."""
     return {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
@@ -106,7 +107,7 @@ def worst(suite, entries: list[dict]) -> list[tuple[str, str, float, str]]:
     """(group, what, the largest value, its case) of every number that the passed cases measured."""
     found: dict[tuple[str, str], tuple[float, str]] = {}
     for entry in entries:
-        for what, value in _numbers(entry.get("values", {})).items():
+        for what, value in numbers(entry.get("values", {})).items():
             key = (suite.group_of(entry["case"]), what)
             if key not in found or not value <= found[key][0]:  # NaN is the worst
                 found[key] = (value, entry["name"])
@@ -121,6 +122,15 @@ def _cell(value: Any) -> str:
 def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     return [*lines, *(f"| {' | '.join(_cell(v) for v in row)} |" for row in rows), ""]
+
+
+def _rows(suite, passed: list[dict]) -> list[str]:
+    """The cases with their words, for a suite that wants them listed; a case whose values hold `rows` gives several lines."""
+    if not suite.rows:
+        return []
+    listed = [{"case": e["name"]} | row for e in passed for row in e["values"].get("rows", [e["values"]])]
+    keys = list(dict.fromkeys(key for row in listed for key in row if key != "rows"))
+    return _table(keys, [[row.get(key, "") for key in keys] for row in listed])
 
 
 def write_page(folder: Path, suite, record: Record) -> Path | None:
@@ -145,10 +155,7 @@ def write_page(folder: Path, suite, record: Record) -> Path | None:
     if found := worst(suite, passed):
         lines += ["The largest value of each number that was measured, over the cases of a group:", ""]
         lines += _table(["group", "number", "largest", "case"], [list(row) for row in found])
-    if suite.rows:
-        keys = sorted({k for e in passed for k in e.get("values", {}) if k not in _numbers(e["values"])})
-        rows = [[e["name"], *(e["values"].get(k, "") for k in keys)] for e in passed]
-        lines += _table(["case", *keys], rows)
+    lines += _rows(suite, passed)
     if failed:
         lines += ["## Failures", ""]
         for entry in failed:

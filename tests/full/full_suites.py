@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-FOLDERS = ("", "dist", "mutants", "unit/topology", "unit/train", "fuzz")  # whose modules suites may import
+FOLDERS = ("", "dist", "mutants", "unit/console", "unit/topology", "unit/train", "fuzz")  # whose modules suites may import
 
 
 class Suite:

@@ -39,8 +39,8 @@ def run_case(case: dict) -> dict:
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
         caught = caught_in(report, known)
     assert sorted(caught) == sorted(known), f"mutants that were not run: {sorted(set(known) - set(caught))}"
-    words = {"mutants and the checks they turn red": "; ".join(f"{name}: `{known[name].check}`" for name in sorted(known))}
-    return {"mutants": len(caught), "slowest, s": max(caught.values()), **words}
+    rows = [{"mutant": name, "breaks": known[name].target, "turns red": known[name].check} for name in sorted(known)]
+    return {"mutants": len(caught), "slowest, s": max(caught.values()), "rows": rows}
 
 
 def caught_in(report: Path, known: dict) -> dict[str, float]:

@@ -16,7 +16,7 @@ and, if it wants,
     group_of(case) -> str          the row of the page's table of largest numbers that it belongs to
     clean()                        called at the end
     LIMIT_S                        seconds for one case, else --limit-s
-    ROWS = True                    the page lists every case with its words
+    ROWS = True                    the page lists every case with its words, or what the case gives as "rows" (dicts)
 
 The first line of its docstring is the page's title.
 
@@ -122,7 +122,8 @@ def run_cases(todo: list, folder: Path, record: results.Record, limit_s: float, 
             failed += answer["status"] != "passed"
             if answer["status"] in ("timeout", "died"):
                 worker = None
-            note = "" if answer["status"] == "passed" else ": " + answer["error"].strip().splitlines()[-1][:200]
+            note = ": " + answer["error"].strip().splitlines()[-1][:200] if answer["status"] != "passed" else ""
+            note += "".join(f"; {what} {value:.3g}" for what, value in results.numbers(answer.get("values", {})).items())
             say(f"[{index}/{total}] {suite.name} {name}: {answer['status']} in {seconds:.1f} s, {failed} failed so far{note}")
     finally:
         if worker is not None:

@@ -91,7 +91,7 @@ def test_failures_are_recorded_repeated_and_told_on_the_page(folder):
     page = (folder / "pages" / "toy_suite.md").read_text()
     assert page.startswith("# A toy suite for the runner's own test\n")
     assert "6: 3 passed, 3 failed, 0 not run" in page and "| all | deviation | 3e-07 | measure |" in page
-    assert "| more | a\\|b |" in page and "### fail: failed" in page and "AssertionError: one is not two" in page
+    assert "| more | 1e-09 | a\\|b |" in page and "### fail: failed" in page and "AssertionError: one is not two" in page
     assert "status 3" in page and "not finished within 2 s" in page
     (record,) = (folder / "record").glob("*.jsonl")
     entries = [json.loads(line) for line in record.read_text().splitlines()]
