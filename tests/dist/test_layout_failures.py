@@ -1,5 +1,5 @@
-"""Numbers that are not finite (G4), bf16 wrappers (Z2), offloading, and the ranks that a gradient is summed over (Z1, Z3), at layouts
-with tensor, context and pipeline parallelism."""
+"""Numbers that are not finite (G4), bf16 wrappers (Z2), offloading, and the ranks that a gradient is summed over (Z1, Z3), at
+layouts with tensor, context and pipeline parallelism."""
 
 import math
 
@@ -19,7 +19,7 @@ class _Poison(torch.autograd.Function):
 
 
 def check_non_finite(grid, zero, more):
-    """A loss, then a gradient, that is not finite on the last rank alone: all ranks raise, nothing changed, and training goes on."""
+    """A loss, then a gradient, not finite on the last rank alone: all ranks raise, nothing changed, and training goes on."""
     import layouts
     from mads.train.engine import NonFiniteError
 
@@ -87,7 +87,8 @@ def check_offload(grid, zero, more):
     losses, norms, weights = layouts.reference(built.config)
     for number in range(3):
         result = layouts.step(built, layouts.rows_of_step(number), layouts.RATES[number])
-        assert result.loss == pytest.approx(losses[number], rel=1e-6) and result.grad_norm == pytest.approx(norms[number], rel=1e-5)
+        assert result.loss == pytest.approx(losses[number], rel=1e-6)
+        assert result.grad_norm == pytest.approx(norms[number], rel=1e-5)
     for name, tensor in layouts.gathered(built.engine).items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=1e-5)
     assert built.engine.engine._config.zero_config.offload_optimizer.device == "cpu"

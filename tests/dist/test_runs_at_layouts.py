@@ -1,5 +1,5 @@
-"""Whole runs with selection and rewards at other layouts (X3, K1, K6): the same samples are chosen, the losses are equal, and a run
-goes on at another layout in the middle of a round."""
+"""Whole runs with selection and rewards at other layouts (X3, K1, K6): the same samples are chosen, the losses are equal, and a
+run goes on at another layout in the middle of a round."""
 
 import json
 from pathlib import Path

@@ -44,7 +44,9 @@ ROOMS = {
         "mads.layout",
         "mads.logging",
         "mads.model",
+        "mads.noise",
         "mads.reward",
+        "mads.tensor",
         "mads.topology",
     ),
     # Knows shapes, layouts and rules, to count what a run would need; never the training code, which imports DeepSpeed.
@@ -54,7 +56,13 @@ ROOMS = {
 # Library -> the only modules that may import it.
 LIBRARIES = {
     "torch.distributed": ("mads.topology", "mads.collectives"),
-    "deepspeed": ("mads.train.engine", "mads.train.optimizer_state", "mads.train.pipeline", "mads.train.reward_model"),
+    "deepspeed": (
+        "mads.train.engine",
+        "mads.train.optimizer_state",
+        "mads.train.passes",
+        "mads.train.pipeline",
+        "mads.train.reward_model",
+    ),
     "hydra": ("mads.config",),
     "wandb": ("mads.logging.wandb",),
     "sentencepiece": ("mads.data.tokenizer",),
