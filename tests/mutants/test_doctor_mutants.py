@@ -3,18 +3,11 @@
 import dataclasses
 
 import pytest
-import torch
 from mutants import Mutant
 from test_mutants import check_caught, outcome
 
-RULES, COMMAND, MEMORY = "unit/config/test_parallel_rules.py", "unit/doctor/test_doctor_command.py", "dist/test_doctor_memory.py"
-
-
-def _gradients_in_bf16_only(original):
-    def states(parameters, *others):
-        return dataclasses.replace(original(parameters, *others), gradients=2 * parameters)
-
-    return states
+RULES, MEMORY = "unit/config/test_parallel_rules.py", "dist/test_doctor_memory.py"
+COMMAND, STATES = "unit/doctor/test_doctor_command.py", "unit/doctor/test_doctor_states.py"
 
 
 MUTANTS = [
@@ -40,12 +33,10 @@ MUTANTS = [
         args=([(2, 1, True, "none", 0.0)],),
     ),
     Mutant(
-        "ZeRO 1 is thought to accumulate in bf16",
-        "mads.doctor.states:model_states",
-        _gradients_in_bf16_only,
-        f"{MEMORY}:check_states",
-        world=2,
-        args=([(1, torch.bfloat16)],),
+        "a reward direction is thought to hold three vectors",
+        "mads.doctor.states:REWARD_VECTORS",
+        lambda original: 3,
+        f"{STATES}:test_a_reward_direction_holds_so_many_vectors_at_once",
     ),
     Mutant(
         "a pipeline is thought to hold one micro-batch",
