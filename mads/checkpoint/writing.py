@@ -24,7 +24,7 @@ File = Callable[[Path], dict[str, Any]]  # writes a file, returns its size and S
 
 
 def part_name(rank: int) -> str:
-    """File by which a writer says that its files are there."""
+    """File in which a rank vouches for what it wrote."""
     return f"part-{rank:05d}.json"
 
 

@@ -72,16 +72,14 @@ def test_phases_add_up_and_are_written_once_with_the_train_line(opened, tmp_path
     assert phases == [("train", 4, 5.0), ("loader", 4, 0.5), ("evaluation", 4, 1.5), ("train", 6, 4.0)]
 
 
-def test_saves_are_written_down_and_failed_ones_said(opened, tmp_path, capsys):
-    journal, _ = opened
+def test_saves_are_written_down_and_failed_ones_said(opened, tmp_path, monkeypatch):
+    journal, said = opened[0], []
+    monkeypatch.setattr(journal, "message", said.append)
     journal.checkpoint(Saved(4, 0.25, 3.5, 1000, None))
     journal.checkpoint(Saved(8, 0.25, 3.5, 0, "rank 3: OSError: no room"))
     [line] = [line for line in lines(tmp_path) if line["kind"] == "checkpoint"]
     assert line == {"kind": "checkpoint", "step": 4, "stall_seconds": 0.25, "write_seconds": 3.5, "bytes": 1000}
-    journal._progress.enabled = True
-    journal.checkpoint(Saved(8, 0.25, 3.5, 0, "rank 3: OSError: no room"))
-    said = capsys.readouterr().out
-    assert "saving checkpoint 8 failed: rank 3: OSError: no room; the run stops at its next save or end" in said
+    assert said == ["saving checkpoint 8 failed: rank 3: OSError: no room; the run stops at its next save or end"]
 
 
 def test_the_end_is_written_only_by_a_finished_run_and_late_phases_are_not_lost(opened, tmp_path):
