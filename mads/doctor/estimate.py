@@ -143,10 +143,11 @@ def estimates(config, cluster: Cluster) -> list[Estimate]:
             "start": _start_bytes(share, p.zero_stage, bf16) + CONTEXT_BYTES,
         }
         if rewarding is not None:
+            # The fullest moment is that of the reference gradient, whose batches leave gradients of their own.
             vectors = reward_bytes(share.parameters, ranks, p.zero_stage)
-            gradient = vectors // 5 + training.element * share.parameters // (ranks if p.zero_stage == 3 else 1)
+            gradient = vectors + training.element * share.parameters // (ranks if p.zero_stage == 3 else 1)
             activations = sum(_kept(rewarding, share, p.pipeline_model_parallel_size - share.stage).values())
-            moments["reward round"] = resident + states.gathered + states.buckets + max(vectors, gradient + activations)
+            moments["reward round"] = resident + states.gathered + states.buckets + gradient + activations
         moments = {name: int(total + FRAGMENTATION * (total - CONTEXT_BYTES)) for name, total in moments.items()}
         parts["fragmentation"] = moments["backward"] - sum(parts.values())
         host = cluster.gpus_per_node * max(states.host, FLOAT32 * share.parameters)  # the model is drawn there, in float32

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 # DeepSpeed's defaults, in elements.
 BUCKET, LIVE, PREFETCH, SUB_GROUP = 500_000_000, 1_000_000_000, 50_000_000, 1_000_000_000
-# Vectors of fp32 that a reward round holds at once when it makes its direction (mads.reward.influence and .direction): the
-# reference gradient, the second moment, and while v is measured v itself, its squares and v scaled.
-REWARD_VECTORS = 5
+# Vectors of fp32 that a reward round holds at once (mads.reward.influence and .direction): the reference gradient, which becomes
+# the direction in place.
+REWARD_VECTORS = 1
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,6 @@ def _zero3(parameters, largest, part, parallel, e, bucket, on_gpu, host) -> Stat
 
 
 def reward_bytes(parameters: int, ranks: int, zero_stage: int) -> int:
-    """In use while a reward direction is made: whole vectors of this rank's parameters, cut up only where the weights are."""
+    """In use from the reference gradient to the last probe: a whole vector of this rank's parameters, cut up only where the
+    weights are."""
     return 4 * REWARD_VECTORS * (-(-parameters // ranks) if zero_stage == 3 else parameters)

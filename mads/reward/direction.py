@@ -18,6 +18,8 @@ import torch
 
 from mads.train.interface import Vector
 
+_SAMPLED = 1 << 16  # coordinates that are sorted to say how concentrated a direction is
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -25,7 +27,7 @@ class Direction:
 
     norm: norm of P grad L_ref before it was made one (rewards are derivatives along the unit vector).
     shares: parameter group -> share of |v|^2.
-    top_share: share of |v|^2 in the largest 1% of this rank's coordinates.
+    top_share: share of |v|^2 in the largest 1% of this rank's coordinates, of a large model every k-th of them.
     """
 
     vector: Vector
@@ -36,7 +38,7 @@ class Direction:
 
 def preconditioned(
     gradient: Vector,
-    moment: Vector,
+    moment: Callable[[str], torch.Tensor],
     steps: int,
     sizes: dict[str, int],
     beta2: float,
@@ -44,24 +46,26 @@ def preconditioned(
     damping: float,
     totals: Callable[[dict[str, torch.Tensor]], dict[str, float]],
 ) -> Vector:
-    """P * gradient, piece by piece.
+    """P * gradient, piece by piece and in place: a large model has memory for one such vector, not for several.
 
     Args:
-        gradient, moment: g_ref and Adam's exp_avg_sq as stored (biased), fp32.
+        gradient: g_ref, fp32; overwritten by the result.
+        moment: name -> Adam's exp_avg_sq as stored (biased), fp32; asked for twice, left unchanged.
         steps: optimizer steps behind the moment.
         sizes: logical number of elements of every parameter (pieces may be smaller).
         totals: mads.train.interface.RewardModel.totals.
     """
     # One more step of the moment with g_ref as its gradient, then Adam's bias correction for steps + 1.
     correction = 1.0 - beta2 ** (steps + 1)
-    moments = {n: (beta2 * moment[n] + (1.0 - beta2) * g.square()) / correction for n, g in gradient.items()}
-    sums = totals({name: moment.sum(dtype=torch.float64) for name, moment in moments.items()})
-    result = {}
-    for name in gradient:
+
+    def corrected(name: str) -> torch.Tensor:
+        return (beta2 * moment(name)).add_(gradient[name].square().mul_(1.0 - beta2)).div_(correction)
+
+    sums = totals({name: corrected(name).sum(dtype=torch.float64) for name in gradient})
+    for name, piece in gradient.items():
         rms = math.sqrt(sums[name] / sizes[name])
-        denominator = moments[name].sqrt_().add_(eps + damping * rms)
-        result[name] = gradient[name] / denominator
-    return result
+        piece.div_(corrected(name).sqrt_().add_(eps + damping * rms))
+    return gradient
 
 
 def group_of(name: str) -> str:
@@ -81,7 +85,7 @@ def group_of(name: str) -> str:
 
 
 def make_direction(vector: Vector, totals: Callable[[dict[str, torch.Tensor]], dict[str, float]]) -> Direction:
-    """Normalise a vector and measure where its length sits.
+    """Normalise a vector, in place, and measure where its length sits.
 
     Raises:
         ValueError: if it is zero or not finite.
@@ -94,6 +98,9 @@ def make_direction(vector: Vector, totals: Callable[[dict[str, torch.Tensor]], d
     shares: dict[str, float] = {}
     for name, square in squares.items():
         shares[group_of(name)] = shares.get(group_of(name), 0.0) + square / total
-    flat = torch.cat([piece.flatten().square() for piece in vector.values()])
+    every = 1 + sum(piece.numel() for piece in vector.values()) // _SAMPLED
+    flat = torch.cat([piece.flatten()[::every].square() for piece in vector.values()])
     top = float(flat.topk(max(1, flat.numel() // 100)).values.sum() / flat.sum().clamp_min(1e-300))
-    return Direction({n: v / norm for n, v in vector.items()}, norm, shares, top)
+    for piece in vector.values():
+        piece.div_(norm)
+    return Direction(vector, norm, shares, top)

@@ -7,7 +7,7 @@ owners of such pieces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -37,8 +37,9 @@ class RewardModel(Protocol):
         Every rank passes the same number of batches (a weight of 0 everywhere adds nothing).
         """
 
-    def second_moment(self) -> tuple[Vector, int]:
-        """Adam's exp_avg_sq as it is stored, and the number of optimizer steps so far (zeros and 0 before the first)."""
+    def second_moment(self) -> tuple[Callable[[str], torch.Tensor], int]:
+        """(name -> the piece of Adam's exp_avg_sq as it is stored, not to be written to; the number of optimizer steps so far):
+        zeros and 0 before the first. A piece at a time, in the order of the vectors' names: they may be gathered."""
 
     def parameter_norm(self) -> float:
         """Euclidean norm of all parameters (logical, each once)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -80,9 +80,9 @@ class EngineRewardModel:
             collectives.all_reduce_(sums, self._topology.group("dp_cp"))
         return dict(zip(names, sums.tolist()))
 
-    def second_moment(self) -> tuple[Vector, int]:
-        state = self._engine.state
-        return {name: state.local(p, "exp_avg_sq").clone() for name, p in self._engine.parameters}, state.steps
+    def second_moment(self) -> tuple[Callable[[str], torch.Tensor], int]:
+        state, parameters = self._engine.state, dict(self._engine.parameters)
+        return lambda name: state.local(parameters[name], "exp_avg_sq"), state.steps
 
     def parameter_norm(self) -> float:
         squares = {name: self._owned(p).double().square().sum() for name, p in self._engine.parameters}

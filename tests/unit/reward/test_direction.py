@@ -33,41 +33,31 @@ def test_the_preconditioner_equals_its_formula(steps, damping):
     gradient, moment = vectors(1), {n: t.square() * (steps > 0) for n, t in vectors(2, 0.1).items()}
     kept = {n: (gradient[n].clone(), moment[n].clone()) for n in NAMES}
     sizes = {n: int(np.prod(s)) for n, s in NAMES.items()}
-    result = preconditioned(gradient, moment, steps, sizes, BETA2, EPS, damping, alone)
+    result = preconditioned(gradient, moment.__getitem__, steps, sizes, BETA2, EPS, damping, alone)
     for n in NAMES:
-        expected = transcription(gradient[n], moment[n], steps, BETA2, EPS, damping)
+        expected = transcription(*kept[n], steps, BETA2, EPS, damping)
         np.testing.assert_allclose(result[n].numpy(), expected, rtol=1e-5)
-        assert torch.equal(gradient[n], kept[n][0]) and torch.equal(moment[n], kept[n][1])
+        assert result[n] is gradient[n] and torch.equal(moment[n], kept[n][1])  # in place; the optimizer's state is not touched
 
 
 def test_pieces_of_two_owners_give_the_whole():
     """Under ZeRO 3 each rank holds a flat piece; the rms is that of the whole tensor."""
     gradient, moment = vectors(1), {n: t.square() for n, t in vectors(2).items()}
     sizes = {n: int(np.prod(s)) for n, s in NAMES.items()}
-    whole = preconditioned(gradient, moment, 7, sizes, BETA2, EPS, DELTA, alone)
+    whole = preconditioned({n: g.clone() for n, g in gradient.items()}, moment.__getitem__, 7, sizes, BETA2, EPS, DELTA, alone)
     cut = {n: size // 2 + 1 for n, size in sizes.items()}
 
     def piece(vector, rank):
-        return {n: t.flatten()[: cut[n]] if rank == 0 else t.flatten()[cut[n] :] for n, t in vector.items()}
+        return {n: (t.flatten()[: cut[n]] if rank == 0 else t.flatten()[cut[n] :]).clone() for n, t in vector.items()}
+
+    def part(rank, heard):
+        own = piece(gradient, rank)
+        return preconditioned(own, piece(moment, rank).__getitem__, 7, sizes, BETA2, EPS, DELTA, heard)
 
     sums = []
     for rank in range(2):  # first pass: what each rank would contribute to the totals
-        preconditioned(
-            piece(gradient, rank), piece(moment, rank), 7, sizes, BETA2, EPS, DELTA, lambda x: sums.append(alone(x)) or sums[-1]
-        )
-    pieces = [
-        preconditioned(
-            piece(gradient, rank),
-            piece(moment, rank),
-            7,
-            sizes,
-            BETA2,
-            EPS,
-            DELTA,
-            lambda x: {n: sums[0][n] + sums[1][n] for n in x},
-        )
-        for rank in range(2)
-    ]
+        part(rank, lambda x: sums.append(alone(x)) or sums[-1])
+    pieces = [part(rank, lambda x: {n: sums[0][n] + sums[1][n] for n in x}) for rank in range(2)]
     for n in NAMES:
         torch.testing.assert_close(torch.cat([p[n] for p in pieces]), whole[n].flatten())
 
@@ -78,7 +68,16 @@ def test_weights_that_training_never_touched_do_not_dominate():
     moment = {"embedding.weight": torch.cat([torch.zeros(1), torch.ones(99)])}
     share = {}
     for damping in (0.0, 0.3):
-        vector = preconditioned(gradient, moment, 300, {"embedding.weight": 100}, BETA2, EPS, damping, alone)
+        vector = preconditioned(
+            {n: g.clone() for n, g in gradient.items()},
+            moment.__getitem__,
+            300,
+            {"embedding.weight": 100},
+            BETA2,
+            EPS,
+            damping,
+            alone,
+        )
         squares = vector["embedding.weight"].square()
         share[damping] = float(squares[0] / squares.sum())
     assert share[0.0] > 0.99 and share[0.3] < 0.5
@@ -92,21 +91,28 @@ def test_a_direction_has_unit_length_and_its_shares_say_where_it_sits():
     assert made.norm == pytest.approx(np.sqrt(total))
     assert sum(float(t.square().sum()) for t in made.vector.values()) == pytest.approx(1.0, rel=1e-5)
     assert made.shares == {
-        "embedding": pytest.approx(float(vector["embedding.weight"].square().sum()) / total, rel=1e-5),
-        "norm": pytest.approx(float(vector["layers.0.attention_norm.weight"].square().sum()) / total, rel=1e-5),
-        "mlp": pytest.approx(float(vector["layers.0.mlp.down.weight"].square().sum()) / total, rel=1e-5),
+        "embedding": pytest.approx(float(kept["embedding.weight"].square().sum()) / total, rel=1e-5),
+        "norm": pytest.approx(float(kept["layers.0.attention_norm.weight"].square().sum()) / total, rel=1e-5),
+        "mlp": pytest.approx(float(kept["layers.0.mlp.down.weight"].square().sum()) / total, rel=1e-5),
     }
-    largest = max(float(t.abs().max()) for t in vector.values())
+    largest = max(float(t.abs().max()) for t in kept.values())
     assert made.top_share == pytest.approx(largest**2 / total, rel=1e-5)  # 1% of 60 coordinates is one
-    assert all(torch.equal(vector[n], kept[n]) for n in vector)
+    assert all(made.vector[n] is vector[n] for n in vector)  # in place
+
+
+def test_the_share_of_the_largest_coordinates_of_a_large_model_is_sampled():
+    vector = {"a": torch.randn(300_000, generator=torch.Generator().manual_seed(0)), "b": torch.randn(100_000) * 3}
+    squares = torch.cat(list(vector.values())).double().square()
+    exact = squares.topk(len(squares) // 100).values.sum() / squares.sum()
+    assert make_direction(vector, alone).top_share == pytest.approx(float(exact), rel=0.1)
 
 
 def test_the_direction_points_along_the_gradient_not_against_it():
-    gradient = vectors(1)
+    gradient, kept = vectors(1), vectors(1)
     sizes = {n: int(np.prod(s)) for n, s in NAMES.items()}
     zero = {n: torch.zeros_like(t) for n, t in gradient.items()}
-    made = make_direction(preconditioned(gradient, zero, 0, sizes, BETA2, EPS, DELTA, alone), alone)
-    assert all(float((made.vector[n] * gradient[n]).sum()) > 0 for n in NAMES)
+    made = make_direction(preconditioned(gradient, zero.__getitem__, 0, sizes, BETA2, EPS, DELTA, alone), alone)
+    assert all(float((made.vector[n] * kept[n]).sum()) > 0 for n in NAMES)
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
