@@ -1,10 +1,12 @@
 """Habits that a reader relies on: sizes, no machine's paths, no loose ends, tests that assert, names that are explained."""
 
 import ast
+import fnmatch
 import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,19 @@ def test_the_checker_of_docstrings_can_tell():
     methods = f'    """A."""\n    def long(self):\n{body}\n    def short(self): pass\n'
     source = f'"""M."""\ndef f(): pass\ndef _g(): pass\nclass A:\n{methods}'
     assert undocumented({"m.py": source, "n.py": "x = 1"}) == ["n.py", "m.py:f", "m.py:A.long"]
+
+
+def skipped(files, patterns):
+    """Test files in folders that pytest does not descend into."""
+    return [f for f in files if any(fnmatch.fnmatch(part, p) for part in f.parent.parts for p in patterns)]
+
+
+def test_pytest_descends_into_every_folder_of_tests():
+    """Its own list of folders to skip has "dist": the distributed tests would never run, and nobody would notice."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    files = [p.relative_to(ROOT) for p in PYTHON if p.name.startswith("test_")]
+    assert len(files) > 100 and skipped(files, options["norecursedirs"]) == []
+    assert skipped(files, ["dist"]) != []
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["lint", "format"])
