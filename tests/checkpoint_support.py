@@ -20,7 +20,12 @@ def build(layout, seed):
     """An engine on this layout, as layouts.make."""
     import layouts
 
-    more = [f"model.tie_embeddings={str(layout['tied']).lower()}", f"model.hidden_dropout={DROPOUT}", f"train.seed={seed}"]
+    more = [
+        "model.num_layers=4",  # enough for four stages
+        f"model.tie_embeddings={str(layout['tied']).lower()}",
+        f"model.hidden_dropout={DROPOUT}",
+        f"train.seed={seed}",
+    ]
     return layouts.make(layout["grid"], layout["zero"], *more)
 
 

@@ -1,5 +1,5 @@
-"""Shared set-up of all tests: one thread, the harness importable, `gpu` tests skipped where there is no CUDA device, mutants that
-need several ranks left to `make mutants`."""
+"""Shared set-up of all tests: one thread, the harness importable, `gpu` tests skipped where there is no CUDA device, what is
+exhaustive left to `make test-full`."""
 
 import os
 import sys
@@ -16,16 +16,20 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--mutants", choices=("quick", "all"), default="quick", help="quick: only those of one process")
+    parser.addoption("--all", action="store_true", help="also what is left to `make test-full`: see _only_in_full")
+
+
+def _only_in_full(item) -> bool:
+    """Tests marked `full`, and mutants that need several ranks."""
+    mutant = getattr(getattr(item, "callspec", None), "params", {}).get("mutant")
+    return item.get_closest_marker("full") is not None or getattr(mutant, "world", 1) > 1
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("mutants") == "quick":
-        left = [item for item in items if getattr(getattr(item, "callspec", None), "params", {}).get("mutant") is not None]
-        left = [item for item in left if item.callspec.params["mutant"].world > 1]
-        if left:
-            config.hook.pytest_deselected(items=left)
-            items[:] = [item for item in items if item not in set(left)]
+    if not config.getoption("all"):
+        left = {item for item in items if _only_in_full(item)}
+        config.hook.pytest_deselected(items=list(left))
+        items[:] = [item for item in items if item not in left]
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

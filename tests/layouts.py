@@ -22,15 +22,15 @@ MODEL = [
     "model.num_key_value_heads=4",
     "model.hidden_size=32",
     "model.ffn_hidden_size=48",
-    "model.num_layers=4",
     "optim.grad_clip=0.2",  # small, so that a wrong norm shows in the weights
 ]
 KEYS = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "cp": "context_parallel_size"}
-MICRO = 2
 STATE = ("weight", "exp_avg", "exp_avg_sq")
 
 
 def overrides_of(grid: dict, zero: int, *more: str) -> list[str]:
+    if not any(o.startswith("model.num_layers=") for o in more):
+        more = (*more, f"model.num_layers={max(2, grid.get('pp', 1))}")
     sizes = [f"parallel.{KEYS[axis]}={size}" for axis, size in grid.items() if axis in KEYS and size > 1]
     return [*MODEL, f"parallel=zero{zero}", *sizes, *more]
 
@@ -38,6 +38,8 @@ def overrides_of(grid: dict, zero: int, *more: str) -> list[str]:
 def make(grid: dict, zero: int, *more: str, batch: int = 8, dtype=torch.float32):
     """(engine, topology, config) at a layout; `batch` rows a step. Collective over all ranks."""
     topology = topology_of(**grid)
+    if not any(o.startswith("train.micro_batch_size=") for o in more):
+        more = (*more, f"train.micro_batch_size={micro_of(topology.size('dp'), batch)}")
     cfg = support.config(*overrides_of(grid, zero, *more), f"train.global_batch_size={batch}", "run_dir=none", "data.dir=none")
     validate(cfg, topology.world_size)
     engine = build_engine(cfg, topology, dtype, torch.device("cpu"))
@@ -48,9 +50,14 @@ def rows_of_step(step: int, batch: int = 8):
     return [[s % 131 for s in row] for row in support.global_batch(batch, seed=step)]
 
 
+def micro_of(dp: int, batch: int = 8) -> int:
+    """Rows of a micro-batch, so that a step has two: four ranks on two cores take long for each collective."""
+    return max(1, batch // (2 * dp))
+
+
 def step(built, rows, rate: float, number: int | None = None):
     t = built.topology
-    micro, valid = support.micro_batches(rows, t.coordinate("dp"), t.size("dp"), MICRO)
+    micro, valid = support.micro_batches(rows, t.coordinate("dp"), t.size("dp"), built.config.train.micro_batch_size)
     return built.engine.train_step(micro, valid, rate, number)
 
 
@@ -144,7 +151,7 @@ def reward_deviation(built, mode: str) -> float:
     samples = [s % 131 for s in support.random_samples(9, seed=5)]
     weights, moments = gathered(built.engine), gathered(built.engine, "exp_avg_sq")
     expected, norm = reward_cases.exact(built, weights, moments, samples)
-    result = reward_cases.rewarder(built, mode)(None, samples, 0)
+    result = reward_cases.rewarder(built, mode, rows=4)(None, samples, 0)
     assert abs(result.direction["norm"] - norm) < 1e-3 * norm, (mode, result.direction["norm"], norm)
     assert abs(sum(result.direction["shares"].values()) - 1) < 1e-6
     return float(np.abs(result.rewards - expected).max() / np.abs(expected).max())

@@ -20,7 +20,7 @@ def config(*overrides):
             "data=jsonl",
             "data.paths=[none]",
             "data.seq_length=32",
-            "train.micro_batch_size=2",
+            *([] if any(o.startswith("train.micro_batch_size=") for o in overrides) else ["train.micro_batch_size=2"]),
             "optim.eps=1e-4",
             *overrides,
         ]

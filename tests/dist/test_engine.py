@@ -4,6 +4,7 @@ import pytest
 import torch
 from harness import run_ranks
 
+FULL = pytest.mark.full
 RATES = [1e-3, 2e-3, 1e-3]
 
 
@@ -28,7 +29,7 @@ def check_engine(stages, accumulation):
         assert built.engine.state.steps == 3
 
 
-@pytest.mark.parametrize("world, accumulation", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("world, accumulation", [pytest.param(1, 1, marks=FULL), pytest.param(2, 1, marks=FULL), (2, 2)])
 def test_z2_zero_stages_equal_plain_adamw(world, accumulation):
     run_ranks(world, check_engine, [0, 1, 2, 3], accumulation, timeout=180)
 
@@ -55,7 +56,7 @@ def check_bf16(stages, accumulation):
         assert float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0)) > 0.99, stage
 
 
-@pytest.mark.parametrize("world, accumulation", [(1, 2), (2, 2)])
+@pytest.mark.parametrize("world, accumulation", [pytest.param(1, 2, marks=FULL), (2, 2)])
 def test_z2_bf16_follows_the_fp32_reference_at_every_stage(world, accumulation):
     run_ranks(world, check_bf16, [0, 1, 2, 3], accumulation, timeout=180)
 

@@ -44,7 +44,14 @@ def check_non_finite(grid, zero, more):
     assert ours == theirs  # the failed steps left nothing behind
 
 
-LAYOUTS = [({"tp": 2}, 1, []), ({"tp": 2}, 3, []), ({"cp": 2}, 2, []), ({"pp": 2}, 0, []), ({"pp": 2}, 1, [])]
+FULL = pytest.mark.full
+LAYOUTS = [
+    ({"tp": 2}, 1, []),
+    pytest.param({"tp": 2}, 3, [], marks=FULL),
+    pytest.param({"cp": 2}, 2, [], marks=FULL),
+    ({"pp": 2}, 0, []),
+    pytest.param({"pp": 2}, 1, [], marks=FULL),
+]
 
 
 @pytest.mark.parametrize("grid, zero, more", LAYOUTS, ids=str)

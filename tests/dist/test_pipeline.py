@@ -16,7 +16,7 @@ def starts(grid, more):
 
 @pytest.mark.parametrize("tied", ["false", "true"])
 def test_p6_r2_start_values_do_not_depend_on_the_stages_and_layers_differ(tied):
-    more = [f"model.tie_embeddings={tied}"]
+    more = [f"model.tie_embeddings={tied}", "model.num_layers=4"]
     [(alone, names)] = run_ranks(1, starts, {}, more)
     assert ("head.weight" in names) == (tied == "false")
     for grid in ({"pp": 2}, {"pp": 4}, {"pp": 2, "tp": 2}):
@@ -41,7 +41,7 @@ def borders(more):
 def test_p4_stages_share_what_the_configuration_says_and_uneven_ones_train_right():
     # Pieces: embedding, four layers of 8704 weights, head. A head of 32768 weights is a stage of its own by its work; by what is
     # held the embedding weighs as much.
-    wide = ["model.vocab_size=1024", "model.tie_embeddings=false"]
+    wide = ["model.vocab_size=1024", "model.tie_embeddings=false", "model.num_layers=4"]
     for balance, expected in (("flops", [0, 5, 6]), ("layers", [0, 3, 6]), ("parameters", [0, 3, 6])):
         for parts, _ in run_ranks(2, borders, [*wide, f"parallel.pipeline_partition={balance}"], timeout=120):
             assert parts == expected, balance

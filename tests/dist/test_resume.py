@@ -54,7 +54,17 @@ SELECTIONS = {
 }
 
 
-@pytest.mark.parametrize("zero, selection", [(0, "mads"), (2, "mads"), (3, "mads"), (1, "bounds"), (1, "paper"), (1, "random")])
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    "zero, selection",
+    [
+        (2, "mads"),
+        (1, "bounds"),
+        *(pytest.param(*case, marks=FULL) for case in ((0, "mads"), (3, "mads"), (1, "paper"), (1, "random"))),
+    ],
+)
 def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, selection):
     overrides = [f"parallel=zero{zero}", "train.prefetch=2", *SELECTIONS[selection]]
     whole = run_ranks(2, train_until, prepared, str(tmp_path / "whole"), [12], overrides, timeout=240)
@@ -172,7 +182,7 @@ def load_everywhere(prepared, run_dir, stages):
     return found
 
 
-@pytest.mark.parametrize("saved_at", [0, 3])
+@pytest.mark.parametrize("saved_at", [pytest.param(0, marks=FULL), 3])
 def test_k1_master_weights_and_moments_are_equal_after_moving(prepared, tmp_path, saved_at):
     saved = run_ranks(2, train_until, prepared, str(tmp_path / "run"), [7], [f"parallel=zero{saved_at}"], timeout=240)
     for world in (1, 2):

@@ -6,6 +6,7 @@ import torch
 from harness import run_ranks
 
 RATE = 2e-3
+FULL = pytest.mark.full
 
 
 def _trained(stage, dtype=torch.float32, accumulation=1, steps=3):
@@ -45,7 +46,7 @@ def check_exactness(stages, mode, dtype_name, correlation, steps, rows=3):
 
 
 @pytest.mark.parametrize("mode", ["finite_difference", "ghost"])
-@pytest.mark.parametrize("world, steps", [(1, 3), (2, 0), (2, 3)])
+@pytest.mark.parametrize("world, steps", [pytest.param(1, 3, marks=FULL), (2, 0), pytest.param(2, 3, marks=FULL)])
 def test_rewards_equal_exact_dot_products_in_fp32(mode, world, steps):
     # The finite difference subtracts two fp32 losses near 6: rounding leaves about 1e-4 of noise in rewards this small.
     run_ranks(world, check_exactness, [0, 1, 2, 3], mode, "float32", 0.999999 if mode == "ghost" else 0.9999, steps, timeout=180)
@@ -104,7 +105,7 @@ def _everything(built):
 
 
 @pytest.mark.parametrize("mode", ["finite_difference", "ghost"])
-@pytest.mark.parametrize("world, accumulation", [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("world, accumulation", [pytest.param(1, 2, marks=FULL), pytest.param(2, 1, marks=FULL), (2, 2)])
 def test_reward_pass_leaves_no_trace(mode, world, accumulation):
     run_ranks(world, check_trace, [0, 1, 2, 3], mode, accumulation, timeout=180)
 

@@ -34,7 +34,7 @@ def run_case(case: dict) -> dict:
     known = {m.name: m for m in importlib.import_module(Path(case["file"]).stem).MUTANTS}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "--mutants=all", str(FOLDER / case["file"]), f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", "--all", str(FOLDER / case["file"]), f"--junitxml={report}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parents[1])
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
         caught = caught_in(report, known)
