@@ -1,4 +1,4 @@
-"""Suite: checkpoints saved at every layout of 1, 2 and 4 ranks load at every other, bit for bit, and training goes on."""
+"""Suite: checkpoints saved at every grid of 1, 2 and 4 ranks load at every other, bit for bit, and training goes on."""
 
 from __future__ import annotations
 
@@ -14,22 +14,36 @@ from checkpoint_support import check_source, check_target
 from harness import run_ranks
 
 
-def all_layouts() -> list[dict[str, Any]]:
-    """Every grid with every stage that it allows, with tied and with untied embeddings."""
-    return [
-        {"grid": dict(zip(layout_cases.AXES, grid)), "zero": zero, "tied": tied}
-        for tied in (True, False)
-        for grid in layout_cases.grids(1, 2, 4)
-        for zero in layout_cases.FACTORS["zero"]
-        if layout_cases.valid({"grid": grid, "zero": zero})
-    ]
+def _stages(grid: tuple[int, ...]) -> list[int]:
+    return [zero for zero in layout_cases.FACTORS["zero"] if layout_cases.valid({"grid": grid, "zero": zero})]
+
+
+def _layout(grid: tuple[int, ...], zero: int, tied: bool) -> dict[str, Any]:
+    return {"grid": dict(zip(layout_cases.AXES, grid)), "zero": zero, "tied": tied}
 
 
 def cases() -> list[dict[str, Any]]:
-    """Every source with every target. A target's cases are together: its engine is used again."""
-    every = all_layouts()
-    pairs = [(s, t) for t in every for s in every if s["tied"] == t["tied"]]
-    return [{"world": max(world_of(s), world_of(t)), "source": s, "target": t} for s, t in pairs]
+    """Every grid of 1, 2 and 4 ranks with every other, tied and untied, the stages of both taking turns; and on two ranks every
+    axis and stage with every other. A target's cases are together: its engine is used again."""
+    pairs: dict[str, dict[str, Any]] = {}
+
+    def add(source, target):
+        case = {"world": max(world_of(source), world_of(target)), "source": source, "target": target}
+        pairs.setdefault(name_of(case), case)
+
+    grids = layout_cases.grids(1, 2, 4)
+    for tied in (True, False):
+        for j, to in enumerate(grids):
+            for turn, zero in enumerate(_stages(to)):
+                for i, start in enumerate(grids):
+                    if i % len(_stages(to)) == turn:
+                        stages = _stages(start)
+                        add(_layout(start, stages[(i + j) % len(stages)], tied), _layout(to, zero, tied))
+    small = [_layout(grid, zero, True) for grid in layout_cases.grids(2) for zero in _stages(grid)]
+    for target in small:
+        for source in small:
+            add(source, target)
+    return list(pairs.values())
 
 
 def world_of(layout: dict[str, Any]) -> int:
