@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from fake_pool import random_pool
 from harness import run_ranks
+from topologies import topology as topology_of
 
 import mads.console.exchange as exchange
 from mads.agents import LabelAgent
 from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, StratifiedSelectionConfig
-from mads.console.console import Console
 from mads.console.choose import own_slice
+from mads.console.console import Console
 from mads.console.exchange import broadcast_decision, gather_column
 from mads.console.strategy import build_strategy
 from mads.reward.probes import RoundRewards
-from topologies import topology as topology_of
 
 CONFIGS = {
     "paper": PaperSelectionConfig(name="paper", probes_per_agent=60),

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import run_ranks
+from mads.kernels.packed_attention import Segments, packed_attention
 from model_cases import even_batch, fields, small_config
 from tp_groups import SIZES, WORLD, cp_group, everyones, exact, no_default_group
 
 from mads.collectives import all_to_all, slice_of
-from mads.kernels.packed_attention import Segments, packed_attention
 from mads.model import Decoder
 from mads.model.layers import gather_heads, scatter_heads
 from mads.model.placement import ALONE, Placement
@@ -88,7 +88,7 @@ def check_ulysses():
 def check_losses_of_other_ranks_are_zero():
     config, batch = small_config(), even_batch()
     expected = Decoder(config, ALONE, dtype=DTYPE)(*fields(batch))
-    for c, index, group in context_groups():
+    for c, _index, group in context_groups():
         losses = Decoder(config, Placement(None, group), dtype=DTYPE)(*fields(batch))
         where = slice_of(16, group)
         exact(sum(everyones(losses, group)), expected, f"cp={c}: all positions")
@@ -99,7 +99,7 @@ def check_losses_of_other_ranks_are_zero():
 
 
 def check_heads_that_do_not_fit():
-    for c, index, group in context_groups():
+    for c, _index, group in context_groups():
         if c == 4:
             words = "model.num_key_value_heads = 2 is not divisible by tensor-parallel size 1 x context-parallel size 4 = 4"
             with pytest.raises(ValueError, match=words):

@@ -38,17 +38,22 @@ def test_what_a_layer_keeps_on_each_rank_of_every_cut():
 
 
 def _storages(known=()):
-    """Address -> bytes of every storage that a live tensor has."""
+    """Address -> storage, for every one that a live tensor has. Whoever keeps the result keeps the addresses from being used
+    again for other tensors, which would then count as known."""
     gc.collect()
     found = {}
     for thing in gc.get_objects():
         try:
             if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
                 storage = thing.untyped_storage()
-                found[storage.data_ptr()] = storage.nbytes()
+                found[storage.data_ptr()] = storage
         except (ReferenceError, RuntimeError):
             continue
-    return {address: size for address, size in found.items() if address not in known}
+    return {address: storage for address, storage in found.items() if address not in known}
+
+
+def _bytes(storages):
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def _look_before_the_step(engine, look):
@@ -78,7 +83,7 @@ def check_states(cases):
         overrides = [f"parallel.zero_options.{key}={value}" for key, value in options.items()]
         built = support.make_engine(stage, dtype=dtype, accumulation=2, overrides=["model=tiny", *overrides])
         engine, counted = built.engine, []
-        _look_before_the_step(engine, lambda known=known, counted=counted: counted.append(sum(_storages(known).values())))
+        _look_before_the_step(engine, lambda known=known, counted=counted: counted.append(_bytes(_storages(known))))
         for _ in range(2):  # the moments exist after the first
             engine.train_step(micro, valid, 1e-3)
         shapes = [shape.numel() for shape in engine.logical_shapes.values()]

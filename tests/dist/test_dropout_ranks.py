@@ -5,13 +5,13 @@ import torch
 import torch.distributed as dist
 from harness import run_ranks
 from model_cases import even_batch, fields, small_config
-from tp_groups import WORLD, everyones, exact, groups, placements
 from test_tensor_model import OBJECTIVE, build
+from tp_groups import WORLD, everyones, exact, groups, placements
 
 from mads.collectives import all_reduce_, gather_dim, group_size
 from mads.model.layers import Attention
-from mads.model.placement import ALONE, Placement
 from mads.model.pieces import make_context
+from mads.model.placement import ALONE, Placement
 from mads.tensor.dropout import Draws, attention_seed, default_generator_seeded, hidden_dropout
 
 DTYPE = torch.float64

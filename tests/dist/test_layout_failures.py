@@ -21,6 +21,7 @@ class _Poison(torch.autograd.Function):
 def check_non_finite(grid, zero, more):
     """A loss, then a gradient, not finite on the last rank alone: all ranks raise, nothing changed, and training goes on."""
     import layouts
+
     from mads.train.engine import NonFiniteError
 
     built = layouts.make(grid, zero, *more)

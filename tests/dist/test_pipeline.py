@@ -6,6 +6,8 @@ import pytest
 import torch
 from harness import run_ranks
 
+FULL = pytest.mark.full
+
 
 def starts(grid, more):
     import layouts
@@ -60,7 +62,11 @@ def cut(grid, zero, micro):
     return [(r.loss, r.grad_norm) for r in results]
 
 
-@pytest.mark.parametrize("grid, zero", [({"pp": 2}, 1), ({"pp": 2, "dp": 2}, 0), ({"cp": 2, "dp": 2}, 2)], ids=str)
+@pytest.mark.parametrize(
+    "grid, zero",
+    [({"pp": 2}, 1), *(pytest.param(*case, marks=FULL) for case in (({"pp": 2, "dp": 2}, 0), ({"cp": 2, "dp": 2}, 2)))],
+    ids=str,
+)
 def test_z4_any_cut_into_micro_batches_gives_the_same_step(grid, zero):
     world, expected = math.prod(grid.values()), None
     for micro in (1, 2, 4):
@@ -86,7 +92,9 @@ def twice(grid, zero, more):
     "grid, zero, more",
     [
         ({"pp": 2, "tp": 2}, 1, ["parallel.sequence_parallel=true", "model.hidden_dropout=0.1", "model.attention_dropout=0.1"]),
-        ({"dp": 2, "cp": 2}, 3, ["model.attention_dropout=0.1", "parallel.activation_checkpointing=full"]),
+        pytest.param(
+            {"dp": 2, "cp": 2}, 3, ["model.attention_dropout=0.1", "parallel.activation_checkpointing=full"], marks=FULL
+        ),
     ],
     ids=str,
 )

@@ -166,7 +166,9 @@ def check_real_engine(grid, zero, name, odd):
     guard = ReplicaGuard(built.engine, 10)
     for step in (1, 2):
         rows = layouts.rows_of_step(step)
-        micro, valid = support.micro_batches(rows, topology.coordinate("dp"), topology.size("dp"), built.config.train.micro_batch_size)
+        micro, valid = support.micro_batches(
+            rows, topology.coordinate("dp"), topology.size("dp"), built.config.train.micro_batch_size
+        )
         batch = StepBatch(micro, valid, ids, ids, valid)
         built.engine.train_step(micro, valid, 1e-3)
         guard.check(step, batch, ids)

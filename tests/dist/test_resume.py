@@ -103,7 +103,7 @@ def check_grown_ledger(folder):
     from mads.console.exchange import RankFailedError
     from mads.data.ledger import Ledger
     from mads.topology import Grid, Topology
-    from mads.train.ledgers import grow_ledger, save_ledger
+    from mads.train.ledgers import grow_ledger
 
     for grid in ({"dp": 4}, {"pp": 2, "dp": 2}, {"tp": 4}):
         topology = Topology(Grid(**grid))

@@ -148,6 +148,7 @@ def test_finite_difference_is_refused_in_bf16_and_a_trace_is_an_error():
 
 def _rewards_for(stage):
     import model_support as support
+    import reward_cases as cases
     import torch.distributed as dist
 
     # Batches with the same global rows on any number of ranks.

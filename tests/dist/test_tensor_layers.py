@@ -216,7 +216,7 @@ def _drawn(group):
 
 def check_init():
     reference = {kind: weight.detach() for kind, weight in _drawn(None).items()}
-    for t, index, group in groups():
+    for t, _index, group in groups():
         for kind, weight in _drawn(group).items():
             shards = everyones(weight, group)
             whole = unshard(shards, layout_of(weight))
@@ -229,7 +229,7 @@ def check_init():
 
 
 def check_divisibility_errors():
-    for t, index, group in groups():
+    for t, _index, group in groups():
         if t == 1:
             continue
         uneven = 9 if t == 2 else 10  # the whole, 16, is divisible: the parts decide
@@ -242,7 +242,7 @@ def check_divisibility_errors():
 
 def check_default_group_is_out_of_reach():
     """The guard itself works, so that every other check here also shows that the layers use the group they are given."""
-    for t, index, group in groups():
+    for _t, _index, _group in groups():
         for use in (dist.get_world_size, lambda: dist.all_reduce(torch.ones(1)), lambda: dist.get_rank(dist.group.WORLD)):
             with pytest.raises(AssertionError, match="default process group"):
                 use()

@@ -142,7 +142,7 @@ def check_zero3(tied: bool, persistence: int):
         everything.mean().backward()
         plain.step()
         expected = everything[2 * dist.get_rank() :][:2].mean()
-        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5, msg=lambda m: f"step {step}: {m}")
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=step: f"step {n}: {m}")
     engine.destroy()
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 from harness import run_ranks
-
 from topologies import topology as topology_of
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "unit" / "console"))

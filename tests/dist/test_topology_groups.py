@@ -10,7 +10,6 @@ from harness import run_ranks
 
 from mads.topology import AXES
 
-
 FACTORS = {4: [(4,), (2, 2)], 2: [(2,)], 1: []}
 GRIDS = [dict(zip(axes, sizes)) for sizes in FACTORS[4] for axes in itertools.combinations(AXES, len(sizes))]
 NAMED = {
