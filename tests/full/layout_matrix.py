@@ -26,6 +26,11 @@ def cases() -> list[dict]:
     return listed + [{"world": 8, "grid": grid, "zero": zero, "overrides": more} for grid, zero, more in EIGHT]
 
 
+def group_of(case: dict) -> str:
+    """Row of the page's table."""
+    return f"{case['world']} ranks, ZeRO {case['zero']}"
+
+
 def run_case(case: dict) -> dict:
     """The largest deviations of a layout."""
     arguments = case["grid"], case["zero"], case["overrides"]
