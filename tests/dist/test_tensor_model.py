@@ -114,6 +114,9 @@ def check_ghost_products(tied: bool, recompute: str = "none"):
 def check_zero3(tied: bool, persistence: int):
     """Three steps at ZeRO 3 on two ranks equal plain AdamW on the union of their rows."""
     import deepspeed
+    from topologies import topology
+
+    from mads.topology import MPU
 
     config = small_config(tie_embeddings=tied, init_std=0.05)
     model = Decoder(config, seed=4)
@@ -128,6 +131,7 @@ def check_zero3(tied: bool, persistence: int):
             "zero_allow_untested_optimizer": True,
             "gradient_clipping": 0.0,
         },
+        mpu=MPU(topology(dp=dist.get_world_size()), 3),  # without one DeepSpeed goes on with that of the engine before
     )
     reference = Decoder(config, seed=4)
     plain = torch.optim.AdamW(reference.parameters(), lr=0.01, eps=1e-4)
