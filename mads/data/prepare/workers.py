@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 
 from threadpoolctl import threadpool_limits
@@ -79,6 +80,20 @@ def _do(job: Job, board: Board, stage: str, task: str, say: Callable[[str], None
 # ---------------------------------------------------------------- processes
 
 
+@contextmanager
+def _interrupts_ignored():
+    """What a worker inherits: Ctrl-C goes to all processes of a terminal, and one that is still importing would die with a
+    traceback before it can ignore it. Outside of the main thread, which alone may set it, nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_processes(job: Job, workers: int, progress: Callable[[str], None]) -> None:
     """As `work_through`, with `workers` processes; this one shows how far all of them are.
 
@@ -92,7 +107,8 @@ def run_processes(job: Job, workers: int, progress: Callable[[str], None]) -> No
         for _ in range(workers):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_worker, args=(job, theirs), daemon=True)
-            process.start()
+            with _interrupts_ignored():
+                process.start()
             theirs.close()
             processes.append(process)
             ends[ours] = process
