@@ -220,7 +220,8 @@ class MPU:
 
     def __init__(self, topology: Topology, zero_stage: int = 0):
         self._t = topology
-        self._data = "dp_cp" if zero_stage == 3 else "dp"
+        # The axis of stages has one rank here: DeepSpeed's way of saying that a sequence is not shared.
+        self._data, self._sequence = ("dp_cp", "pp") if zero_stage == 3 else ("dp", "cp")
 
     def get_model_parallel_rank(self) -> int:
         return self._t.coordinate("tp")
@@ -251,13 +252,13 @@ class MPU:
         return next(ranks for ranks in self._t.grid.groups(*GROUP_AXES[self._data]) if self._t.rank in ranks)
 
     def get_sequence_parallel_rank(self) -> int:
-        return self._t.coordinate("cp")
+        return self._t.coordinate(self._sequence)
 
     def get_sequence_parallel_world_size(self) -> int:
-        return self._t.size("cp")
+        return self._t.size(self._sequence)
 
     def get_sequence_parallel_group(self):
-        return self._t.group("cp")
+        return self._t.group(self._sequence)
 
     def get_sequence_data_parallel_rank(self) -> int:
         return self._t.coordinate("dp") * self._t.size("cp") + self._t.coordinate("cp")

@@ -39,6 +39,21 @@ def make_engine(zero_stage=1, dtype=torch.float32, accumulation=1, seed=0, overr
     return SimpleNamespace(engine=engine, topology=topology, config=cfg)
 
 
+class _InfiniteBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("inf")
+
+
+def infinite_backward(x):
+    """x itself, whose gradient is not finite."""
+    return _InfiniteBackward.apply(x)
+
+
 def random_samples(count, seed=0, seq_length=32, vocab=512, shortest=4):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, vocab, rng.integers(shortest, seq_length + 1)) for _ in range(count)]

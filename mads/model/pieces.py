@@ -18,7 +18,7 @@ from mads.kernels.packed_attention import Segments, choose_backend
 from mads.model.layers import Context, DecoderLayer
 from mads.model.placement import Placement
 from mads.model.rope import rope_tables
-from mads.model.shape import check_model_config
+from mads.model.shape import check_model_config, layer_matrices
 from mads.tensor import Objective, RMSNorm, VocabParallelEmbedding, VocabParallelHead, vocab_parallel_cross_entropy
 from mads.tensor.dropout import Draws, hidden_dropout
 
@@ -93,11 +93,9 @@ def piece_specs(config, placement: Placement, **common) -> list[PieceSpec]:
         ValueError: if the sizes do not fit each other or the group's size.
     """
     check_model_config(config, group_size(placement.tp), group_size(placement.cp))
-    h, f = config.hidden_size, config.ffn_hidden_size
-    kv = h // config.num_attention_heads * config.num_key_value_heads
-    vocabulary = config.vocab_size * h
+    h = config.hidden_size
+    vocabulary, matrices = config.vocab_size * h, layer_matrices(config)
     specs = [PieceSpec("embedding", lambda: Input(config, placement, **common), 0, vocabulary)]
-    matrices = h * (h + 2 * kv) + h * h + 3 * h * f
     for i in range(config.num_layers):
         build = lambda i=i: DecoderLayer(config, f"layers.{i}", placement, **common)
         specs.append(PieceSpec(f"layers.{i}", build, matrices, matrices + 2 * h))

@@ -34,13 +34,18 @@ def check_model_config(config, tensor_parallel_size: int = 1, context_parallel_s
             )
 
 
-def parameter_count(config) -> int:
-    """Number of parameters, without the vocabulary padding of tensor parallelism; a tied embedding counts once."""
+def layer_matrices(config) -> int:
+    """Weights of one layer's matrices: QKV, output, gate, up and down; its two norms are not among them."""
     h, f = config.hidden_size, config.ffn_hidden_size
     kv = h // config.num_attention_heads * config.num_key_value_heads
-    layer = h * (h + 2 * kv) + h * h + 3 * h * f + 2 * h  # qkv, output, gate and up and down, two norms
+    return h * (h + 2 * kv) + h * h + 3 * h * f
+
+
+def parameter_count(config) -> int:
+    """Number of parameters, without the vocabulary padding of tensor parallelism; a tied embedding counts once."""
+    h = config.hidden_size
     embeddings = config.vocab_size * h * (1 if config.tie_embeddings else 2)
-    return embeddings + config.num_layers * layer + h
+    return embeddings + config.num_layers * (layer_matrices(config) + 2 * h) + h
 
 
 def flops_per_token(config, seq_length: int) -> int:
@@ -49,8 +54,7 @@ def flops_per_token(config, seq_length: int) -> int:
     2 per weight of every matrix product forward, twice that backward (Kaplan et al. 2020, section 2.1). Attention counts the
     whole [S, S] square, as PaLM does: an upper bound for causal and packed rows. Lookups, norms and softmax are left out.
     """
-    h, f = config.hidden_size, config.ffn_hidden_size
-    kv = h // config.num_attention_heads * config.num_key_value_heads
-    matrices = config.num_layers * (h * (h + 2 * kv) + h * h + 3 * h * f) + config.vocab_size * h
+    h = config.hidden_size
+    matrices = config.num_layers * layer_matrices(config) + config.vocab_size * h
     attention = config.num_layers * 2 * seq_length * h  # scores and values: S multiplications per channel each
     return 3 * 2 * (matrices + attention)

@@ -81,27 +81,13 @@ def check_non_finite(stages, dtype_name):
         handle.remove()
         # The loss is finite, one rank's gradient is not.
         layer = engine.module.layers[0]
-        handle = layer.register_forward_hook(lambda m, i, o: _poison(o) if rank == 1 else o)
+        handle = layer.register_forward_hook(lambda m, i, o: support.infinite_backward(o) if rank == 1 else o)
         with pytest.raises(NonFiniteError, match="norm"):
             engine.train_step(micro, valid, 1e-3)
         handle.remove()
         for n, p in engine.parameters:
             assert torch.equal(engine.state.full(p, "weight"), before[n]), (stage, n)
         assert engine.train_step(micro, valid, 1e-3).loss > 0  # and training can go on
-
-
-class _Poison(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * float("inf")
-
-
-def _poison(x):
-    return _Poison.apply(x)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

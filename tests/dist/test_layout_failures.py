@@ -8,19 +8,10 @@ import torch
 from harness import run_ranks
 
 
-class _Poison(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * float("inf")
-
-
 def check_non_finite(grid, zero, more):
     """A loss, then a gradient, not finite on the last rank alone: all ranks raise, nothing changed, and training goes on."""
     import layouts
+    import model_support
 
     from mads.train.engine import NonFiniteError
 
@@ -33,7 +24,7 @@ def check_non_finite(grid, zero, more):
     with pytest.raises(NonFiniteError, match="loss"):
         layouts.step(built, layouts.rows_of_step(1), 1e-3)
     handle.remove()
-    handle = layer.register_forward_hook(lambda m, i, o: _Poison.apply(o) if rank == world - 1 else o)
+    handle = layer.register_forward_hook(lambda m, i, o: model_support.infinite_backward(o) if rank == world - 1 else o)
     with pytest.raises(NonFiniteError, match="norm"):
         layouts.step(built, layouts.rows_of_step(1), 1e-3)
     handle.remove()
@@ -134,3 +125,18 @@ def check_partitions(grid, zero):
 @pytest.mark.parametrize("grid, zero", [({"dp": 2, "tp": 2}, 1), ({"cp": 2, "tp": 2}, 3), ({"pp": 2, "dp": 2}, 1)], ids=str)
 def test_z1_z3_zero_cuts_each_shard_over_data_and_context_ranks_alone(grid, zero):
     run_ranks(4, check_partitions, grid, zero, timeout=180)
+
+
+@pytest.mark.parametrize(
+    "grid, zero, option",
+    [
+        ({"cp": 2}, 3, "reduce_scatter=false"),
+        ({"cp": 2}, 2, "reduce_scatter=false"),
+        ({"cp": 2}, 1, "contiguous_gradients=false"),
+    ],
+    ids=str,
+)
+def test_z1_settings_of_zero_change_no_gradient_of_shared_sequences(grid, zero, option):
+    import layouts
+
+    run_ranks(2, layouts.check_layout, grid, zero, [f"parallel.zero_options.{option}"], timeout=180)

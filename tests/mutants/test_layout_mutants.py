@@ -148,6 +148,15 @@ MUTANTS = [
         3,
     ),
     _mutant(
+        "Z1: ZeRO 3 divides by the ranks that share a sequence too",
+        "mads.topology:MPU.get_sequence_parallel_world_size",
+        lambda original: lambda self: self._t.size("cp"),
+        2,
+        CP,
+        3,
+        ["parallel.zero_options.reduce_scatter=false"],
+    ),
+    _mutant(
         "Z4: ranks that share a sequence are not averaged over",
         "mads.train.engine:data_ranks",
         lambda original: lambda topology, zero_stage: topology.size("dp"),

@@ -37,7 +37,7 @@ def names_asked_for():
     return found
 
 
-def face(sizes, rank):
+def face(sizes, rank, zero_stage=0):
     grid = Grid(**dict(zip(AXES, sizes)))
     return MPU(
         SimpleNamespace(
@@ -47,7 +47,8 @@ def face(sizes, rank):
             coordinate=lambda axis: grid.coordinates(rank)[axis],
             size=lambda axis: getattr(grid, axis),
             group=lambda name: next(ranks for ranks in named_groups(grid)[name] if rank in ranks),
-        )
+        ),
+        zero_stage,
     )
 
 
@@ -65,10 +66,11 @@ def test_g0_the_mpu_has_every_name_that_deepspeed_asks_for():
     check_names()
 
 
+@pytest.mark.parametrize("zero_stage", [0, 3])
 @pytest.mark.parametrize("sizes", [s for s in GRIDS if s[0] == 1], ids=lambda s: "x".join(map(str, s)))
-def test_g0_every_name_of_the_mpu_means_the_right_ranks(sizes):
+def test_g0_every_name_of_the_mpu_means_the_right_ranks(sizes, zero_stage):
     for rank in range(sizes[1] * sizes[2] * sizes[3]):
-        mpu = face(sizes, rank)
+        mpu = face(sizes, rank, zero_stage)
         places = [dict(zip(AXES, (0, d, c, t))) for d in range(sizes[1]) for c in range(sizes[2]) for t in range(sizes[3])]
         sides = {
             "model": ["tp"],
@@ -78,6 +80,8 @@ def test_g0_every_name_of_the_mpu_means_the_right_ranks(sizes):
             "sequence_data": ["dp", "cp"],
             "pipeline_model": ["pp"],
         }
+        if zero_stage == 3:  # whoever shares a sequence is a data-parallel rank for it
+            sides |= {"data": ["dp", "cp"], "sequence": []}
         for side, axes in sides.items():
             ranks = [r for r, at in enumerate(places) if all(at[a] == places[rank][a] for a in AXES if a not in axes)]
             assert getattr(mpu, f"get_{side}_parallel_group")() == ranks, side
