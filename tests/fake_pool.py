@@ -6,10 +6,12 @@ import numpy as np
 
 
 class FakePool:
-    """AttributeView with what the console needs of mads.data.pool.Pool. columns: attribute -> (codes, labels)."""
+    """AttributeView with what the console needs of mads.data.pool.Pool. columns: attribute -> (codes, labels); values: attribute
+    -> float32."""
 
-    def __init__(self, ids, lengths, columns):
+    def __init__(self, ids, lengths, columns, values=None):
         self.ids, self.lengths, self._columns = np.asarray(ids, np.int64), np.asarray(lengths, np.int32), columns
+        self._values = values or {}
         self.attributes = tuple(columns)
 
     def __len__(self):
@@ -23,7 +25,14 @@ class FakePool:
 
     def view(self, positions):
         columns = {name: (codes[positions], labels) for name, (codes, labels) in self._columns.items()}
-        return FakePool(self.ids[positions], self.lengths[positions], columns)
+        values = {name: column[positions] for name, column in self._values.items()}
+        return FakePool(self.ids[positions], self.lengths[positions], columns, values)
+
+    def values(self, attribute):
+        return self._values[attribute]
+
+    def positions_of(self, ids):
+        return np.searchsorted(self.ids, ids)
 
     def slice_bounds(self, rank, count):
         return rank * len(self) // count, (rank + 1) * len(self) // count

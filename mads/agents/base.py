@@ -66,6 +66,7 @@ class ProbeRewards:
 
 class Agent(Protocol):
     """One view of the data. An agent is built by Hydra from its `_target_`; `bind` tells it the pool before the first round.
+    `mads.agents.AgentBase` has everything but the scores.
 
     Agents are replicated: every rank holds one and updates it with the same rewards, so that each can score its own slice.
 
@@ -98,3 +99,10 @@ class Agent(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`. Raises ValueError when the state is of another pool or agent."""
+
+
+class HearsDecisions(Protocol):
+    """What an agent may have beside: the console then tells it every decision."""
+
+    def chosen(self, view: AttributeView) -> None:
+        """The samples of the decision just made, the same on every rank; called after each round, with and without rewards."""

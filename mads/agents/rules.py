@@ -47,6 +47,9 @@ class LearningRule(Protocol):
     def step(self, weights: np.ndarray, shares: np.ndarray, statistics: LabelStatistics) -> tuple[np.ndarray, float]:
         """(new weights float64 [L], R_A). `shares` are the labels' shares of the pool's tokens, float64 [L], sum 1."""
 
+    def judge(self, scores: np.ndarray, rewards: np.ndarray, counted: np.ndarray) -> float:
+        """R_A of an agent without label weights, from its scores of n probes, float64 [n]. counted: importance * targets."""
+
 
 def scale_rewards(
     rewards: np.ndarray, targets: np.ndarray, importance: np.ndarray, mode: str, ids: np.ndarray | None = None
@@ -133,6 +136,10 @@ class PaperRule:
         updated[probed] = (1 - self.rate) * weights[probed] + self.rate * statistics.mean[probed]
         return updated, float((updated[probed] * statistics.mean[probed]).mean())
 
+    def judge(self, scores, rewards, counted) -> float:
+        """Eq. 7 with the probes in the labels' place, and with scores from before the update."""
+        return float((scores * rewards).mean())
+
 
 @dataclass(frozen=True)
 class MadsRule:
@@ -179,6 +186,10 @@ class MadsRule:
         updated = weights.copy()
         updated[probed] = (1 - self.rate) * before + self.rate * shrink(mean, statistics.se[probed])
         return updated, standardised_gain(before, mean, share)
+
+    def judge(self, scores, rewards, counted) -> float:
+        """`standardised_gain` with the probes in the labels' place: for a label agent's scores it is what `step` estimates."""
+        return standardised_gain(scores, rewards, counted)
 
 
 def shrink(mean: np.ndarray, se: np.ndarray) -> np.ndarray:

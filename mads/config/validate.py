@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -188,9 +189,9 @@ def _agents(config) -> Iterator[str]:
     if known and s.name == "stratified" and s.attribute not in attributes:
         yield f"selection.attribute={s.attribute!r} is not one of the attributes {attributes}"
     for name, agent in agents.items():
-        attribute = agent.get("attribute") if hasattr(agent, "get") else None
-        if known and attribute is not None and attribute not in attributes:
-            yield f"agents.members.{name}.attribute={attribute!r} is not one of the attributes {attributes}"
+        for key, attribute in attributes_of(name, agent).items():
+            if known and attribute not in attributes:
+                yield f"{key}={attribute!r} is not one of the attributes {attributes}"
     if s.name in WITHOUT_AGENTS:
         return
     if not agents:
@@ -200,6 +201,20 @@ def _agents(config) -> Iterator[str]:
     most = 1 / max(1, len(agents))
     if s.get("theta_floor") is not None and s.theta_floor > most:
         yield f"selection.theta_floor={s.theta_floor} for each of {len(agents)} agents is more than 1 in sum; at most {most:.3g}"
+
+
+def attributes_of(name: str, agent: Any) -> dict[str, str]:
+    """Key -> attribute, of an agent's `attribute` and `attributes`, so far as its configuration has them; probes are drawn by
+    the first one."""
+    if not OmegaConf.is_dict(agent):
+        return {}
+    where, several = f"agents.members.{name}", agent.get("attributes")
+    found = {f"{where}.attribute": agent["attribute"]} if agent.get("attribute") is not None else {}
+    if isinstance(several, str):
+        found[f"{where}.attributes"] = several
+    elif OmegaConf.is_list(several):
+        found |= {f"{where}.attributes[{i}]": attribute for i, attribute in enumerate(several)}
+    return found
 
 
 def _bounds(config) -> Iterator[str]:

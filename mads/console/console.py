@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mads.agents.base import Agent, ProbeRewards
-from mads.agents.label import token_shares
+from mads.agents.check import checked_reward
+from mads.agents.columns import token_shares
 from mads.agents.rules import scale_rewards
 from mads.collectives import assert_equal_on_ranks, broadcast_array, digest, ragged_all_gather
 from mads.console.choose import choose, own_slice
@@ -162,8 +163,23 @@ class Console:
         if decision is not None:
             record = self._record(decision, rewards, agent_rewards, budget, step, consumed_tokens, seconds)
             self._progress(f"round {self.round}: {len(ids)} samples with {decision.tokens} tokens chosen")
+        self._tell(ids)
         self.round, self.pending = self.round + 1, ids
         return ids, record
+
+    def _tell(self, ids: np.ndarray) -> None:
+        """Collective: agents that want to know hear what was chosen, after it was recorded."""
+        hearing = [agent for agent in self.agents if hasattr(agent, "chosen")]
+        if not hearing:
+            return
+        error = None
+        try:
+            view = self.pool.view(self.pool.positions_of(ids))
+            for agent in hearing:
+                agent.chosen(view)
+        except Exception as caught:  # told to the other ranks, then raised
+            error = caught
+        raise_together(error, self.topology, "telling the agents what was chosen")
 
     def _learn(self, measured: RoundRewards) -> dict[str, float]:
         """Teach every agent and update theta; returns R_A by agent."""
@@ -177,7 +193,8 @@ class Console:
         for agent in self.agents:
             own = measured.probes.of_agent(agent.name)
             view = self.pool.view(positions[own])
-            values[agent.name] = agent.learn(ProbeRewards(view, scaled[own], targets[own], importance[own]))
+            reward = agent.learn(ProbeRewards(view, scaled[own], targets[own], importance[own]))
+            values[agent.name] = checked_reward(agent, reward)
         theta = learning.collaboration.update(self.theta, np.array(list(values.values())))
         self.theta = broadcast_array(theta, control, np.float64)  # rank 0's, whatever the last bit of exp() is elsewhere
         return values

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from mads.agents.base import Agent
-from mads.agents.label import token_shares
+from mads.agents.check import check_agent
+from mads.agents.columns import token_shares
 from mads.config.compose import ConfigError
 from mads.config.factory import build
-from mads.config.validate import precision_of
+from mads.config.validate import attributes_of, precision_of
 from mads.console.choose import own_slice
 from mads.console.console import Console
 from mads.console.exchange import raise_together
@@ -87,7 +89,7 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     if strategy.learning is not None:
         plan = strategy.learning.probes
         wanted = {
-            f"agents.members.{name}.attribute": a["attribute"] for name, a in config.agents.members.items() if "attribute" in a
+            key: attribute for name, a in config.agents.members.items() for key, attribute in attributes_of(name, a).items()
         }
     bounded = {f"selection.bounds.{attribute}": attribute for attribute in selection.bounds}
     for key, attribute in (wanted | bounded).items():
@@ -109,12 +111,15 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     if plan is None:
         return
     key = "selection.probes" if plan.shared else "selection.probes_per_agent"
-    held = [np.count_nonzero(token_shares(pool, attribute)) for attribute in wanted.values()]
-    for (where, attribute), labels, quota in zip(wanted.items(), held, plan.quota(len(config.agents.members))):
+    # An agent draws by its first attribute; one whose configuration names none is asked in the first round.
+    drawn = {name: next(iter(attributes_of(name, a).values()), None) for name, a in config.agents.members.items()}
+    held = {a: np.count_nonzero(token_shares(pool, a)) for a in drawn.values() if a is not None}
+    for (name, attribute), quota in zip(drawn.items(), plan.quota(len(drawn))):
+        labels = held.get(attribute, 0)
         if quota < labels:
-            least = max(held) * (len(config.agents.members) if plan.shared else 1)
+            least = max(held.values()) * (len(drawn) if plan.shared else 1)
             raise ConfigError(
-                f"{key}={plan.count} leaves {quota} probes for {where.rsplit('.', 1)[0]}, but {attribute!r} has {labels} labels "
+                f"{key}={plan.count} leaves {quota} probes for agents.members.{name}, but {attribute!r} has {labels} labels "
                 f"in {config.data.dir}, each of which needs one; set {key} to at least {least}"
             )
 
@@ -196,8 +201,17 @@ def _open_inputs(
     references = _references(config, pool, needs_rewards)
     agents = []
     if needs_rewards:
-        agents = [build(node, f"agents.members.{name}", name=name) for name, node in config.agents.members.items()]
+        agents = [_agent(name, node) for name, node in config.agents.members.items()]
     return pool, Pool.open(config.data.dir, "heldout", shards[1]), references, agents
+
+
+def _agent(name: str, node: Mapping[str, Any]) -> Agent:
+    where = f"agents.members.{name}"
+    agent = build(node, where, name=name)
+    try:
+        return check_agent(agent, where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _references(config: DictConfig, pool: Pool, needed: bool) -> list[ReferenceTask]:

@@ -170,8 +170,8 @@ MUTANTS = [
     ),
     Mutant(
         "agents forget when the pool grows",
-        "mads.agents.label:LabelAgent.rebind",
-        lambda original: lambda self, view: self.bind(view, self._rule),
+        "mads.agents.agent:AgentBase.rebind",
+        lambda original: lambda self, view: self.bind(view, self.rule),
         "unit/console/test_console.py:test_a_longer_pool_between_rounds_keeps_what_was_learned",
         args=(PaperSelectionConfig(name="paper", probes_per_agent=60),),
     ),

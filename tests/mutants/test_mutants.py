@@ -360,7 +360,7 @@ MUTANTS = [
     ),
     Mutant(
         "the agents' memories are not restored",
-        "mads.agents.label:LabelAgent.load_state",
+        "mads.agents.agent:AgentBase.load_state",
         lambda original: lambda self, state: None,
         f"{RESUME}:check_resumed_run",
         world=2,

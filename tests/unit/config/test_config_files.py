@@ -36,6 +36,8 @@ def overrides_for(choice: str) -> list[str]:
         "data/slimpajama_labeled": ["data.paths=[corpus]"],
         "data/megatron": ["data.paths=[tokens]", "data.tokenizer.path=tokenizer.model"],
         "data/prepared": ["data.dir=elsewhere"],
+        "agents/perplexity": ["data/attributes=perplexity"],
+        "agents/learnability": ["data/attributes=perplexity"],
     }
     return chosen + given.get(choice, [])
 
