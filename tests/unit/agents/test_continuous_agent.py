@@ -159,7 +159,7 @@ def test_a_state_goes_on_identically(rule, shape):
     one, two = _bound(pool, rule, shape=shape), _bound(valued_pool(seed=1), rule, shape=shape)
     one.learn(probes_of(pool, 1))
     two.load_state(json.loads(json.dumps(one.state(), allow_nan=False)))
-    assert two.describe() == one.describe() and two.missing == 5
+    assert [r.weight for r in two.describe()] == [r.weight for r in one.describe()] and two.missing == 5
     assert one.learn(probes_of(pool, 2)) == two.learn(probes_of(pool, 2))
     np.testing.assert_array_equal(one.score(pool), two.score(pool))
 
