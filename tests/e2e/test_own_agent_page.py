@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_support import REPOSITORY, environment, expect_bad_input, settings
+from command_support import REPOSITORY, environment, settings
 from run_support import prepare_small
+
+from mads.config.compose import ConfigError, compose
+from mads.config.factory import build
 
 PAGE = REPOSITORY / "docs" / "agents.md"
 
@@ -44,7 +47,7 @@ def call(folder, run_dir, *overrides):
 
 
 def test_the_page_s_agent_trains_decides_and_resumes(folder, tmp_path):
-    done = call(folder, tmp_path / "run", "train.steps=6", "selection.interval=3", "schedule.name=constant", "schedule=constant")
+    done = call(folder, tmp_path / "run", "train.steps=6", "selection.interval=3", "schedule=constant")
     assert done.returncode == 0, done.stderr[-3000:]
     decided = [json.loads(line) for line in (tmp_path / "run" / "decisions.jsonl").read_text().splitlines()]
     assert [list(d["theta"]) for d in decided] == [["quality", "domain", "topic", "length"]] * 2
@@ -53,18 +56,13 @@ def test_the_page_s_agent_trains_decides_and_resumes(folder, tmp_path):
     assert state["console"]["agents"]["length"]["memory"]["slope"] != 0.0
 
 
-@pytest.mark.parametrize(
-    "override, words",
-    [
-        ("agents.members.length.speed=1", ["agents.members.length", "speed", "it takes attribute (required), name, rate"]),
-        (
-            "agents.members.length.attribute=region",
-            ["agents.members.length.attribute='region'", "['domain', 'quality', 'topic']"],
-        ),
-    ],
-)
-def test_a_wrong_key_of_it_is_named(folder, tmp_path, override, words):
-    expect_bad_input(call(folder, tmp_path / "run", override), *words)
+def test_its_yaml_composes_and_its_signature_is_its_schema(folder, monkeypatch):
+    monkeypatch.syspath_prepend(str(folder))
+    where, key = [f"hydra.searchpath=[file://{folder}/my_conf]", "agents=length"], "agents.members.length"
+    assert build(compose(where).agents.members.length, key, name="length").rate == 0.3
+    wrong = compose([*where, f"{key}.speed=1"]).agents.members.length
+    with pytest.raises(ConfigError, match=r"agents.members.length: .*'speed'; it takes attribute \(required\), name, rate"):
+        build(wrong, key, name="length")
 
 
 def test_the_page_s_agent_is_about_twenty_lines():
