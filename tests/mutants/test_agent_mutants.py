@@ -8,11 +8,9 @@ from mutants import Mutant
 from test_mutants import outcome
 
 from mads.agents.continuous import isotonic
-from mads.config.schema import MadsSelectionConfig
 
 BASE, CURVE = "unit/agents/test_agent_base.py", "unit/agents/test_continuous_agent.py"
-CELLS, RANKS = "unit/agents/test_cell_agents.py", "dist/test_agent_ranks.py"
-MADS = MadsSelectionConfig(name="mads", probes=150, exchange="gather")
+CELLS = "unit/agents/test_cell_agents.py"
 
 
 def _learns_first(original):
@@ -108,17 +106,13 @@ MUTANTS = [
         "a checkpoint lacks what was taken",
         "mads.agents.novelty:NoveltyAgent.memory",
         lambda original: (),
-        f"{RANKS}:check_states_are_enough",
-        args=(MADS,),
-        world=2,
+        f"{BASE}:check_states_are_enough",
     ),
     Mutant(
         "a curve forgets its evidence",
         "mads.agents.continuous:ContinuousAgent.memory",
         lambda original: tuple(key for key in original if key != "evidence"),
-        f"{RANKS}:check_states_are_enough",
-        args=(MADS,),
-        world=2,
+        f"{BASE}:check_states_are_enough",
     ),
 ]
 
@@ -162,7 +156,7 @@ def test_agent_mutant_is_caught(mutant):
     assert any(kind in red.split(":")[0].split() for kind in mutant.red), red
 
 
-@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.world == 1], ids=lambda m: m.name)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_the_check_is_green_without_it(mutant):
     check = mutant.check_function()
     assert not inspect.signature(check).parameters and check() is None

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from agent_support import probes_of
+from agent_support import CONFIGS, ROUNDS, probes_of, rounds
 from fake_pool import OneRank, random_pool
 
 from mads.agents import AgentBase, ContinuousAgent, JointCellAgent, LabelAgent, NoveltyAgent
@@ -188,3 +188,15 @@ def check_agents_hear_every_decision():
 
 def test_agents_hear_every_decision_in_training_order():
     check_agents_hear_every_decision()
+
+
+def check_states_are_enough():
+    """A console that takes over from another one's saved state decides, and is, the same from there on."""
+    for config in CONFIGS[:2]:
+        whole = rounds(OneRank(), config)
+        for stop in range(1, ROUNDS):
+            assert rounds(OneRank(), config, stop) == whole
+
+
+def test_a_console_s_state_is_enough_for_all_agents():
+    check_states_are_enough()
