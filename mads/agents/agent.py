@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from mads.agents.columns import label_codes, token_shares
 from mads.agents.rules import LabelStatistics, LearningRule
 
 
-class AgentBase:
+class AgentBase(ABC):
     """An agent that never learns. A subclass gives `score`, and as much of `start`, `grow`, `update` and `memory` as it needs.
 
     Args:
@@ -35,20 +37,20 @@ class AgentBase:
 
     # ------------------------------------------------------------ what a subclass may say
 
-    def start(self, view: AttributeView) -> None:
+    def start(self, view: AttributeView) -> None:  # noqa: B027 - may stay empty
         """Opinion before the first rewards. `view` is the whole pool, to be read by `mads.agents.columns.pieces`."""
 
-    def grow(self, view: AttributeView, known: int) -> None:
+    def grow(self, view: AttributeView, known: int) -> None:  # noqa: B027 - may stay empty
         """The pool has grown, `shares` and perhaps `labels` with it, of which `known` were there: fit what was learned to it."""
 
+    @abstractmethod
     def score(self, view: AttributeView) -> np.ndarray:
         """Score of each sample of a slice, float64 [n]. Pure: no state changes, no dependence on the slice's borders."""
-        raise NotImplementedError(f"agent {self.name!r}: {type(self).__name__} has no score(view)")
 
-    def update(self, probes: ProbeRewards) -> None:
+    def update(self, probes: ProbeRewards) -> None:  # noqa: B027 - may stay empty
         """Learn from a round's rewards; the agent has been judged already."""
 
-    def restored(self) -> None:
+    def restored(self) -> None:  # noqa: B027 - may stay empty
         """`memory` came from a checkpoint: derive from it what is derived."""
 
     def label_weights(self) -> np.ndarray:
@@ -64,6 +66,20 @@ class AgentBase:
         self.weights = np.zeros(len(self.labels))
         self.statistics: LabelStatistics | None = None
         self.start(view)
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """What no checkpoint could hold is said before training, not at the first save."""
+        kind = type(self).__name__
+        for key in self.memory:
+            if not hasattr(self, key):
+                raise ValueError(f"agent {self.name!r}: {kind}.memory names {key!r}, which {kind}.start(view) does not set")
+            try:
+                json.dumps(_plain(getattr(self, key)), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"agent {self.name!r}: {kind}.{key} is in its memory, but no checkpoint can hold it: {error}"
+                ) from None
 
     def rebind(self, view: AttributeView) -> None:
         """New labels have weight 0 and no statistics yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -101,6 +101,7 @@ class Agent(Protocol):
         """Inverse of `state`. Raises ValueError when the state is of another pool or agent."""
 
 
+@runtime_checkable
 class HearsDecisions(Protocol):
     """What an agent may have beside: the console then tells it every decision."""
 

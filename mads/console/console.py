@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mads.agents.base import Agent, ProbeRewards
+from mads.agents.base import Agent, HearsDecisions, ProbeRewards
 from mads.agents.check import checked_reward
 from mads.agents.columns import token_shares
 from mads.agents.rules import scale_rewards
@@ -169,7 +169,7 @@ class Console:
 
     def _tell(self, ids: np.ndarray) -> None:
         """Collective: agents that want to know hear what was chosen, after it was recorded."""
-        hearing = [agent for agent in self.agents if hasattr(agent, "chosen")]
+        hearing = [agent for agent in self.agents if isinstance(agent, HearsDecisions)]
         if not hearing:
             return
         error = None

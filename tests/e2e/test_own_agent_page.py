@@ -46,7 +46,7 @@ def call(folder, run_dir, *overrides):
     )
 
 
-def test_the_page_s_agent_trains_decides_and_resumes(folder, tmp_path):
+def test_the_page_s_agent_trains_decides_and_is_saved(folder, tmp_path):
     done = call(folder, tmp_path / "run", "train.steps=6", "selection.interval=3", "schedule=constant")
     assert done.returncode == 0, done.stderr[-3000:]
     decided = [json.loads(line) for line in (tmp_path / "run" / "decisions.jsonl").read_text().splitlines()]

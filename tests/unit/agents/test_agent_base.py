@@ -130,6 +130,31 @@ def test_the_agents_that_are_there_pass(agent):
     assert check_agent(agent, "agents.members.x") is agent
 
 
+class Silent(AgentBase):
+    """Has no scores."""
+
+
+def test_a_class_without_scores_is_no_agent_before_it_is_built():
+    node = {"_target_": f"{__name__}.Silent", "attribute": "domain"}
+    with pytest.raises(ConfigError, match="agents.members.x: .*Silent.*score"):
+        build(node, "agents.members.x", name="x")
+
+
+@pytest.mark.parametrize(
+    "memory, value, words",
+    [
+        (("slope", "slip"), 1.0, "Slope.memory names 'slip', which Slope.start\\(view\\) does not set"),
+        (("slope",), {1, 2}, "Slope.slope is in its memory, but no checkpoint can hold it: Object of type set"),
+        (("slope",), np.array([1.0, np.nan]), "Slope.slope is in its memory, but no checkpoint can hold it: .*float"),
+    ],
+)
+def test_a_memory_that_no_checkpoint_could_hold_is_told_at_the_start(monkeypatch, memory, value, words):
+    monkeypatch.setattr(Slope, "memory", memory)
+    monkeypatch.setattr(Slope, "start", lambda self, view: setattr(self, "slope", value))
+    with pytest.raises(ValueError, match=f"agent 'slope': {words}"):
+        _bound()
+
+
 @pytest.mark.parametrize("reward", [None, float("nan"), "much", [1.0, 2.0], float("inf")])
 def test_what_learn_returns_must_be_a_number(reward):
     with pytest.raises(ValueError, match="agent 'slope': Slope.learn\\(probes\\) returned .* a finite number"):
