@@ -21,10 +21,15 @@ def command(corpus, directory, workers):
 
 
 def start(corpus, directory, log, workers=2):
-    with open(log, "ab") as out:
-        return subprocess.Popen(
-            command(corpus, directory, workers), stdout=out, stderr=out, env=environment(), start_new_session=True
-        )
+    # As in a terminal: a shell without job control lets what it starts in the background, these tests too, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with open(log, "ab") as out:
+            return subprocess.Popen(
+                command(corpus, directory, workers), stdout=out, stderr=out, env=environment(), start_new_session=True
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def hashes(directory):

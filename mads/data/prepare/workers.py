@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
 from threadpoolctl import threadpool_limits
@@ -81,17 +82,15 @@ def _do(job: Job, board: Board, stage: str, task: str, say: Callable[[str], None
 
 
 @contextmanager
-def _interrupts_ignored():
-    """What a worker inherits: Ctrl-C goes to all processes of a terminal, and one that is still importing would die with a
-    traceback before it can ignore it. Outside of the main thread, which alone may set it, nothing is changed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_held():
+    """Ctrl-C goes to all processes of a terminal. A worker that is started in here inherits that it waits, and does not die with
+    a traceback while it is still importing; here it comes when the block is left."""
+    resource_tracker.ensure_running()  # the first start of a process would let it through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_processes(job: Job, workers: int, progress: Callable[[str], None]) -> None:
@@ -107,10 +106,10 @@ def run_processes(job: Job, workers: int, progress: Callable[[str], None]) -> No
         for _ in range(workers):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_worker, args=(job, theirs), daemon=True)
-            with _interrupts_ignored():
+            with _interrupts_held():
                 process.start()
+                processes.append(process)
             theirs.close()
-            processes.append(process)
             ends[ours] = process
         while ends:
             for end in wait(list(ends), timeout=1.0):
@@ -146,7 +145,8 @@ def _listen(end, ends: dict, progress: Callable[[str], None]) -> None:
 
 
 def _worker(job: Job, end) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # what it starts need not inherit that Ctrl-C waits
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work_through(job, lambda note: end.send(("note", note)))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from command_support import environment, wait_until
 
 from mads.data.documents import JsonlSource
 from mads.data.pool import Pool, key_path
-from mads.data.prepare import default_workers, prepare
+from mads.data.prepare import default_workers, prepare, workers
 from mads.data.prepare.board import Board
 from mads.data.references import JsonlReferences
 from mads.data.schema import DataError, Manifest
@@ -388,3 +389,19 @@ def test_near_duplicates_and_contaminated_documents_are_removed_and_listed(tmp_p
     plain = run(tmp_path, "plain", vocab_size=282, decontaminate=False)
     assert plain.removed == {} and sum(plain.parts[p]["documents"] for p in plain.parts) == 40
     assert sum(manifest.parts[p]["documents"] for p in manifest.parts) == 37
+
+
+def test_ctrl_c_while_a_worker_is_started_comes_afterwards():
+    """To this thread, because another one might take it."""
+    before, reached = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with workers._interrupts_held():
+                signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+                code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+                child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+                reached.append(child.stdout.strip())
+        assert reached == ["True"]  # held here, and in what is started
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.signal(signal.SIGINT, before)
