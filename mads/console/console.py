@@ -145,7 +145,7 @@ class Console:
                 agent_rewards = self._learn(rewards)
         with _timed(seconds, "decision"):
             decision = choose(
-                self.strategy.recipe(rewards is not None, [agent.attribute for agent in self.agents]),
+                self.strategy.recipe(rewards is not None, self.agents),
                 self.strategy.limits,
                 Draw(self.seed, self.round),
                 budget,

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
+from mads.agents.base import Agent
 from mads.agents.rules import LearningRule, MadsRule, PaperRule
 from mads.console.collaborate import AdditiveCollaboration, Collaboration, MultiplicativeCollaboration
 from mads.console.order import GumbelOrder, HashOrder, Order, RandomOrder, TopKOrder
@@ -55,12 +58,13 @@ class Limits:
 class Recipe:
     """How one round is decided: the order, and the attributes over whose joint labels it is stratified (none: not at all).
 
-    shares: "uniform": every cell that the pool holds gets the same tokens; "natural": its share of the pool's tokens
+    shares: "uniform": every cell that the pool holds gets the same tokens; "natural": its share of the pool's tokens; or float64
+        [cells], in the order of the joint codes (the first attribute varies slowest), scaled to sum 1
     """
 
     order: Order
     strata: Sequence[str] = ()
-    shares: str = "natural"
+    shares: str | np.ndarray = "natural"
 
 
 class Strategy(Protocol):
@@ -73,8 +77,8 @@ class Strategy(Protocol):
     def needs_rewards(self, round_: int) -> bool:
         """Whether the round begins with a reward pass; only then are agents taught and the pool scored."""
 
-    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
-        """scored: whether the round has scores; attributes: the agents', in the console's order."""
+    def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
+        """scored: whether the round has scores; agents: the console's, as they are after learning from the round's rewards."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class RandomStrategy:
     def needs_rewards(self, round_: int) -> bool:
         return False
 
-    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+    def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         return Recipe(RandomOrder())
 
 
@@ -113,7 +117,7 @@ class StratifiedStrategy:
     def needs_rewards(self, round_: int) -> bool:
         return False
 
-    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+    def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         return Recipe(HashOrder(), (self.attribute,), self.shares)
 
 
@@ -129,7 +133,7 @@ class PaperStrategy:
     def needs_rewards(self, round_: int) -> bool:
         return round_ > 0
 
-    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+    def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         return Recipe(TopKOrder(self.use_decay) if scored else RandomOrder())
 
 
@@ -150,13 +154,13 @@ class MadsStrategy:
     def needs_rewards(self, round_: int) -> bool:
         return round_ >= self.warmup_rounds
 
-    def recipe(self, scored: bool, attributes: Sequence[str]) -> Recipe:
+    def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         """Bounds and whole shards leave no room for strata: there the warm-up is random."""
         if scored:
             return Recipe(GumbelOrder(self.temperature))
         if self.limits.bounds or self.limits.unit == "shard":
             return Recipe(RandomOrder())
-        return Recipe(HashOrder(), tuple(dict.fromkeys(attributes)))
+        return Recipe(HashOrder(), tuple(dict.fromkeys(agent.attribute for agent in agents)))
 
 
 def build_strategy(config: Any) -> Strategy:
