@@ -192,6 +192,28 @@ class MadsRule:
         return standardised_gain(scores, rewards, counted)
 
 
+@dataclass(frozen=True)
+class MirrorRule(MadsRule):
+    """Weights are logarithms of shares, and follow the shrunk means by exponentiated gradient (mirror ascent on the mix): a
+    label's weight grows for as long as more of it helps more than the mix does, and stays where labels help alike. A mix that
+    is best inside the simplex is therefore a resting point, where means themselves as weights would oscillate around it.
+
+    rate: by how much a weight moves for a gain of one standard deviation of the labels' means.
+    """
+
+    def step(self, weights, shares, statistics) -> tuple[np.ndarray, float]:
+        """R_A from the weights as they were, then the move. Labels without probes keep their weight."""
+        probed = ~np.isnan(statistics.mean)
+        if not probed.any():
+            return weights.copy(), 0.0
+        mean, before, share = statistics.mean[probed], weights[probed], shares[probed]
+        gain = shrink(mean, statistics.se[probed])
+        centre = (share * gain).sum() / share.sum() if share.sum() > 0 else gain.mean()
+        updated = weights.copy()
+        updated[probed] = before + self.rate * (gain - centre)
+        return updated, standardised_gain(before, mean, share)
+
+
 def shrink(mean: np.ndarray, se: np.ndarray) -> np.ndarray:
     """Empirical-Bayes means, float64 [L]: m + B_j (R_j - m) with B_j = tau^2 / (tau^2 + se_j^2).
 

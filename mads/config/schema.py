@@ -154,13 +154,17 @@ class PaperSelectionConfig(SelectionConfig):
 
 @dataclass
 class MadsSelectionConfig(SelectionConfig):
-    """Shared probes, shrunk means, theta a probability vector, soft top-k without reuse."""
+    """Shared probes, effects told apart, shrunk means, theta a probability vector; shares of joint cells, then rank."""
 
     probes: int = 512
+    attribution: str = "joint"  # each agent learns from what the others do not explain; marginal: from the rewards as they are
+    update: str = "exponentiated"  # weights are logarithms of shares that follow gains; mean: weights follow mean rewards
     agent_rate: float = 0.5
     theta_rate: float = 0.5
     theta_floor: float = 0.05
-    temperature: float = 0.5  # of the Gumbel noise; scores are rewards in standard deviations of a round
+    selector: str = "auto"  # shares: of the labels' joint cells, then rank; gumbel: soft top-k over the whole pool
+    share_floor: float = 0.05  # part of its natural share that a cell keeps
+    temperature: float = 1.0  # above 1 the agents' weights count for less
     warmup_rounds: int = 1  # stratified rounds before the first rewards count
 
 

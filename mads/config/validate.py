@@ -87,6 +87,7 @@ RANGES = {
     "reward.reference_examples": "[1, inf)",
     "reward.rows_per_batch": "[1, inf)",
     "reward.damping": "[0, inf)",
+    "selection.share_floor": "[0, 1)",
     "reward.relative_step": "(0, 1)",
     "optim.lr": "(0, inf)",
     "optim.beta1": "[0, 1)",
@@ -118,6 +119,9 @@ CHOICES = {
     "logging.wandb": ("disabled", "offline", "online"),
     "data.tokenizer.kind": ("sentencepiece", "huggingface"),
     "selection.shares": ("uniform", "natural"),
+    "selection.attribution": ("joint", "marginal"),
+    "selection.update": ("exponentiated", "mean"),
+    "selection.selector": ("auto", "shares", "gumbel"),
     "selection.exchange": ("auto", "gather", "threshold"),
     "selection.unit": ("sample", "shard"),
 }
@@ -223,6 +227,8 @@ def _bounds(config) -> Iterator[str]:
         yield "selection=stratified fixes the shares of single samples' labels; use selection.unit=sample, or another selection"
     if s.unit == "shard" and s.exchange == "gather":
         yield "selection.unit=shard exchanges sums of shards only; leave selection.exchange at auto"
+    if s.get("selector") == "shares" and (s.bounds or s.unit == "shard"):
+        yield "selection.selector=shares leaves no room for bounds and whole shards; use selection.selector=gumbel or auto"
     if not s.bounds:
         return
     if s.unit == "shard":

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mads.agents.base import Agent
-from mads.agents.label import LabelAgent
-from mads.collectives import all_gather_json
+from mads.collectives import all_gather_json, broadcast_array
 from mads.console.decide import Bounds, Candidates, Decision, Plan, Strata, decide
 from mads.console.exchange import gather_column, raise_together
 from mads.console.order import Draw
 from mads.console.shards import select_shards
 from mads.console.slices import CallScore, Cells, LabelScore, PoolSlice, SliceScores, Window
-from mads.console.strategy import Limits, Recipe
+from mads.console.strategy import Limits, Recipe, Tilt, is_label_agent
 from mads.console.threshold import select_by_threshold
 from mads.topology import Topology
 
 GATHER_UP_TO = 2_000_000  # samples; a whole pool of so many takes tens of megabytes on rank 0
 MOST_STRATA = 1 << 24  # joint cells; a table of them is held
+_LEAST_EXPONENT = -60.0
 
 
 def choose(
@@ -46,10 +47,10 @@ def choose(
     Raises:
         ValueError: what is wrong with the budget, the pool or the scores; RankFailedError when another rank raised.
     """
-    plan, cells, part, scores, error = None, None, None, None, None
+    plan, split, cells, part, scores, error = None, None, None, None, None, None
     start, stop = own_slice(pool, topology)
     try:
-        split, attributes = _split(recipe, limits, pool)
+        split, attributes = _split(recipe, limits, pool, agents, theta)
         plan = Plan(recipe.order, draw, budget, split, limits.max_uses)
         part = PoolSlice(Window(pool.ids, start, stop), Window(pool.lengths, start, stop), np.asarray(uses))
         if recipe.order.scored:
@@ -60,6 +61,8 @@ def choose(
         error = caught
     raise_together(error, topology, "the decision")
     group = topology.group("control")
+    if isinstance(split, Strata) and split.tilt is not None:  # rank 0's, whatever the last bit of exp() is elsewhere
+        plan = replace(plan, split=replace(split, tilt=broadcast_array(split.tilt, group, np.float64)))
     if limits.unit == "shard":
         return select_shards(plan, part, scores, group, piece, alive)
     if limits.exchange == "gather" or (limits.exchange == "auto" and len(pool) <= GATHER_UP_TO):
@@ -72,7 +75,9 @@ def own_slice(pool: Any, topology: Topology) -> tuple[int, int]:
     return pool.slice_bounds(topology.coordinate("dp"), topology.size("dp")) if topology.is_replica_leader else (0, 0)
 
 
-def _split(recipe: Recipe, limits: Limits, pool: Any) -> tuple[Strata | Bounds | None, Sequence[str]]:
+def _split(
+    recipe: Recipe, limits: Limits, pool: Any, agents: Sequence[Agent], theta: np.ndarray
+) -> tuple[Strata | Bounds | None, Sequence[str]]:
     """How labels share the budget, and the attributes whose labels these are."""
     if recipe.strata:
         sizes = [len(pool.labels(attribute)) for attribute in recipe.strata]
@@ -86,7 +91,11 @@ def _split(recipe: Recipe, limits: Limits, pool: Any) -> tuple[Strata | Bounds |
             codes = np.unravel_index(cell, sizes)
             return "/".join(pool.labels(attribute)[code] for attribute, code in zip(recipe.strata, codes))
 
-        return Strata(int(np.prod(sizes)), name, recipe.shares), recipe.strata
+        cells = int(np.prod(sizes))
+        if isinstance(recipe.shares, Tilt):
+            tilt = _tilt(recipe, sizes, agents, theta)
+            return Strata(cells, name, "natural", tilt, recipe.shares.floor), recipe.strata
+        return Strata(cells, name, recipe.shares), recipe.strata
     for attribute, bounds in limits.bounds.items():
         labels = pool.labels(attribute)
         if unknown := sorted(set(bounds) - set(labels)):
@@ -96,6 +105,17 @@ def _split(recipe: Recipe, limits: Limits, pool: Any) -> tuple[Strata | Bounds |
     return None, ()
 
 
+def _tilt(recipe: Recipe, sizes: Sequence[int], agents: Sequence[Agent], theta: np.ndarray) -> np.ndarray:
+    """exp(S_c / temperature) of each joint cell, float64 [cells], the greatest 1."""
+    total = np.zeros(sizes)
+    for agent, trust in zip(agents, theta):
+        if is_label_agent(agent):
+            axis = recipe.strata.index(agent.attribute)
+            total += (trust * agent.weights).reshape([-1 if i == axis else 1 for i in range(len(sizes))])
+    # Bounded below, so that cells far behind the best one still compare with each other where only they hold samples.
+    return np.exp(np.maximum((total - total.max()) / recipe.shares.temperature, _LEAST_EXPONENT)).ravel()
+
+
 def _cells(pool: Any, attributes: Sequence[str], start: int, stop: int) -> Cells:
     columns = [Window(pool.codes(attribute), start, stop) for attribute in attributes]
     return Cells(attributes, columns, [len(pool.labels(attribute)) for attribute in attributes])
@@ -103,7 +123,7 @@ def _cells(pool: Any, attributes: Sequence[str], start: int, stop: int) -> Cells
 
 def _score(agent: Agent, pool: Any, start: int, stop: int) -> LabelScore | CallScore:
     """A label agent's weights are looked up; any other agent is asked."""
-    if getattr(type(agent), "score", None) is LabelAgent.score:
+    if is_label_agent(agent):
         return LabelScore(agent.name, Window(pool.codes(agent.attribute), start, stop), agent.weights)
     return CallScore(agent.name, lambda where: agent.score(pool.view(slice(start + where.start, start + where.stop))))
 

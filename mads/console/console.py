@@ -15,12 +15,13 @@ from mads.agents.check import checked_reward
 from mads.agents.columns import token_shares
 from mads.agents.rules import scale_rewards
 from mads.collectives import assert_equal_on_ranks, broadcast_array, digest, ragged_all_gather
+from mads.console.attribute_rewards import own_parts
 from mads.console.choose import choose, own_slice
 from mads.console.decide import Decision
 from mads.console.exchange import broadcast_decision, check_agents, raise_together
 from mads.console.order import Draw
 from mads.console.record import DecisionHeader, DecisionRecord, LabelRecord
-from mads.console.strategy import Strategy
+from mads.console.strategy import Strategy, is_label_agent
 from mads.reward.probes import Probes, RoundRewards, draw_probes
 from mads.topology import Topology
 
@@ -189,15 +190,29 @@ class Console:
         self._progress(f"round {self.round}: {len(self.agents)} agents learn from {len(positions)} probes")
         learning, targets, importance = self.strategy.learning, measured.targets, measured.probes.importance
         scaled = scale_rewards(measured.rewards, targets, importance, learning.rule.scale, self.pool.ids[positions])
+        learned = self._attributed(scaled, positions, targets * importance)
         values = {}
         for agent in self.agents:
             own = measured.probes.of_agent(agent.name)
             view = self.pool.view(positions[own])
-            reward = agent.learn(ProbeRewards(view, scaled[own], targets[own], importance[own]))
+            reward = agent.learn(ProbeRewards(view, learned[agent.name][own], targets[own], importance[own]))
             values[agent.name] = checked_reward(agent, reward)
         theta = learning.collaboration.update(self.theta, np.array(list(values.values())))
         self.theta = broadcast_array(theta, control, np.float64)  # rank 0's, whatever the last bit of exp() is elsewhere
         return values
+
+    def _attributed(self, rewards: np.ndarray, positions: np.ndarray, counted: np.ndarray) -> dict[str, np.ndarray]:
+        """What each agent learns from, float64 [n]."""
+        labelled = [agent for agent in self.agents if is_label_agent(agent)]
+        if self.strategy.learning.attribution == "marginal" or not labelled:
+            return {agent.name: rewards for agent in self.agents}
+        attributes = list(dict.fromkeys(agent.attribute for agent in labelled))
+        view = self.pool.view(positions)
+        codes, sizes = [view.codes(a) for a in attributes], [len(view.labels(a)) for a in attributes]
+        parts, scale = own_parts(codes, sizes, rewards, counted)
+        parts, whole = (v / scale if scale > 0 else np.zeros_like(v) for v in (parts, rewards))
+        by_attribute = dict(zip(attributes, parts))
+        return {a.name: by_attribute[a.attribute] if is_label_agent(a) else whole for a in self.agents}
 
     # ------------------------------------------------------------ the record
 

@@ -52,11 +52,14 @@ class Strata:
 
     cells: how many there are; name: of a cell, for notes
     shares: "natural" (of the tokens that may be chosen), "uniform" (over cells that hold any), or float64 [cells]
+    tilt: float64 [cells], factors of the shares; None: none. floor: least part of its untilted share that a cell keeps
     """
 
     cells: int
     name: Callable[[int], str]
     shares: str | np.ndarray
+    tilt: np.ndarray | None = None
+    floor: float = 0.0
 
     def resolved(self, held: np.ndarray) -> np.ndarray:
         """Shares with sum 1, float64 [cells], from the tokens that each cell holds. Raises ValueError if no cell has one."""
@@ -68,7 +71,11 @@ class Strata:
             )
         if not held[shares > 0].any():
             raise ValueError("no candidate has a label with a positive share")
-        return shares / shares.sum()
+        shares = shares / shares.sum()
+        if self.tilt is None:
+            return shares
+        tilted = shares * self.tilt
+        return (1 - self.floor) * tilted / tilted.sum() + self.floor * shares
 
     def notes(self, budget: int, held: np.ndarray) -> list[str]:
         """Cells that hold less than their quota."""

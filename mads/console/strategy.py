@@ -12,19 +12,31 @@ from typing import Any, Protocol
 import numpy as np
 
 from mads.agents.base import Agent
-from mads.agents.rules import LearningRule, MadsRule, PaperRule
+from mads.agents.label import LabelAgent
+from mads.agents.rules import LearningRule, MadsRule, MirrorRule, PaperRule
 from mads.console.collaborate import AdditiveCollaboration, Collaboration, MultiplicativeCollaboration
 from mads.console.order import GumbelOrder, HashOrder, Order, RandomOrder, TopKOrder
 from mads.reward.probes import PerAgentProbes, ProbePlan, SharedProbes
 
+UPDATES = {"exponentiated": MirrorRule, "mean": MadsRule}
+
 
 @dataclass(frozen=True)
 class Learning:
-    """What a selection with agents adds to one without: probes, the agents' rule, and how theta follows."""
+    """What a selection with agents adds to one without: probes, the agents' rule, and how theta follows.
+
+    attribution: "joint": each agent learns from the rewards less the other label agents' effects, on a scale of differences
+        between labels (mads.console.attribute_rewards); "marginal": all learn from the rewards as they are
+    """
 
     probes: ProbePlan
     rule: LearningRule
     collaboration: Collaboration
+    attribution: str = "marginal"
+
+    def __post_init__(self):
+        if self.attribution not in ("joint", "marginal"):
+            raise ValueError(f"selection.attribution={self.attribution!r} is neither joint nor marginal")
 
 
 @dataclass(frozen=True)
@@ -55,16 +67,28 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Tilt:
+    """Shares that follow the label agents: of the joint cells c of their labels, with n_c a cell's tokens,
+
+        share_c = (1 - floor) n_c exp(S_c / temperature) / sum + floor n_c / sum,   S_c = sum over label agents of theta_A w_A
+    """
+
+    temperature: float
+    floor: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How one round is decided: the order, and the attributes over whose joint labels it is stratified (none: not at all).
 
     shares: "uniform": every cell that the pool holds gets the same tokens; "natural": its share of the pool's tokens; or float64
-        [cells], in the order of the joint codes (the first attribute varies slowest), scaled to sum 1
+        [cells], in the order of the joint codes (the first attribute varies slowest), scaled to sum 1; or a Tilt of the natural
+        ones by the label agents, whose attributes are then the strata
     """
 
     order: Order
     strata: Sequence[str] = ()
-    shares: str | np.ndarray = "natural"
+    shares: str | np.ndarray | Tilt = "natural"
 
 
 class Strategy(Protocol):
@@ -139,28 +163,60 @@ class PaperStrategy:
 
 @dataclass(frozen=True)
 class MadsStrategy:
-    """Warm-up on the pool's own mix, held exactly over the joint cells of all agents' labels; then Gumbel top-k without reuse."""
+    """Warm-up on the pool's own mix, held exactly over the joint cells of all agents' labels; then by what the agents say.
+
+    selector: "shares": the joint cells of the label agents' labels get shares (Tilt), and inside a cell samples are drawn in
+        proportion to the exponential of what the other agents say; "gumbel": samples are drawn in proportion to exp(S) over the
+        whole pool, those with fewer uses first (Gumbel top-k); "auto": shares, and gumbel with bounds and for whole shards
+    temperature: S, a mean over A agents with weights theta, counts A / temperature times: at 1 and equal trust the agents' weights
+        add up as logarithms
+    share_floor: part of its natural share that a cell keeps whatever the agents say
+    """
 
     learning: Learning
     temperature: float
     warmup_rounds: int
     limits: Limits = Limits()
+    selector: str = "auto"
+    share_floor: float = 0.0
     name: str = "mads"
 
     def __post_init__(self):
         if not self.temperature > 0:
             raise ValueError(f"selection.temperature={self.temperature} must be positive; small values approach top-k")
+        if self.selector not in ("auto", "shares", "gumbel"):
+            raise ValueError(f"selection.selector={self.selector!r} is not one of auto, shares, gumbel")
+        if not 0 <= self.share_floor < 1:
+            raise ValueError(f"selection.share_floor={self.share_floor} must lie in [0, 1)")
+        if self.selector == "shares" and not self._free:
+            raise ValueError("selection.selector=shares leaves no room for bounds and unit=shard; use selection.selector=gumbel")
+
+    @property
+    def _free(self) -> bool:
+        """Whether the limits leave room for strata."""
+        return not self.limits.bounds and self.limits.unit == "sample"
 
     def needs_rewards(self, round_: int) -> bool:
         return round_ >= self.warmup_rounds
 
     def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
-        """Bounds and whole shards leave no room for strata: there the warm-up is random."""
-        if scored:
-            return Recipe(GumbelOrder(self.temperature))
-        if self.limits.bounds or self.limits.unit == "shard":
-            return Recipe(RandomOrder())
-        return Recipe(HashOrder(), tuple(dict.fromkeys(agent.attribute for agent in agents)))
+        """Bounds and whole shards leave no room for strata: there the warm-up is random. Without label agents there are no shares
+        to tilt, and "shares" is "gumbel"."""
+        if not scored:
+            if not self._free:
+                return Recipe(RandomOrder())
+            return Recipe(HashOrder(), tuple(dict.fromkeys(agent.attribute for agent in agents)))
+        temperature = self.temperature / len(agents)
+        labelled = [agent for agent in agents if is_label_agent(agent)]
+        if self.selector == "gumbel" or not self._free or not labelled:
+            return Recipe(GumbelOrder(temperature))
+        order = HashOrder() if len(labelled) == len(agents) else GumbelOrder(temperature)
+        return Recipe(order, tuple(dict.fromkeys(a.attribute for a in labelled)), Tilt(temperature, self.share_floor))
+
+
+def is_label_agent(agent: Agent) -> bool:
+    """Whether the agent's score is a table of one weight per label of its attribute."""
+    return getattr(type(agent), "score", None) is LabelAgent.score
 
 
 def build_strategy(config: Any) -> Strategy:
@@ -181,9 +237,12 @@ def build_strategy(config: Any) -> Strategy:
             PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), AdditiveCollaboration(config.theta_rate)
         )
         return PaperStrategy(learning, config.use_decay, limits)
+    if config.update not in UPDATES:
+        raise ValueError(f"selection.update={config.update!r} is not one of {', '.join(UPDATES)}")
     learning = Learning(
         SharedProbes(config.probes),
-        MadsRule(config.agent_rate),
+        UPDATES[config.update](config.agent_rate),
         MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
+        config.attribution,
     )
-    return MadsStrategy(learning, config.temperature, config.warmup_rounds, limits)
+    return MadsStrategy(learning, config.temperature, config.warmup_rounds, limits, config.selector, config.share_floor)

@@ -20,6 +20,7 @@ from mads.reward.probes import RoundRewards
 
 PAPER = PaperSelectionConfig(name="paper", probes_per_agent=60)
 MADS = MadsSelectionConfig(name="mads", probes=120)
+MEANS = dataclasses.replace(MADS, attribution="marginal", update="mean", selector="gumbel")
 BUDGET = 4000
 
 
@@ -91,7 +92,7 @@ def test_x7_paper_rounds_equal_a_numpy_transcription():
 
 def test_x7_mads_judges_before_learning_and_moves_theta_by_hedge():
     pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
-    console = _console(MADS, pool)
+    console = _console(MEANS, pool)
     _run(console, pool, 2, uses)  # the warm-up, and a first round of rewards: before it no agent has an opinion
     before, theta = {a.name: a.weights.copy() for a in console.agents}, console.theta.copy()
     measured = _measure(console, pool)
@@ -159,9 +160,9 @@ def test_state_of_another_run_is_refused():
 
 def test_x1_pieces_and_exchanges_do_not_matter_and_progress_is_reported():
     pool, lines = random_pool(n=1500), []
-    whole = _run(_console(MADS, pool), pool, 3, np.zeros(1500, np.uint16))
+    whole = _run(_console(MEANS, pool), pool, 3, np.zeros(1500, np.uint16))
     for exchange in ("gather", "threshold"):
-        config, lines = dataclasses.replace(MADS, exchange=exchange), []
+        config, lines = dataclasses.replace(MEANS, exchange=exchange), []
         pieces = _run(_console(config, pool, piece=97, progress=lines.append), pool, 3, np.zeros(1500, np.uint16))
         assert [r.hash for r in whole] == [r.hash for r in pieces]
         assert sum("samples of this slice" in line for line in lines) >= 2
