@@ -4,8 +4,9 @@
     optimizer       fp32 masters and AdamW's state, whatever DeepSpeed wraps them in (mads.train.optimizer_state)
     plain values    DeepSpeed's counters, the rates of the parameter groups, the loss scale
 
-In place, because DeepSpeed keeps views of these tensors. Nothing here but the step itself is collective, so a rank that fails inside
-restores without the others. A copy takes as much memory as the model's and the optimizer's states on this rank, where they lie.
+In place, because DeepSpeed keeps views of these tensors. Nothing here but the step itself is collective, so a rank that fails
+inside restores without the others. A copy takes as much memory as the model's and the optimizer's states on this rank, where they
+lie.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Snapshot:
     def __init__(self, engine: Engine, storages: Sequence[torch.Tensor]):
         if engine.on_disk:
             raise ValueError(
-                "optimizer steps cannot be undone with offload_optimizer.device=nvme or offload_param.device=nvme, because a copy of "
-                "the states must fit into memory; use device=cpu"
+                "optimizer steps cannot be undone with parallel.offload_optimizer.device=nvme or parallel.offload_param.device=nvme, "
+                "because a copy of the states must fit into memory; use device=cpu"
             )
         self._engine = engine
         live = {}  # without ZeRO the fp32 parameters are their own masters: once
