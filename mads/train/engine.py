@@ -108,6 +108,7 @@ class Engine:
         self.dtype = dtype
         self.device = device
         self.zero_stage = parallel.zero_stage
+        self.on_disk = "nvme" in (parallel.offload_optimizer.device, parallel.offload_param.device)
         self.grad_clip = float(optim.grad_clip)
         smoothed = optim.label_smoothing > 0 or optim.z_loss > 0
         self.objective = Objective(optim.label_smoothing, optim.z_loss) if smoothed else None

@@ -18,6 +18,27 @@ from mads.data.batch import PackedBatch
 Vector = dict[str, torch.Tensor]
 
 
+class Rehearsal(Protocol):
+    """Optimizer steps that are taken and undone. Collective, as all of RewardModel."""
+
+    def step(self, batches: Sequence[PackedBatch], valid_tokens: int, rate: float) -> None:
+        """One optimizer step as in training (clipping, AdamW), without dropout.
+
+        Args:
+            batches: this rank's micro-batches: at least one, equally many on every rank, the same ones on the ranks of a replica;
+                one without targets keeps the other ranks company.
+            valid_tokens: targets in the batches of all replicas; the loss is the mean over them.
+            rate: learning rate.
+
+        Raises:
+            ValueError: on every rank, if their numbers of batches, valid tokens or rates are not the same, or 0.
+            NonFiniteError: on every rank; the step was not taken.
+        """
+
+    def rewind(self) -> None:
+        """Back to the state at entry; any number of times."""
+
+
 class RewardModel(Protocol):
     """Implemented by mads.train.reward_model. All methods are collective: every rank calls them equally often, in one order."""
 
@@ -54,6 +75,16 @@ class RewardModel(Protocol):
     def sample_losses(self, batches: Sequence[PackedBatch]) -> list[torch.Tensor]:
         """Sum of the token losses of each sample, float64 [samples] for each batch, without gradient. The ranks of a replica pass
         the same batches; replicas pass equally many."""
+
+    def rehearsal(self) -> AbstractContextManager[Rehearsal]:
+        """Inside, real optimizer steps may be taken and undone, and losses measured with `sample_losses`; on leaving, by an
+        exception too, everything is bit for bit as at entry: parameters, master weights, moments, gradients, RNG, counters, loss
+        scale. Takes a copy of the states of this rank for as long. Not to be nested.
+
+        Raises:
+            RuntimeError: on leaving, if something is not what it was; on entering, inside another rehearsal.
+            ValueError: optimizer states or parameters are offloaded to NVMe.
+        """
 
     def ghost_products(self, batches: Sequence[PackedBatch], direction: Vector) -> list[torch.Tensor]:
         """<direction, gradient of the sample's summed token loss> for each sample, float64 [samples] for each batch, in one

@@ -23,6 +23,7 @@ from deepspeed.utils import (
 from mads import collectives
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = ("step", *MOMENTS)  # of AdamW, for each tensor that it steps
 
 
 class OptimizerState:
@@ -35,6 +36,11 @@ class OptimizerState:
     def _flats(self) -> list[torch.Tensor]:
         """The tensors that the base optimizer steps."""
         return list(self._masters.values())
+
+    def held(self) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """All that the base optimizer steps on this rank, as it is stored: each master tensor with its state ("step" and the
+        moments; empty before the first step). Not collective."""
+        return [(flat, self._base.state.get(flat, {})) for flat in self._flats()]
 
     @property
     def steps(self) -> int:

@@ -135,7 +135,8 @@ class _StageEngine(PipelineEngine):
         self.before_step = before_step
         self.reset_activation_shape()  # an evaluation may have had other rows
         self.set_dataiterator(iter(batches))
-        self._exec_schedule(self._train_schedule())
+        # Of as many micro-batches as there are; DeepSpeed's own schedule has always those of a training step.
+        self._exec_schedule(schedule.TrainSchedule(len(batches), self.num_stages, self.stage_id))
 
 
 class PipelineTrainEngine(Engine):

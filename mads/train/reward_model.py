@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
 from mads import collectives
 from mads.data.batch import PackedBatch
 from mads.layout import counts_on
-from mads.train.checksum import fold
+from mads.train.checksum import checksums
 from mads.train.engine import Engine
 from mads.train.interface import Vector
+from mads.train.optimizer_state import STATE
 from mads.train.passes import passes_of
+from mads.train.snapshot import EngineRehearsal
+
+COUNTERS = ("global_steps", "micro_steps", "global_samples", "skipped_steps")
+NOTHING = torch.zeros(1)  # checksum 0, as zeros of any size
 
 
 class EngineRewardModel:
@@ -26,6 +32,7 @@ class EngineRewardModel:
         self._sharded = engine.zero_stage == 3
         self._topology = engine.topology
         self._passes = passes_of(engine)
+        self._rehearsing = False
         self.parameter_dtype = engine.dtype
         self.device = engine.device
 
@@ -35,21 +42,21 @@ class EngineRewardModel:
         return parameter.ds_tensor if self._sharded else parameter.data
 
     def digest(self) -> int:
-        """Checksum of this rank's parameters (and, under ZeRO 3, of its master weights and moments), exact to the bit."""
-        total = torch.zeros((), dtype=torch.int64, device=self.device)
-        for _, parameter in self._engine.parameters:
-            pieces = [self._storage(parameter)]
-            if self._sharded:
-                pieces += [self._engine.state.local(parameter, key) for key in ("weight", "exp_avg", "exp_avg_sq")]
-            for piece in pieces:
-                total = fold(piece, total)
-        return int(total)
+        """Checksum of this rank's parameters, master weights, moments and optimizer steps, exact to the bit. Moments that are
+        not there yet count as zeros, which is what AdamW begins with."""
+        own = [parameter for _, parameter in self._engine.parameters]
+        pieces = [self._storage(parameter) for parameter in own]
+        itself = {id(parameter) for parameter in own}  # without ZeRO fp32 parameters are their own masters
+        for flat, state in self._engine.state.held():
+            pieces += [] if id(flat) in itself else [flat]
+            pieces += [state.get(key, NOTHING) for key in STATE]
+        return collectives.digest(np.array(checksums(pieces, self.device)))
 
     @contextmanager
     def undisturbed(self):
         module, engine = self._engine.module, self._engine.engine
         before = self.digest()
-        counters = (engine.global_steps, engine.micro_steps, engine.skipped_steps)
+        counters = [getattr(engine, name) for name in COUNTERS]
         training = module.training
         cpu_rng = torch.get_rng_state()
         cuda_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
@@ -60,10 +67,24 @@ class EngineRewardModel:
             torch.set_rng_state(cpu_rng)
             if cuda_rng is not None:
                 torch.cuda.set_rng_state(cuda_rng, self.device)
-        if self.digest() != before or (engine.global_steps, engine.micro_steps, engine.skipped_steps) != counters:
+        if self.digest() != before or [getattr(engine, name) for name in COUNTERS] != counters:
             raise RuntimeError(
                 "a reward or evaluation pass changed the model; the run would not be reproducible, so it stops here"
             )
+
+    @contextmanager
+    def rehearsal(self):
+        if self._rehearsing:
+            raise RuntimeError("a rehearsal inside a rehearsal: leave the first one, or rewind it")
+        with self.undisturbed():
+            storages = [self._storage(parameter) for _, parameter in self._engine.parameters]
+            rehearsal = EngineRehearsal(self._engine, storages, self._forget_gathered)
+            self._rehearsing = True
+            try:
+                yield rehearsal
+            finally:
+                self._rehearsing = False
+                rehearsal.close()
 
     # ------------------------------------------------------------ vectors
 
@@ -122,6 +143,8 @@ class EngineRewardModel:
 
     def _forget_gathered(self) -> None:
         """ZeRO 3 keeps some parameters gathered between passes; a changed shard would then go unseen, every reward be 0."""
+        if not self._sharded:
+            return
         from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
         for _, parameter in self._engine.parameters:
@@ -137,16 +160,14 @@ class EngineRewardModel:
             with torch.no_grad():
                 for name, parameter in self._engine.parameters:
                     self._owned(parameter).add_(direction[name].view_as(self._owned(parameter)), alpha=scale)
-            if self._sharded:
-                self._forget_gathered()
+            self._forget_gathered()
             yield
         finally:
             # Copied back, because adding and subtracting the same number is not exact.
             with torch.no_grad():
                 for name, parameter in self._engine.parameters:
                     self._storage(parameter).copy_(saved[name])
-            if self._sharded:
-                self._forget_gathered()
+            self._forget_gathered()
 
     def sample_losses(self, batches: Sequence[PackedBatch]) -> list[torch.Tensor]:
         shares = self._passes.sample_losses([b.to(self.device) for b in batches])

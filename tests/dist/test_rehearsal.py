@@ -1,0 +1,195 @@
+"""Real optimizer steps inside a rehearsal: they are those of training, can be repeated, and leave no trace (X3)."""
+
+import math
+
+import pytest
+import torch
+from harness import run_ranks
+
+RATES = [3e-3, 1e-3, 2e-3, 3e-3]
+OFFLOAD = "parallel.offload_optimizer.device=cpu"
+FULL = pytest.mark.full
+
+
+def _built(grid, zero, more, dtype_name="float32"):
+    import layouts
+
+    from mads.train.reward_model import EngineRewardModel
+
+    built = layouts.make(grid, zero, *more, dtype=getattr(torch, dtype_name))
+    built.model = EngineRewardModel(built.engine)
+    return built
+
+
+def _micro_batches(built, seed, rows=8, micro=None):
+    """This rank's share of `rows` rows and the targets of all."""
+    import layouts
+    import model_support as support
+
+    t = built.topology
+    micro = micro or built.config.train.micro_batch_size
+    return support.micro_batches(layouts.rows_of_step(seed, rows), t.coordinate("dp"), t.size("dp"), micro)
+
+
+def _rehearsed_steps(built):
+    """(batches, valid tokens, rate) of four steps: fewer and more micro-batches than in training, of other numbers of rows, one
+    where all replicas but the first have no target."""
+    from mads.data.batch import make_batch
+
+    first = built.topology.coordinate("dp") == 0
+    batches, valid = _micro_batches(built, 40, 2 * built.topology.size("dp"), micro=1)
+    yield [make_batch([[], []], 32), *batches], valid, RATES[0]
+    yield *_micro_batches(built, 41, built.topology.size("dp"), micro=1), RATES[1]
+    one = make_batch([[built.sample]], 32)
+    yield [one if first else make_batch([[]], 32)], one.valid_tokens, RATES[2]
+    yield *_micro_batches(built, 43), RATES[3]
+
+
+def _losses(built):
+    batches, _ = _micro_batches(built, 50)
+    return torch.cat(built.model.sample_losses(batches))
+
+
+def _rehearse(built):
+    """Four steps, three times from the same state: with the same losses each time, other than those before."""
+    start, told = _losses(built), []
+    with built.model.rehearsal() as rehearsal:
+        for _ in range(3):
+            for step in _rehearsed_steps(built):
+                rehearsal.step(*step)
+            told.append(_losses(built))
+            rehearsal.rewind()
+            assert torch.equal(_losses(built), start)
+    assert torch.equal(_losses(built), start)
+    assert torch.equal(told[0], told[1]) and torch.equal(told[0], told[2])
+    assert float((told[0] - start).abs().min()) > 1e-4
+
+
+def _everything(built):
+    import layouts
+
+    state = layouts.everything(built)
+    for name, p in built.engine.parameters:
+        state[f"parameter/{name}"] = (p.ds_tensor if built.engine.zero_stage == 3 else p.data).clone()
+    return state
+
+
+def _assert_equal(one, other):
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not different, different
+
+
+def check_no_trace(grid, zero, more, dtype_name="float32"):
+    """Rehearsals before the first step and between the first and the second: three steps equal those of a run without."""
+    import layouts
+
+    runs = []
+    for rehearse in (False, True):
+        built = _built(grid, zero, more, dtype_name)
+        built.sample = layouts.rows_of_step(42)[0][0]
+        losses, rng = [], torch.get_rng_state()
+        for number in range(3):
+            if rehearse and number < 2:
+                before = _everything(built)
+                _rehearse(built)
+                _assert_equal(before, _everything(built))
+            batches, valid = _micro_batches(built, number)
+            result = built.engine.train_step(batches, valid, layouts.RATES[number], number)
+            losses += [result.loss, result.grad_norm]
+        assert torch.equal(rng, torch.get_rng_state())
+        runs.append((losses, _everything(built)))
+    assert runs[0][0] == runs[1][0]
+    _assert_equal(runs[0][1], runs[1][1])
+
+
+LAYOUTS = [
+    *[({"dp": world}, zero, []) for world in (1, 2) for zero in range(4)],
+    ({"tp": 2}, 1, ["parallel.sequence_parallel=true"]),
+    ({"pp": 2}, 0, ["model.tie_embeddings=true", "model.hidden_dropout=0.1"]),
+    ({"pp": 2}, 1, []),
+    ({"cp": 2}, 2, []),
+    ({"dp": 2}, 2, [OFFLOAD]),
+    ({"dp": 2}, 3, [OFFLOAD, "parallel.offload_param.device=cpu"]),
+]
+
+
+@pytest.mark.parametrize("grid, zero, more", LAYOUTS, ids=str)
+def test_x3_a_rehearsal_leaves_no_trace(grid, zero, more):
+    run_ranks(math.prod(grid.values()), check_no_trace, grid, zero, more, timeout=180)
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_x3_a_rehearsal_leaves_no_trace_in_bf16(zero):
+    run_ranks(2, check_no_trace, {"dp": 2}, zero, [], "bfloat16", timeout=180)
+
+
+def check_steps_are_those_of_training(grid, zero, more=(), dtype_name="float32"):
+    """After the same batches: weights, moments and losses inside equal those of a twin that trained, bit for bit."""
+    import layouts
+
+    built, twin = (_built(grid, zero, more, dtype_name) for _ in range(2))
+    for engine in (built.engine, twin.engine):
+        engine.train_step(*_micro_batches(built, 0), 1e-3)
+    with built.model.rehearsal() as rehearsal:
+        for number in (1, 2):
+            step = *_micro_batches(built, number), RATES[number]
+            rehearsal.step(*step)
+            twin.engine.train_step(*step)
+        assert torch.equal(_losses(built), _losses(twin))
+        for key in layouts.STATE:
+            _assert_equal(layouts.gathered(built.engine, key), layouts.gathered(twin.engine, key))
+        assert built.engine.state.steps == twin.engine.state.steps == 3
+    assert built.engine.state.steps == 1
+
+
+@pytest.mark.parametrize("grid, zero", [({"dp": 2}, zero) for zero in range(4)] + [({"pp": 2}, 1), ({"tp": 2}, 0)], ids=str)
+def test_rehearsed_steps_are_those_of_training(grid, zero):
+    run_ranks(2, check_steps_are_those_of_training, grid, zero, timeout=120)
+
+
+def check_refusals(zero):
+    """An exception inside restores; what is asked wrongly is told on every rank; nesting and use after the end are errors."""
+    built = _built({"dp": 2}, zero, [])
+    rank, model = built.topology.rank, built.model
+    batches, valid = _micro_batches(built, 1)
+    built.engine.train_step(*_micro_batches(built, 0), 1e-3)
+    before = _everything(built)
+    with pytest.raises(KeyError), model.rehearsal() as rehearsal:
+        rehearsal.step(batches, valid, 1e-3)
+        raise KeyError
+    _assert_equal(before, _everything(built))
+    with model.rehearsal() as rehearsal:
+        rehearsal.step(batches, valid, 1e-3)
+        with pytest.raises(RuntimeError, match="inside a rehearsal"), model.rehearsal():
+            pass
+        for wrong in ((batches[:rank], valid, 1e-3), (batches, valid + rank, 1e-3), (batches, valid, rank), (batches, 0, 1e-3)):
+            with pytest.raises(ValueError, match="on every rank"):
+                rehearsal.step(*wrong)
+    _assert_equal(before, _everything(built))
+    with pytest.raises(RuntimeError, match="is over"):
+        rehearsal.rewind()
+    built.engine.on_disk = True
+    with pytest.raises(ValueError, match="nvme"), model.rehearsal():
+        pass
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_a_rehearsal_ends_in_any_case_and_refuses_what_is_wrong(zero):
+    run_ranks(2, check_refusals, zero)
+
+
+def check_a_trace_is_an_error(zero):
+    """Every part of the optimizer's state that is not what it was stops the run."""
+    built = _built({"dp": 1}, zero, [])
+    built.engine.train_step(*_micro_batches(built, 0), 1e-3)
+    with built.model.undisturbed():
+        pass
+    for flat, state in built.engine.state._base.state.items():
+        for tensor in (flat, *state.values()):
+            with pytest.raises(RuntimeError, match="changed the model"), torch.no_grad(), built.model.undisturbed():
+                tensor.view(-1)[-1:].mul_(1.5).add_(1.0)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_a_trace_in_the_optimizers_state_is_an_error(zero):
+    run_ranks(1, check_a_trace_is_an_error, zero)
