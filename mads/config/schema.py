@@ -173,26 +173,59 @@ class RewardConfig:
     """How probes are judged; the fields of every mode."""
 
     mode: str = MISSING
-    reference_examples: int = 64  # per task and round, from its direction part
-    damping: float = 0.3  # delta of the preconditioner
-    rows_per_batch: int = 8  # packed rows of one reward forward
+    rows_per_batch: int = 8  # packed rows of one forward
 
 
 @dataclass
-class AutoRewardConfig(RewardConfig):
+class DirectionRewardConfig(RewardConfig):
+    """One-step rewards, along one direction."""
+
+    reference_examples: int = 64  # per task and round, from its direction part
+    damping: float = 0.3  # delta of the preconditioner
+
+
+@dataclass
+class AutoRewardConfig(DirectionRewardConfig):
     """reward=auto: finite difference for fp32 parameters, ghost product otherwise."""
 
 
 @dataclass
-class FiniteDifferenceRewardConfig(RewardConfig):
+class FiniteDifferenceRewardConfig(DirectionRewardConfig):
     """reward=finite_difference: two forward passes along the direction."""
 
     relative_step: float = 1e-4  # |e v| / |theta|
 
 
 @dataclass
-class GhostRewardConfig(RewardConfig):
+class GhostRewardConfig(DirectionRewardConfig):
     """reward=ghost: one forward and one output-gradient pass."""
+
+
+@dataclass
+class DisplacementRewardConfig(RewardConfig):
+    """reward=displacement: by how much a few real steps on the references lower a probe's loss."""
+
+    steps: int = 8
+    step_rows: int = 8  # packed rows of references in one step
+    rate_factor: float = 1.0  # times the learning rate of the run
+
+
+@dataclass
+class GroupRewardConfig(RewardConfig):
+    """reward=group: real steps on each label's probes, judged by the reference loss."""
+
+    steps: int = 3  # for each label
+    step_rows: int = 8  # packed rows of one step
+    rate_factor: float = 1.0  # times the learning rate of the run
+    control: int = 2  # groups drawn from the whole pool, beside the labels'
+    reference_examples: int = 32  # per task, from its direction part, measured after each group
+
+
+@dataclass
+class BlendRewardConfig(GroupRewardConfig):
+    """reward=blend: group probes for levels, one-step rewards inside labels."""
+
+    damping: float = 0.3  # of the one-step rewards' direction
 
 
 @dataclass

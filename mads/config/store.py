@@ -24,6 +24,9 @@ VARIANTS = {
         "auto": schema.AutoRewardConfig,
         "finite_difference": schema.FiniteDifferenceRewardConfig,
         "ghost": schema.GhostRewardConfig,
+        "displacement": schema.DisplacementRewardConfig,
+        "group": schema.GroupRewardConfig,
+        "blend": schema.BlendRewardConfig,
     },
     "schedule": {
         "constant": schema.ConstantScheduleConfig,

@@ -11,6 +11,7 @@ from mads.config.compose import ConfigError
 from mads.config.parallel_rules import parallel_rules
 from mads.config.store import VARIANTS
 
+STEPPING = ("displacement", "group", "blend")  # rewards that take real optimizer steps
 WITHOUT_AGENTS = ("random", "stratified")
 
 
@@ -89,6 +90,9 @@ RANGES = {
     "reward.damping": "[0, inf)",
     "selection.share_floor": "[0, 1)",
     "reward.relative_step": "(0, 1)",
+    "reward.rate_factor": "(0, inf)",
+    **{f"reward.{key}": "[1, inf)" for key in ("steps", "step_rows")},
+    "reward.control": "[0, inf)",
     "optim.lr": "(0, inf)",
     "optim.beta1": "[0, 1)",
     "optim.beta2": "[0, 1)",
@@ -180,6 +184,14 @@ def _modes(config, has_gpu) -> Iterator[str]:
         yield (
             "reward=finite_difference needs fp32 parameters: at its step size most bf16 weights would not change; "
             "use reward=ghost or reward=auto"
+        )
+    if config.reward.mode in STEPPING and "nvme" in (
+        config.parallel.offload_optimizer.device,
+        config.parallel.offload_param.device,
+    ):
+        yield (
+            f"reward={config.reward.mode} takes steps and undoes them, which needs a copy of the optimizer's states in memory: "
+            "not with offload to nvme; use device=cpu, or reward=auto"
         )
     if config.model.attention == "flash" and not has_gpu:
         yield "model.attention=flash needs a GPU and the flash-attn package; use model.attention=auto"

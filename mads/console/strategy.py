@@ -70,7 +70,7 @@ class Limits:
 class Tilt:
     """Shares that follow the label agents: of the joint cells c of their labels, with n_c a cell's tokens,
 
-        share_c = (1 - floor) n_c exp(S_c / temperature) / sum + floor n_c / sum,   S_c = sum over label agents of theta_A w_A
+    share_c = (1 - floor) n_c exp(S_c / temperature) / sum + floor n_c / sum,   S_c = sum over label agents of theta_A w_A
     """
 
     temperature: float

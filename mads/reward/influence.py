@@ -42,7 +42,9 @@ class Rewarder:
         references: the reference tasks, weighted equally.
         sizes: logical number of elements by parameter name.
         betas, eps: of the optimizer.
-        config: a RewardConfig.
+        config: a DirectionRewardConfig, or a BlendRewardConfig.
+        mode: of the products; None: the config's.
+        flops_per_token: of training, forward and backward, for the record of what rewards cost.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Rewarder:
         seq_length: int,
         seed: int,
         config,
+        mode: str | None = None,
+        flops_per_token: int = 0,
     ):
         self._model = model
         self._references = list(references)
@@ -66,13 +70,22 @@ class Rewarder:
         self._seq_length = seq_length
         self._seed = seed
         self._config = config
-        self.mode = resolve_mode(config.mode, model.parameter_dtype)
+        self._flops_per_token = flops_per_token
+        self.mode = resolve_mode(mode or config.mode, model.parameter_dtype)
+
+    def _windows(self, round_: int) -> list[list[np.ndarray]]:
+        return [task.windows("direction", self._config.reference_examples, self._seed, round_) for task in self._references]
+
+    def flops(self, samples: Sequence[np.ndarray], round_: int) -> float:
+        """Of one call: the references' gradient; of the probes, two forward passes, or one with an output-gradient pass."""
+        references = sum(len(window) for windows in self._windows(round_) for window in windows)
+        probed = sum(len(sample) for sample in samples)
+        return self._flops_per_token * (references + probed * 2 / 3)
 
     def direction(self, round_: int) -> Direction:
         """v for this round: the equal-weight mean over tasks of token means over the full text, preconditioned."""
         samples, weights = [], []
-        for task in self._references:
-            windows = task.windows("direction", self._config.reference_examples, self._seed, round_)
+        for windows in self._windows(round_):
             targets = sum(len(w) - 1 for w in windows)
             samples += windows
             weights += [1.0 / (len(self._references) * targets)] * len(windows)
@@ -107,8 +120,12 @@ class Rewarder:
                 sides.append(spread(batches, self._model.sample_losses, self._topology))
         return (sides[0] - sides[1]) / (2.0 * step)
 
-    def __call__(self, probes: Probes, samples: Sequence[np.ndarray], round_: int) -> RoundRewards:
-        """Rewards of the round's probes, whose tokens are `samples`. The model is left bit for bit as it was."""
+    def __call__(self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float = 0.0) -> RoundRewards:
+        """Rewards of the round's probes, whose tokens are `samples`. The model is left bit for bit as it was.
+
+        Args:
+            rate: learning rate of the training step to come, which other kinds of rewards need; derivatives do not.
+        """
         started = time.perf_counter()
         with self._model.undisturbed():
             direction = self.direction(round_)
@@ -116,4 +133,5 @@ class Rewarder:
             rewards, targets = self.rewards(direction, samples)
         ended = time.perf_counter()
         diagnostics = {"mode": self.mode, "norm": direction.norm, "shares": direction.shares, "top_share": direction.top_share}
+        diagnostics["flops"] = self.flops(samples, round_)
         return RoundRewards(probes, rewards, targets, diagnostics, {"reference": between - started, "probes": ended - between})

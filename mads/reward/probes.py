@@ -50,12 +50,15 @@ class Probes:
     importance: float64 [n], inverse inclusion probability, mean 1
     members: agent -> bool [n], the probes that the agent drew
     shared: whether each agent learns from all probes, or from those that it drew
+    codes: agent -> integers [n], the probes' labels of the agent's attribute; sizes: agent -> number of labels
     """
 
     positions: np.ndarray
     importance: np.ndarray
     members: dict[str, np.ndarray]
     shared: bool
+    codes: dict[str, np.ndarray] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def of_agent(self, agent: str) -> np.ndarray:
         """Mask, bool [n], of the probes that an agent learns from."""
@@ -129,7 +132,9 @@ def draw_probes(
         missed *= 1 - inclusion[agent][view.codes(attribute)[positions]]
     importance = 1 / (1 - missed)
     members = {agent: np.isin(positions, own, assume_unique=True) for agent, own in drawn.items()}
-    return Probes(positions, importance / importance.mean(), members, plan.shared)
+    codes = {agent: np.asarray(view.codes(attribute)[positions]) for agent, attribute in attributes.items()}
+    sizes = {agent: len(view.labels(attribute)) for agent, attribute in attributes.items()}
+    return Probes(positions, importance / importance.mean(), members, plan.shared, codes, sizes)
 
 
 def _quota(sizes: np.ndarray, count: int, agent: str) -> np.ndarray:

@@ -35,6 +35,9 @@ class Rehearsal(Protocol):
             NonFiniteError: on every rank; the step was not taken.
         """
 
+    def forget_momentum(self) -> None:
+        """Set Adam's first moments to zero, until the next rewind: steps then follow their own batches only."""
+
     def rewind(self) -> None:
         """Back to the state at entry; any number of times."""
 

@@ -132,7 +132,8 @@ class Trainer:
         rewards = None
         if parts.console.needs_rewards():
             probes = parts.console.draw_probes()
-            rewards = parts.rewarder(probes, parts.pool.tokens(probes.positions), parts.console.round)
+            rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
+            rewards = parts.rewarder(probes, parts.pool.tokens(probes.positions), parts.console.round, rate)
         interval = min(config.selection.interval, config.train.steps - self.step)
         budget = int(interval * config.train.global_batch_size * config.data.seq_length * (1 + config.selection.margin))
         ids, record = parts.console.decide(rewards, parts.ledger.counts, budget, self.step, self.tokens)

@@ -29,9 +29,10 @@ from mads.data.tokenizer import Tokenizer
 from mads.eval.heldout import HeldOut
 from mads.model.decoder import Decoder
 from mads.model.placement import Placement
-from mads.model.shape import parameter_count
-from mads.reward.influence import Rewarder
+from mads.model.shape import flops_per_token, parameter_count
+from mads.reward.build import RoundRewarder, build_rewarder
 from mads.reward.reference import ReferenceTask, load_references
+from mads.reward.steps import RewardContext
 from mads.topology import Topology
 from mads.train.engine import Engine, TrainEngine
 from mads.train.pipeline import PipelineTrainEngine, Stage
@@ -49,7 +50,7 @@ class Parts:
     engine: Engine
     model: EngineRewardModel
     heldout: HeldOut
-    rewarder: Rewarder | None
+    rewarder: RoundRewarder | None
 
 
 def check_data(config: DictConfig, pool: Pool) -> None:
@@ -157,9 +158,9 @@ def build_parts(
     rewarder = None
     if strategy.learning is not None:
         sizes = {name: shape.numel() for name, shape in engine.logical_shapes.items()}
-        rewarder = Rewarder(
-            model, references, topology, sizes, config.optim.beta2, config.optim.eps, seq_length, seed, config.reward
-        )
+        flops = flops_per_token(config.model, seq_length)
+        context = RewardContext(model, references, topology, seq_length, seed, config.reward.rows_per_batch, flops)
+        rewarder = build_rewarder(context, sizes, config.optim, config.reward)
     heldout = HeldOut(
         model,
         heldout_pool,

@@ -111,6 +111,13 @@ class EngineRehearsal:
             batches = [_with_rows(batch, rows) for batch in batches]
         self._engine.train_step(list(batches), valid_tokens, rate)
 
+    @torch.no_grad()
+    def forget_momentum(self) -> None:
+        self._check_open()
+        for _, state in self._engine.state.held():
+            if "exp_avg" in state:
+                state["exp_avg"].zero_()
+
     def rewind(self) -> None:
         self._check_open()
         self._snapshot.restore()

@@ -1,0 +1,117 @@
+"""Rewards by group probes: train a few real steps on samples of one label, measure the references, go back.
+
+For every label j of every agent A, from the model as it is: k optimizer steps on batches of the probes that A drew with label j;
+y_b is by how much they lower the reference loss. All groups start from the same state and are measured on the same examples. What
+a group is made of, X_b (its tokens' share of every label of every agent), is known, so the outcomes are regressed on it,
+
+    y_b = mu + c m_b + sum_A sum_l X_{b,A,l} e_{A,l} + noise,   e_A ~ N(0, tau_A^2)
+
+with variances by EM (mads.reward.outcomes). A probe's reward is then r(x) = sum_A e_{A, label_A(x)}, and in a blend
+c (r_1(x) - mean) more: m_b is the mean of the one-step rewards r_1 over the group's tokens, so one-step rewards rank inside labels
+and predict levels as far as the outcomes agree with them (c >= 0), and the outcomes set the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from mads.collectives import broadcast_array
+from mads.noise import hash64, uniform
+from mads.reward.outcomes import fit_outcomes
+from mads.reward.probes import Probes, RoundRewards
+from mads.reward.steps import ReferenceLoss, RewardContext, take, tokens_of
+
+
+class GroupRewarder:
+    """Called by all ranks together, with the same result on each.
+
+    Args:
+        config: a GroupRewardConfig.
+        one_step: the one-step rewards of a blend (mads.reward.influence.Rewarder); None: group probes alone.
+    """
+
+    def __init__(self, context: RewardContext, config, one_step=None):
+        self._context, self._config, self._one_step = context, config, one_step
+        self.mode = "group" if one_step is None else "blend"
+
+    def __call__(self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float) -> RoundRewards:
+        """Rewards of the round's probes, whose tokens are `samples`. The model is left bit for bit as it was.
+
+        Args:
+            rate: learning rate of the training step to come; the steps here take it times `rate_factor`.
+        """
+        single = self._one_step(probes, samples, round_, rate) if self._one_step else None
+        seconds = dict(single.seconds) if single else {}
+        started = time.perf_counter()
+        groups = self._groups(probes, round_)
+        measure = ReferenceLoss(self._context, "direction", self._config.reference_examples, round_)
+        outcomes, taken, trained = [], [], 0
+        with self._context.model.rehearsal() as rehearsal:
+            start = measure()
+            for i, order in enumerate(groups):
+                if i:
+                    rehearsal.rewind()
+                members = self._train(rehearsal, samples, order, rate)
+                outcomes.append(start - measure())
+                taken.append(members)
+                trained += tokens_of([samples[m] for m in members])
+        lengths = np.array([len(s) for s in samples], dtype=np.float64)
+        fit = fit_outcomes(np.array(outcomes), _shares(probes, taken, lengths), probes.sizes, self._means(single, taken, lengths))
+        rewards = np.zeros(len(samples))
+        for agent, codes in probes.codes.items():
+            rewards += fit.effects[agent][codes]
+        if single is not None:
+            rewards += fit.slope * (single.rewards - np.average(single.rewards, weights=lengths))
+        seconds["groups"] = time.perf_counter() - started
+        flops = self._context.flops_per_token * trained + self._context.forward_flops(measure.tokens * (1 + len(groups)))
+        diagnostics = {**(single.direction if single else {}), "mode": self.mode, "groups": len(groups)}
+        diagnostics |= {"steps": self._config.steps, "slope": fit.slope, "explained": fit.explained}
+        diagnostics["flops"] = flops + (single.direction["flops"] if single else 0)
+        # Rank 0's, whatever the last bit of a matrix product is elsewhere.
+        rewards = broadcast_array(rewards, self._context.topology.group("control"), np.float64)
+        targets = np.array([max(0, len(s) - 1) for s in samples], dtype=np.int64)
+        return RoundRewards(probes, rewards, targets, diagnostics, seconds)
+
+    def _groups(self, probes: Probes, round_: int) -> list[list[int]]:
+        """Probes of each group in the order in which they are trained on: every label's own draws, then `control` draws of the
+        whole pool."""
+        places = np.arange(len(probes.positions))
+        noise = hash64(self._context.seed, "group_probe", round_, probes.positions)
+        groups = []
+        for agent, codes in probes.codes.items():
+            for label in range(probes.sizes[agent]):
+                members = places[probes.members[agent] & (codes == label)]
+                if len(members):
+                    groups.append(members[np.argsort(noise[members], kind="stable")].tolist())
+        for draw in range(self._config.control):
+            u = uniform(self._context.seed, f"group_probe/control/{draw}", round_, probes.positions)
+            # Exponential clocks with rates `importance`: the first ones are a sample of the pool, whatever was drawn more often.
+            groups.append(np.argsort(-np.log(u) / probes.importance, kind="stable").tolist())
+        return groups
+
+    def _train(self, rehearsal, samples: Sequence[np.ndarray], order: list[int], rate: float) -> list[int]:
+        """Places of all samples that were trained on, with repetition."""
+        trained, start = [], 0
+        for _ in range(self._config.steps):
+            chosen, start = take(samples, order, start, self._config.step_rows * self._context.seq_length)
+            self._context.step(rehearsal, [samples[i] for i in chosen], rate * self._config.rate_factor)
+            trained += chosen
+        return trained
+
+    @staticmethod
+    def _means(single: RoundRewards | None, taken: list[list[int]], lengths: np.ndarray) -> np.ndarray | None:
+        if single is None:
+            return None
+        return np.array([np.average(single.rewards[m], weights=lengths[m]) for m in taken])
+
+
+def _shares(probes: Probes, taken: list[list[int]], lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """agent -> X_b, float64 [groups, labels]: shares of each group's tokens."""
+    shares = {}
+    for agent, codes in probes.codes.items():
+        rows = [np.bincount(codes[m], weights=lengths[m], minlength=probes.sizes[agent]) for m in taken]
+        shares[agent] = np.stack([row / row.sum() for row in rows])
+    return shares
