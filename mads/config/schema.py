@@ -158,7 +158,7 @@ class MadsSelectionConfig(SelectionConfig):
 
     probes: int = 512
     attribution: str = "joint"  # each agent learns from what the others do not explain; marginal: from the rewards as they are
-    update: str = "exponentiated"  # weights are logarithms of shares that follow gains; mean: weights follow mean rewards
+    agent_update: str = "exponentiated"  # weights are logarithms of shares that follow gains; mean: weights follow mean rewards
     agent_rate: float = 0.5
     theta_rate: float = 0.5
     theta_floor: float = 0.05

@@ -124,7 +124,7 @@ CHOICES = {
     "data.tokenizer.kind": ("sentencepiece", "huggingface"),
     "selection.shares": ("uniform", "natural"),
     "selection.attribution": ("joint", "marginal"),
-    "selection.update": ("exponentiated", "mean"),
+    "selection.agent_update": ("exponentiated", "mean"),
     "selection.selector": ("auto", "shares", "gumbel"),
     "selection.exchange": ("auto", "gather", "threshold"),
     "selection.unit": ("sample", "shard"),

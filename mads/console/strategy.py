@@ -237,11 +237,11 @@ def build_strategy(config: Any) -> Strategy:
             PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), AdditiveCollaboration(config.theta_rate)
         )
         return PaperStrategy(learning, config.use_decay, limits)
-    if config.update not in UPDATES:
-        raise ValueError(f"selection.update={config.update!r} is not one of {', '.join(UPDATES)}")
+    if config.agent_update not in UPDATES:
+        raise ValueError(f"selection.agent_update={config.agent_update!r} is not one of {', '.join(UPDATES)}")
     learning = Learning(
         SharedProbes(config.probes),
-        UPDATES[config.update](config.agent_rate),
+        UPDATES[config.agent_update](config.agent_rate),
         MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
         config.attribution,
     )

@@ -20,7 +20,7 @@ from mads.reward.probes import RoundRewards
 
 PAPER = PaperSelectionConfig(name="paper", probes_per_agent=60)
 MADS = MadsSelectionConfig(name="mads", probes=120)
-MEANS = dataclasses.replace(MADS, attribution="marginal", update="mean", selector="gumbel")
+MEANS = dataclasses.replace(MADS, attribution="marginal", agent_update="mean", selector="gumbel")
 BUDGET = 4000
 
 
