@@ -185,10 +185,8 @@ def _modes(config, has_gpu) -> Iterator[str]:
             "reward=finite_difference needs fp32 parameters: at its step size most bf16 weights would not change; "
             "use reward=ghost or reward=auto"
         )
-    if config.reward.mode in STEPPING and "nvme" in (
-        config.parallel.offload_optimizer.device,
-        config.parallel.offload_param.device,
-    ):
+    offload = config.parallel.offload_optimizer.device, config.parallel.offload_param.device
+    if config.reward.mode in STEPPING and "nvme" in offload:
         yield (
             f"reward={config.reward.mode} takes steps and undoes them, which needs a copy of the optimizer's states in memory: "
             "not with offload to nvme; use device=cpu, or reward=auto"

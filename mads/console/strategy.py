@@ -168,8 +168,8 @@ class MadsStrategy:
     selector: "shares": the joint cells of the label agents' labels get shares (Tilt), and inside a cell samples are drawn in
         proportion to the exponential of what the other agents say; "gumbel": samples are drawn in proportion to exp(S) over the
         whole pool, those with fewer uses first (Gumbel top-k); "auto": shares, and gumbel with bounds and for whole shards
-    temperature: S, a mean over A agents with weights theta, counts A / temperature times: at 1 and equal trust the agents' weights
-        add up as logarithms
+    temperature: S, a mean over A agents with weights theta, counts A / temperature times: at 1 and equal trust the agents'
+        weights add up as logarithms
     share_floor: part of its natural share that a cell keeps whatever the agents say
     """
 

@@ -7,8 +7,8 @@ a group is made of, X_b (its tokens' share of every label of every agent), is kn
     y_b = mu + c m_b + sum_A sum_l X_{b,A,l} e_{A,l} + noise,   e_A ~ N(0, tau_A^2)
 
 with variances by EM (mads.reward.outcomes). A probe's reward is then r(x) = sum_A e_{A, label_A(x)}, and in a blend
-c (r_1(x) - mean) more: m_b is the mean of the one-step rewards r_1 over the group's tokens, so one-step rewards rank inside labels
-and predict levels as far as the outcomes agree with them (c >= 0), and the outcomes set the rest.
+c (r_1(x) - mean) more: m_b is the mean of the one-step rewards r_1 over the group's tokens, so one-step rewards rank inside
+labels and predict levels as far as the outcomes agree with them (c >= 0), and the outcomes set the rest.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ _LEAST = 1e-6  # a variance is held above this part of the outcomes' variance
 
 @dataclass(frozen=True)
 class Outcomes:
-    """effects: agent -> float64 [labels], posterior means; slope: c, of the given means; explained: part of the outcomes' variance
-    that effects and means explain together, 0 where outcomes are all equal."""
+    """effects: agent -> float64 [labels], posterior means
+    slope: c, of the given means
+    explained: part of the outcomes' variance that effects and means explain together, 0 where outcomes are all equal
+    """
 
     effects: dict[str, np.ndarray]
     slope: float
