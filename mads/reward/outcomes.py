@@ -40,7 +40,7 @@ def fit_outcomes(
     y = outcomes - outcomes.mean()
     total = float(y @ y)
     effects = {agent: np.zeros(sizes[agent]) for agent in shares}
-    if len(y) < 3 or total <= 0:
+    if len(y) < 3 or np.ptp(outcomes) <= 1e-12 * np.abs(outcomes).max():
         return Outcomes(effects, 0.0, 0.0)
     slope = 0.0
     if means is not None and np.ptp(means) > 0:

@@ -1,0 +1,175 @@
+"""Rewards that take real steps: equal to the same steps taken on a twin by hand, at ZeRO stages and on two ranks, without trace."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from harness import run_ranks
+
+RATE = 2e-3
+
+
+def _context(built):
+    import reward_cases as cases
+
+    from mads.reward.steps import RewardContext
+    from mads.train.reward_model import EngineRewardModel
+
+    return RewardContext(EngineRewardModel(built.engine), cases.references(), built.topology, 32, 0, 3, 1000)
+
+
+def _trained(stage, steps=2):
+    """Batches that do not depend on the number of ranks."""
+    import model_support as support
+    import torch.distributed as dist
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    built = support.make_engine(stage)
+    for step in range(steps):
+        micro, valid = support.micro_batches(support.global_batch(4, seed=step), rank, world)
+        built.engine.train_step(micro, valid, RATE)
+    return built
+
+
+def _probes(count):
+    from mads.reward.probes import Probes
+
+    rng = np.random.default_rng(0)
+    codes = {"domain": rng.integers(0, 3, count), "quality": rng.integers(0, 2, count)}
+    members = {"domain": np.arange(count) % 2 == 0, "quality": np.arange(count) % 2 == 1}
+    return Probes(np.arange(count) * 7, np.ones(count), members, True, codes, {"domain": 3, "quality": 2})
+
+
+def _losses(module, samples):
+    """Summed token losses of single samples by the bare model."""
+    import torch
+
+    from mads.data.batch import make_batch
+
+    with torch.no_grad():
+        batches = [make_batch([[sample]], 32) for sample in samples]
+        return np.array([float(module(b.tokens, b.labels, b.positions, b.segments).double().sum()) for b in batches])
+
+
+def _by_hand(built, samples, rate, forget):
+    """The model after one step on `samples`, from plain PyTorch on a copy: gradient of the mean loss, clipping, AdamW."""
+    import torch
+
+    from mads.data.batch import make_batch
+    from mads.layout import named_logical_parameters
+    from mads.model.decoder import Decoder
+    from mads.train.engine import adamw
+
+    twin = Decoder(built.config.model)
+    optimizer = adamw(twin, built.config.optim)
+    own = dict(built.engine.parameters)
+    with torch.no_grad():
+        for name, p in named_logical_parameters(twin):
+            p.copy_(built.engine.state.full(own[name], "weight"))
+            moments = {key: built.engine.state.full(own[name], key).clone() for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.tensor(float(built.engine.state.steps)), **moments}
+            if forget:
+                optimizer.state[p]["exp_avg"].zero_()
+    batches = [make_batch([[sample]], 32) for sample in samples]
+    total = sum(twin(b.tokens, b.labels, b.positions, b.segments).sum() for b in batches)
+    (total / sum(len(s) - 1 for s in samples)).backward()
+    torch.nn.utils.clip_grad_norm_(twin.parameters(), built.config.optim.grad_clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return twin
+
+
+def check_displacement(stages):
+    import model_support as support
+
+    from mads.config.schema import DisplacementRewardConfig
+    from mads.reward.displacement import DisplacementRewarder
+    from mads.reward.steps import ReferenceBatches
+
+    samples, found = support.random_samples(12, seed=5), []
+    for stage in stages:
+        built = _trained(stage)
+        context = _context(built)
+        before = context.model.digest()
+        config = DisplacementRewardConfig(mode="displacement", steps=1, step_rows=2, rate_factor=0.5)
+        result = DisplacementRewarder(context, config)(_probes(12), samples, 3, RATE)
+        assert context.model.digest() == before
+        batch = next(ReferenceBatches(context.references, 64, 0, 3))
+        twin = _by_hand(built, batch, 0.5 * RATE, forget=True)
+        base = _by_hand(built, batch, 0.0, forget=True)  # a rate of 0 leaves the weights
+        targets = np.array([len(s) - 1 for s in samples])
+        expected = (_losses(base, samples) - _losses(twin, samples)) / targets
+        np.testing.assert_allclose(result.rewards, expected, atol=2e-5 * np.abs(expected).max() + 2e-6, err_msg=str(stage))
+        assert np.abs(expected).max() > 1e-4
+        found.append(result.rewards)
+        more = DisplacementRewarder(context, dataclasses.replace(config, steps=3))(_probes(12), samples, 3, RATE)
+        assert context.model.digest() == before and not np.allclose(more.rewards, result.rewards)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_displacement_is_the_loss_before_less_the_loss_after_steps_on_the_references(world):
+    run_ranks(world, check_displacement, [0, 1, 3], timeout=180)
+
+
+def check_groups(stages):
+    import model_support as support
+
+    from mads.config.schema import BlendRewardConfig, GroupRewardConfig
+    from mads.reward.group import GroupRewarder
+    from mads.reward.outcomes import fit_outcomes
+    from mads.reward.steps import ReferenceLoss
+
+    samples, probes = support.random_samples(12, seed=5), _probes(12)
+    for stage in stages:
+        built = _trained(stage)
+        context = _context(built)
+        before = context.model.digest()
+        config = GroupRewardConfig(mode="group", steps=1, step_rows=1, control=1, reference_examples=4)
+        rewarder = GroupRewarder(context, config)
+        result = rewarder(probes, samples, 3, RATE)
+        assert context.model.digest() == before
+        windows = [task.windows("direction", 4, 0, 3) for task in context.references]
+
+        def reference_loss(module, windows=windows):
+            return np.mean([_losses(module, w).sum() / sum(len(s) - 1 for s in w) for w in windows])
+
+        gains, rows = [], {"domain": [], "quality": []}
+        for order in rewarder._groups(probes, 3):
+            taken, held = [], 0
+            for i in order:
+                if taken and held + len(samples[i]) > 32:
+                    break
+                taken.append(i)
+                held += len(samples[i])
+            twin = _by_hand(built, [samples[i] for i in taken], RATE, forget=False)
+            base = _by_hand(built, [samples[i] for i in taken], 0.0, forget=False)
+            gains.append(reference_loss(base) - reference_loss(twin))
+            for agent, size in probes.sizes.items():
+                share = np.zeros(size)
+                for i in taken:
+                    share[probes.codes[agent][i]] += len(samples[i]) / held
+                rows[agent].append(share)
+        assert len(gains) == 3 + 2 + 1 == result.direction["groups"]
+        assert ReferenceLoss(context, "direction", 4, 3)() == pytest.approx(reference_loss(base), rel=1e-5)
+        fit = fit_outcomes(np.array(gains), {a: np.array(r) for a, r in rows.items()}, probes.sizes)
+        expected = sum(fit.effects[a][probes.codes[a]] for a in probes.sizes)
+        assert np.corrcoef(result.rewards, expected)[0, 1] > 0.999, (stage, result.rewards, expected)
+        if stage == 0:
+            blend = BlendRewardConfig(mode="blend", steps=1, step_rows=1, control=1, reference_examples=4)
+            import reward_cases as cases
+
+            one_step = cases.rewarder(built, "finite_difference")
+            mixed = GroupRewarder(context, blend, one_step)(probes, samples, 3, RATE)
+            single = one_step(probes, samples, 3).rewards
+            lengths = np.array([len(s) for s in samples])
+            inside = mixed.rewards - mixed.direction["slope"] * (single - np.average(single, weights=lengths))
+            design = np.concatenate([np.eye(s)[probes.codes[a]] for a, s in probes.sizes.items()], axis=1)
+            left = inside - design @ np.linalg.lstsq(design, inside, rcond=None)[0]
+            np.testing.assert_allclose(left, 0, atol=1e-9)  # what is left of a blend is a table of labels
+            assert context.model.digest() == before
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_group_probes_are_steps_on_each_labels_probes_judged_by_the_references(world):
+    run_ranks(world, check_groups, [0, 1, 3], timeout=180)
