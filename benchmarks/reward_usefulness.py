@@ -1,0 +1,202 @@
+"""Do rewards say what training on more of a label does? For every label of the three agents, the gain of the reference loss when
+half of every batch of 25 further steps is drawn from it (the counterfactual), against each kind of reward's mean for the label.
+
+    python -m benchmarks.reward_usefulness --run runs/mads --data data/demo --out benchmarks/reward_usefulness.json
+
+Run from the repository root, on a run with a checkpoint. What is done is kept in --out and is not done again, so that it may be
+stopped. The table and how to read it: benchmarks/reward_truth.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from mads.launch.processes import become_single_process
+
+from benchmarks.exact_model import ReferenceSet
+from benchmarks.rank_statistics import spearman, split_half_reliability
+from benchmarks.trained_run import TrainedRun
+from mads.checkpoint import canonical
+from mads.config.schema import BlendRewardConfig, DisplacementRewardConfig, FiniteDifferenceRewardConfig, GroupRewardConfig
+from mads.console.attribute_rewards import own_parts
+from mads.logging.environment import environment
+from mads.model.shape import flops_per_token
+from mads.noise import hash64
+from mads.reward.build import build_rewarder
+from mads.reward.probes import Probes, SharedProbes, draw_probes
+from mads.reward.steps import RewardContext
+from mads.train.engine import TrainEngine
+from mads.train.reward_model import EngineRewardModel
+
+AGENTS = ("quality", "domain", "topic")
+KINDS = {
+    "one step": FiniteDifferenceRewardConfig(mode="finite_difference"),
+    **{f"displacement, {k} steps": DisplacementRewardConfig(mode="displacement", steps=k) for k in (1, 4, 8, 16)},
+    "displacement, 8 steps of 32 rows": DisplacementRewardConfig(mode="displacement", step_rows=32),
+    "group, 1 step": GroupRewardConfig(mode="group", steps=1),
+    "group, 3 steps": GroupRewardConfig(mode="group", steps=3),
+    "blend, 3 steps": BlendRewardConfig(mode="blend", steps=3),
+}
+
+
+def reference_loss(model: EngineRewardModel, references: ReferenceSet) -> float:
+    return sum(float((model.sample_losses([batch])[0] * weight).sum()) for batch, weight in references.batches)
+
+
+def gain_of(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, only: np.ndarray | None) -> dict:
+    """Reference losses by part after `steps` further steps from the checkpoint. Half of every batch is drawn from the whole pool,
+    the same rows for every label; the other half from the positions `only` (None: from the whole pool too)."""
+    canonical.load(run.checkpoint, engine, run.topology)
+    half = run.config.train.global_batch_size // 2
+    common, other = run.batches(steps, 100 + seed, rows=half), run.batches(steps, 200 + seed, only=only, rows=half)
+    rate = run.rate(engine.state.steps)
+    for _ in range(steps):
+        first, second = common.next(), other.next()
+        engine.train_step(first.micro_batches + second.micro_batches, first.valid_tokens + second.valid_tokens, rate)
+    model = EngineRewardModel(engine)
+    return {part: reference_loss(model, r) for part, r in references.items()}
+
+
+def rewards_of(run: TrainedRun, engine: TrainEngine, kind, probes: Probes, samples: list, round_: int):
+    """(rewards, targets, FLOPs, seconds) of one kind on the checkpoint."""
+    canonical.load(run.checkpoint, engine, run.topology)
+    config = run.config
+    sizes = {name: shape.numel() for name, shape in engine.logical_shapes.items()}
+    flops = flops_per_token(config.model, config.data.seq_length)
+    context = RewardContext(
+        EngineRewardModel(engine), run.references, run.topology, config.data.seq_length, config.train.seed, 8, flops
+    )
+    started = time.process_time()
+    found = build_rewarder(context, sizes, config.optim, kind)(probes, samples, round_, run.rate(engine.state.steps))
+    return found.rewards, found.targets, found.direction["flops"], time.process_time() - started
+
+
+def label_means(run: TrainedRun, probes: Probes, rewards: np.ndarray, targets: np.ndarray) -> dict:
+    """agent -> mean reward of each label as it is ("marginal"), and of its own part ("joint")."""
+    counted = probes.importance * targets
+    codes = [np.asarray(run.pool.codes(a)[probes.positions]).astype(int) for a in AGENTS]
+    sizes = [len(run.pool.labels(a)) for a in AGENTS]
+    own, _ = own_parts(codes, sizes, rewards, counted)
+    result = {}
+    for agent, code, size, part in zip(AGENTS, codes, sizes, own):
+        total = np.maximum(np.bincount(code, counted, size), 1e-12)
+        result[agent] = {
+            "marginal": (np.bincount(code, counted * rewards, size) / total).tolist(),
+            "joint": (np.bincount(code, counted * part, size) / total).tolist(),
+        }
+    return result
+
+
+def halves(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int, count: int) -> list[dict]:
+    """Reference losses after training with half the batch from the better and from the worse half of `count` samples of a domain,
+    by the displacement's reward."""
+    of_domain = np.flatnonzero(run.pool.codes("domain") == domain)
+    order = np.argsort(hash64(seed, "benchmark/halves", 0, run.pool.ids[of_domain]), kind="stable")
+    drawn = np.sort(of_domain[order[:count]])
+    probes = Probes(drawn, np.ones(len(drawn)), {}, True)
+    kind = DisplacementRewardConfig(mode="displacement")
+    rewards, *_ = rewards_of(run, engine, kind, probes, run.pool.tokens(drawn), seed)
+    ranked = drawn[np.argsort(rewards)]
+    return [
+        gain_of(run, engine, references, steps, seed, half) for half in (ranked[len(ranked) // 2 :], ranked[: len(ranked) // 2])
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", required=True, help="folder of a run of `mads train`; its newest checkpoint is studied")
+    parser.add_argument("--data", required=True, help="the prepared directory that it was trained on")
+    parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
+    parser.add_argument("--probes", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--seeds", type=int, default=4, help="an even number")
+    parser.add_argument("--reference-examples", type=int, default=200)
+    parser.add_argument("--halves", type=int, default=0, help="samples of each domain for the test inside labels; 0: left out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    become_single_process()
+    run = TrainedRun.open(arguments.run, arguments.data)
+    engine = run.engine(torch.float32)
+    out = Path(arguments.out)
+    fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds")}
+    record = json.loads(out.read_text()) if out.exists() else {"arguments": fixed, "gain": {}, "kinds": {}, "halves": {}}
+    if record["arguments"] != fixed:
+        parser.error(f"{out} was made with {record['arguments']}; choose another --out")
+    record["date"], record["environment"] = datetime.date.today().isoformat(), environment(1, "cpu", [])
+    record["steps_trained"] = engine.state.steps
+    record["labels"] = {a: list(run.pool.labels(a)) for a in AGENTS}
+
+    def keep(section: str, key: str, compute) -> None:
+        if key not in record[section]:
+            started = time.process_time()
+            record[section][key] = compute()
+            out.write_text(json.dumps(record, indent=1) + "\n")
+            print(f"{time.process_time() - started:7.1f} s  {section} {key}", file=sys.stderr, flush=True)
+
+    def means(name: str, seed: int) -> dict:
+        probes = draw_probes(run.pool, SharedProbes(arguments.probes), {a: a for a in AGENTS}, seed, 0)
+        rewards, targets, flops, seconds = rewards_of(run, engine, KINDS[name], probes, run.pool.tokens(probes.positions), seed)
+        return {"means": label_means(run, probes, rewards, targets), "flops": flops, "seconds": seconds}
+
+    references = {
+        part: ReferenceSet(run.references, part, arguments.reference_examples, 0, run.config.data.seq_length, 8)
+        for part in ("direction", "audit")
+    }
+    for name in KINDS:
+        for seed in range(2):
+            keep("kinds", f"{name}/{seed}", lambda name=name, seed=seed: means(name, seed))
+    for seed in range(arguments.seeds):
+        keep("gain", f"{seed}/none", lambda seed=seed: gain_of(run, engine, references, arguments.steps, seed, None))
+        for agent in AGENTS:
+            for j, label in enumerate(run.pool.labels(agent)):
+                only = np.flatnonzero(run.pool.codes(agent) == j)
+                keep(
+                    "gain",
+                    f"{seed}/{agent}/{label}",
+                    lambda only=only, seed=seed: gain_of(run, engine, references, arguments.steps, seed, only),
+                )
+        for j, label in enumerate(run.pool.labels("domain") if arguments.halves else ()):
+            keep(
+                "halves",
+                f"{seed}/{label}",
+                lambda j=j, seed=seed: halves(run, engine, references, arguments.steps, seed, j, arguments.halves),
+            )
+    record["agreement"] = agreement(record, arguments.seeds)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record["agreement"], indent=1))
+
+
+def agreement(record: dict, seeds: int) -> dict:
+    """Spearman correlations of every kind's label means (of its two draws of probes) with the audit gains, by agent and over all
+    labels; the ceiling is the root of the gains' split-half reliability."""
+    labels = record["labels"]
+
+    def gains(agent: str) -> np.ndarray:
+        value = lambda key: record["gain"][key]["audit"]  # noqa: E731
+        return np.array([[value(f"{s}/none") - value(f"{s}/{agent}/{l}") for s in range(seeds)] for l in labels[agent]])
+
+    by_agent = {agent: gains(agent) for agent in labels}
+    result: dict = {"ceiling": {a: max(0.0, split_half_reliability(g)) ** 0.5 for a, g in by_agent.items()}}
+    everything = np.concatenate(list(by_agent.values()))
+    result["ceiling"]["all"] = max(0.0, split_half_reliability(everything)) ** 0.5
+    for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in record["kinds"]):
+        draws = [record["kinds"][f"{name}/{seed}"]["means"] for seed in range(2)]
+        found = {}
+        for agent, g in by_agent.items():
+            found[agent] = float(np.mean([spearman(np.array(d[agent]["marginal"]), g.mean(1)) for d in draws]))
+        whole = [np.concatenate([d[a]["marginal"] for a in labels]) for d in draws]
+        found["all"] = float(np.mean([spearman(w, everything.mean(1)) for w in whole]))
+        found["training tokens' cost"] = record["kinds"][f"{name}/0"]["flops"]
+        result[name] = found
+    return result
+
+
+if __name__ == "__main__":
+    main()
