@@ -88,6 +88,7 @@ RANGES = {
     "reward.reference_examples": "[1, inf)",
     "reward.rows_per_batch": "[1, inf)",
     "reward.damping": "[0, inf)",
+    "selection.first_interval": "[1, inf)",
     "selection.share_floor": "[0, 1)",
     "reward.relative_step": "(0, 1)",
     "reward.rate_factor": "(0, inf)",

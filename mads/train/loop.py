@@ -123,8 +123,13 @@ class Trainer:
 
     def _selection_due(self) -> bool:
         """Every `interval` steps of a round; sooner if the decided samples ran out (a pool smaller than an interval)."""
-        steps_in_round = self.step - self.round_start
-        return self.parts.console.round == 0 or steps_in_round >= self.config.selection.interval or self.parts.loader.exhausted
+        round_, steps_in_round = self.parts.console.round, self.step - self.round_start
+        return round_ == 0 or steps_in_round >= self._interval(round_ - 1) or self.parts.loader.exhausted
+
+    def _interval(self, round_: int) -> int:
+        """Optimizer steps of a round."""
+        selection = self.config.selection
+        return selection.interval if round_ or selection.first_interval is None else selection.first_interval
 
     def _select(self) -> None:
         config, parts = self.config, self.parts
@@ -134,7 +139,7 @@ class Trainer:
             probes = parts.console.draw_probes()
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
             rewards = parts.rewarder(probes, parts.pool.tokens(probes.positions), parts.console.round, rate)
-        interval = min(config.selection.interval, config.train.steps - self.step)
+        interval = min(self._interval(parts.console.round), config.train.steps - self.step)
         budget = int(interval * config.train.global_batch_size * config.data.seq_length * (1 + config.selection.margin))
         ids, record = parts.console.decide(rewards, parts.ledger.counts, budget, self.step, self.tokens)
         parts.loader.begin_round(parts.console.round - 1, ids)
