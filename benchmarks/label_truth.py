@@ -59,7 +59,7 @@ def losses_after(run: TrainedRun, engine: TrainEngine, references: dict, steps: 
     from the whole pool, the same rows for every domain; the other half from `domain` (None: from the whole pool too)."""
     canonical.load(run.checkpoint, engine, run.topology)
     half = run.config.train.global_batch_size // 2
-    only = None if domain is None else np.flatnonzero(run.pool.codes("domain") == domain)
+    only = None if domain is None else np.flatnonzero(np.asarray(run.pool.codes("domain")) == domain)
     common = run.batches(steps, 100 + seed, rows=half)
     other = run.batches(steps, 200 + seed, only=only, rows=half)
     rate = run.rate(engine.state.steps)

@@ -41,6 +41,8 @@ KINDS = {
     **{f"displacement, {k} steps": DisplacementRewardConfig(mode="displacement", steps=k) for k in (1, 4, 8, 16)},
     "displacement, 8 steps of 32 rows": DisplacementRewardConfig(mode="displacement", step_rows=32),
     "group, 1 step": GroupRewardConfig(mode="group", steps=1),
+    "group, 1 step, 8 examples": GroupRewardConfig(mode="group", steps=1, reference_examples=8),
+    "group, 2 steps of 4 rows, 8 examples": GroupRewardConfig(mode="group", steps=2, step_rows=4, reference_examples=8),
     "group, 3 steps": GroupRewardConfig(mode="group", steps=3),
     "blend, 3 steps": BlendRewardConfig(mode="blend", steps=3),
 }
@@ -97,7 +99,7 @@ def label_means(run: TrainedRun, probes: Probes, rewards: np.ndarray, targets: n
 def halves(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int, count: int) -> list[dict]:
     """Reference losses after training with half the batch from the better and from the worse half of `count` samples of a domain,
     by the displacement's reward."""
-    of_domain = np.flatnonzero(run.pool.codes("domain") == domain)
+    of_domain = np.flatnonzero(np.asarray(run.pool.codes("domain")) == domain)
     order = np.argsort(hash64(seed, "benchmark/halves", 0, run.pool.ids[of_domain]), kind="stable")
     drawn = np.sort(of_domain[order[:count]])
     probes = Probes(drawn, np.ones(len(drawn)), {}, True)
@@ -156,7 +158,7 @@ def main() -> None:
         keep("gain", f"{seed}/none", lambda seed=seed: gain_of(run, engine, references, arguments.steps, seed, None))
         for agent in AGENTS:
             for j, label in enumerate(run.pool.labels(agent)):
-                only = np.flatnonzero(run.pool.codes(agent) == j)
+                only = np.flatnonzero(np.asarray(run.pool.codes(agent)) == j)
                 keep(
                     "gain",
                     f"{seed}/{agent}/{label}",

@@ -48,6 +48,8 @@ def assert_same(ours, theirs, exact=True):
 
 SELECTIONS = {
     "mads": [],
+    "displacement": ["reward=displacement", "reward.steps=2", "reward.step_rows=2", "selection.first_interval=3"],
+    "blend": ["reward=blend", "reward.steps=1", "reward.step_rows=2", "reward.control=1", "selection.first_interval=3"],
     "paper": ["selection=paper", "selection.probes_per_agent=20"],
     "random": ["selection=random"],
     "bounds": ["selection.exchange=threshold", "selection.max_uses=3", "selection.bounds={domain: {cooking: [0.4, 0.6]}}"],
@@ -60,9 +62,10 @@ FULL = pytest.mark.full
 @pytest.mark.parametrize(
     "zero, selection",
     [
-        (2, "mads"),
+        (2, "blend"),
         (1, "bounds"),
-        *(pytest.param(*case, marks=FULL) for case in ((0, "mads"), (3, "mads"), (1, "paper"), (1, "random"))),
+        *(pytest.param(*case, marks=FULL) for case in ((0, "mads"), (2, "mads"), (3, "mads"), (1, "paper"), (1, "random"))),
+        *(pytest.param(*case, marks=FULL) for case in ((0, "blend"), (3, "blend"), (0, "displacement"), (3, "displacement"))),
     ],
 )
 def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, selection):
@@ -74,6 +77,8 @@ def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, sel
         assert_same(halves[rank], whole[rank])
     assert curve(tmp_path / "halves") == curve(tmp_path / "whole")
     metrics, decisions = curve(tmp_path / "whole")
+    first = 3 if "selection.first_interval=3" in overrides else 5
+    assert [d["step"] for d in decisions] == [0, first, first + 5]
     assert [d["round"] for d in decisions] == [0, 1, 2] and len([m for m in metrics if m["kind"] == "train"]) == 12
     assert whole[0][1].sum() > 0 and len({json.dumps(d["hash"]) for d in decisions}) == 3
     for round_, decided in enumerate(decisions):

@@ -18,6 +18,9 @@ WHERE = {
     "selection.shares": ["selection=stratified"],
     "selection.max_uses": ["selection.max_uses=2"],
     "reward.relative_step": ["reward=finite_difference"],
+    **{f"reward.{key}": ["reward=displacement"] for key in ("steps", "step_rows", "rate_factor")},
+    "reward.control": ["reward=group"],
+    "selection.first_interval": ["selection.first_interval=3"],
     "schedule.min_ratio": ["schedule=wsd"],
     "schedule.decay_fraction": ["schedule=wsd"],
 }
@@ -91,7 +94,7 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
     "overrides, world, has_gpu, words",
     [
         (["selection.name=paper"], 1, False, ["selection.name='paper'", "selection=random|stratified|paper|mads"]),
-        (["reward.mode=guess"], 1, False, ["reward.mode='guess'", "reward=auto|finite_difference|ghost"]),
+        (["reward.mode=guess"], 1, False, ["reward.mode='guess'", "reward=auto|finite_difference|ghost|displacement|group|blend"]),
         (["schedule.name=wsd"], 1, False, ["schedule.name='wsd'", "schedule=constant|cosine|wsd"]),
         (["model.num_attention_heads=6"], 1, False, ["model.hidden_size=128", "model.num_attention_heads=6"]),
         (["model.hidden_size=36", "model.num_attention_heads=4"], 1, False, ["head dimension 9 is odd"]),
