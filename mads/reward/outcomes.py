@@ -61,10 +61,15 @@ def fit_outcomes(
         mean = gain @ y
         left = prior - np.einsum("ij,ji->i", gain, design * prior)  # posterior variances
         square = mean**2 + np.maximum(left, 0.0)
-        tau = np.array([max(_LEAST * scale, square[owner == a].mean()) for a in range(len(agents))])
+        tau = _variances(square, owner, len(agents), _LEAST * scale)
         error = y - design @ mean
         fitted = np.einsum("ij,ji->", gain, design)  # effective number of parameters
         sigma = max(_LEAST * scale, float(error @ error) / max(1.0, len(y) - fitted))
     effects = dict(zip(agents, np.split(mean, np.cumsum([sizes[a] for a in agents])[:-1])))
     error = y - design @ mean
     return Outcomes(effects, slope, 1.0 - float(error @ error) / total)
+
+
+def _variances(square: np.ndarray, owner: np.ndarray, agents: int, least: float) -> np.ndarray:
+    """tau_A^2 of each agent: the mean square of its effects, their uncertainty included."""
+    return np.array([max(least, square[owner == a].mean()) for a in range(agents)])

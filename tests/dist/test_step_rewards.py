@@ -1,4 +1,4 @@
-"""Rewards that take real steps: equal to the same steps taken on a twin by hand, at ZeRO stages and on two ranks, without trace."""
+"""Rewards that take real steps: equal to the same steps taken on a twin by hand, at ZeRO stages, on two ranks."""
 
 import dataclasses
 

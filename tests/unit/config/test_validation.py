@@ -94,7 +94,12 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
     "overrides, world, has_gpu, words",
     [
         (["selection.name=paper"], 1, False, ["selection.name='paper'", "selection=random|stratified|paper|mads"]),
-        (["reward.mode=guess"], 1, False, ["reward.mode='guess'", "reward=auto|finite_difference|ghost|displacement|group|blend"]),
+        (
+            ["reward.mode=guess"],
+            1,
+            False,
+            ["reward.mode='guess'", "reward=auto|finite_difference|ghost|displacement|group|blend"],
+        ),
         (["schedule.name=wsd"], 1, False, ["schedule.name='wsd'", "schedule=constant|cosine|wsd"]),
         (["model.num_attention_heads=6"], 1, False, ["model.hidden_size=128", "model.num_attention_heads=6"]),
         (["model.hidden_size=36", "model.num_attention_heads=4"], 1, False, ["head dimension 9 is odd"]),

@@ -15,7 +15,7 @@ from mads.console.choose import choose
 from mads.console.order import Draw, GumbelOrder, HashOrder
 from mads.console.strategy import Tilt, build_strategy
 
-CONFIG = MadsSelectionConfig(name="mads", share_floor=0.1, temperature=1.5)
+CONFIG = MadsSelectionConfig(name="mads", share_floor=0.4, temperature=1.5)
 
 
 def _agents(pool, strategy, extra=()):
@@ -42,7 +42,7 @@ def test_cells_get_the_shares_of_the_equation():
     pool = random_pool(n=6000)
     budget = int(pool.lengths.sum() // 12)
     decision, agents, theta, recipe = _decide(pool, CONFIG, budget)
-    assert recipe.strata == ("quality", "domain") and recipe.shares == Tilt(0.75, 0.1) and isinstance(recipe.order, HashOrder)
+    assert recipe.strata == ("quality", "domain") and recipe.shares == Tilt(0.75, 0.4) and isinstance(recipe.order, HashOrder)
     natural, tilted, chosen = {}, {}, {}
     taken = set(decision.positions.tolist())
     for i in range(len(pool)):  # a loop over single samples
@@ -52,14 +52,14 @@ def test_cells_get_the_shares_of_the_equation():
         tilted[q, d] = tilted.get((q, d), 0) + n * np.exp(s / 0.75)
         chosen[q, d] = chosen.get((q, d), 0) + (n if i in taken else 0)
     for cell in natural:
-        share = 0.9 * tilted[cell] / sum(tilted.values()) + 0.1 * natural[cell] / sum(natural.values())
+        share = 0.6 * tilted[cell] / sum(tilted.values()) + 0.4 * natural[cell] / sum(natural.values())
         quota = min(share * budget, natural[cell])
         if share * budget < natural[cell]:  # a cell that runs out gives its rest to the others
             assert chosen[cell] >= quota - 2 * pool.lengths.max()
     full = sum(1 for cell in natural if chosen[cell] == natural[cell])
     assert full < len(natural) / 2
-    ratio = np.array([[chosen[c], tilted[c]] for c in natural if chosen[c] < natural[c]])
-    assert np.corrcoef(ratio.T)[0, 1] > 0.99
+    found = [chosen[c] - 0.4 * natural[c] / sum(natural.values()) * budget for c in natural if chosen[c] < natural[c]]
+    assert np.corrcoef(found, [tilted[c] for c in natural if chosen[c] < natural[c]])[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("extra", [False, True], ids=["labels", "labels and novelty"])

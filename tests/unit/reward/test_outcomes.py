@@ -51,7 +51,7 @@ def test_an_agent_that_makes_no_difference_is_shrunk_away():
         for agent in sizes:
             sizes_of[agent].append(effects[agent].std())
     assert np.mean(agreement) > 0.97
-    assert np.mean(sizes_of["topic"]) < 0.15 * np.mean(sizes_of["domain"])
+    assert np.mean(sizes_of["topic"]) < 0.1 * np.mean(sizes_of["domain"])  # with one variance for both it is above 0.11
 
 
 def test_given_means_count_as_far_as_outcomes_agree_with_them():

@@ -1,0 +1,92 @@
+"""Mutants of what selection=mads is made of, and of rewards that take steps; tests/mutants/mutants.py has the fields."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mutants import Mutant
+from test_mutants import check_caught, outcome
+
+from mads.agents.rules import standardised_gain
+
+TELLING, SHARES = "unit/console/test_attribution.py", "unit/console/test_tilt.py"
+OUTCOMES, STEPS = "unit/reward/test_outcomes.py", "dist/test_step_rewards.py"
+
+
+def _as_they_are(original):
+    return lambda codes, sizes, rewards, counted: (np.stack([rewards] * len(codes)), original(codes, sizes, rewards, counted)[1])
+
+
+def _uncentred(original):
+    def step(self, weights, shares, statistics):
+        updated = weights + self.rate * np.nan_to_num(statistics.mean)
+        return updated, standardised_gain(weights, np.nan_to_num(statistics.mean), shares)
+
+    return step
+
+
+MUTANTS = [
+    Mutant(
+        "every agent claims the whole reward",
+        "test_attribution:own_parts",
+        _as_they_are,
+        f"{TELLING}:test_each_agent_gets_its_own_effect_where_labels_go_together",
+    ),
+    Mutant(
+        "the spread between labels is taken without the probes' weights",
+        "mads.console.attribute_rewards:_between",
+        lambda original: lambda codes, size, rewards, counted: original(codes, size, rewards, np.ones_like(counted)),
+        f"{TELLING}:test_scale_is_the_spread_between_labels_and_one_agent_keeps_its_rewards",
+    ),
+    Mutant(
+        "the floor of a cell's share is forgotten",
+        "mads.console.decide:Strata.resolved",
+        lambda original: lambda self, held: original(replace(self, floor=0.0), held),
+        f"{SHARES}:test_cells_get_the_shares_of_the_equation",
+    ),
+    Mutant(
+        "shares do not follow theta",
+        "mads.console.choose:_tilt",
+        lambda original: (
+            lambda recipe, sizes, agents, theta: original(recipe, sizes, agents, np.full_like(theta, 1 / len(theta)))
+        ),
+        f"{SHARES}:test_cells_get_the_shares_of_the_equation",
+    ),
+    Mutant(
+        "gains are not shrunk",
+        "mads.agents.rules:MirrorRule.step",
+        _uncentred,
+        f"{SHARES}:test_weights_of_the_exponentiated_update_add_up_shrunk_gains",
+    ),
+    Mutant(
+        "all agents have one variance",
+        "mads.reward.outcomes:_variances",
+        lambda original: lambda square, owner, agents, least: np.full(agents, max(least, square.mean())),
+        f"{OUTCOMES}:test_an_agent_that_makes_no_difference_is_shrunk_away",
+    ),
+    Mutant(
+        "a displacement keeps the momentum of training",
+        "mads.train.snapshot:EngineRehearsal.forget_momentum",
+        lambda original: lambda self: None,
+        f"{STEPS}:check_displacement",
+        world=2,
+        args=([0],),
+    ),
+    Mutant(
+        "a group starts where the one before it ended",
+        "mads.train.snapshot:EngineRehearsal.rewind",
+        lambda original: lambda self: None,
+        f"{STEPS}:check_groups",
+        world=2,
+        args=([0],),
+    ),
+]
+
+
+def run_mutated(name: str) -> str | None:
+    return outcome(next(m for m in MUTANTS if m.name == name))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_x7_mutants_of_the_method_are_caught(mutant):
+    check_caught(mutant, run_mutated)
