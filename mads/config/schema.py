@@ -215,11 +215,11 @@ class DisplacementRewardConfig(RewardConfig):
 class GroupRewardConfig(RewardConfig):
     """reward=group: real steps on each label's probes, judged by the reference loss."""
 
-    steps: int = 3  # for each label
+    steps: int = 1  # for each label
     step_rows: int = 8  # packed rows of one step
     rate_factor: float = 1.0  # times the learning rate of the run
     control: int = 2  # groups drawn from the whole pool, beside the labels'
-    reference_examples: int = 32  # per task, from its direction part, measured after each group
+    reference_examples: int = 16  # per task, from its direction part, measured after each group
 
 
 @dataclass
