@@ -103,6 +103,15 @@ def check_no_trace(grid, zero, more, dtype_name="float32"):
     _assert_equal(runs[0][1], runs[1][1])
 
 
+def check_one_rehearsal(grid, zero):
+    """After a step: a rehearsal leaves all state of this rank as it was."""
+    built = _built(grid, zero, [])
+    built.engine.train_step(*_micro_batches(built, 0), 1e-3)
+    before = _everything(built)
+    _rehearse(built)
+    _assert_equal(before, _everything(built))
+
+
 BF16 = "bfloat16"
 LAYOUTS = [
     *[({"dp": world}, zero, [], "float32") for world in (1, 2) for zero in range(4)],

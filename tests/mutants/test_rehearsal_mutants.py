@@ -28,19 +28,6 @@ def _without(key):
     return replace
 
 
-def _gradients_stay(original):
-    def restore(self):
-        kept, self._engine.discard_gradients = self._engine.discard_gradients, lambda: None
-        original(self)
-        self._engine.discard_gradients = kept
-
-    return restore
-
-
-def _with_dropout(original):
-    return lambda self, batches, valid, rate, step=None: original(self, batches, valid, rate, 0)
-
-
 def _at_the_groups_rate(original):
     def step(self, batches, valid_tokens, rate):
         return original(self, batches, valid_tokens, self._engine.engine.optimizer.param_groups[0]["lr"])
@@ -65,7 +52,7 @@ def _mutant(name, target, replace, check, *args, red=("AssertionError", "Failed"
 DP, PP = {"dp": 2}, {"pp": 2}
 MUTANTS = [
     *[
-        _mutant(f"a rewind forgets {what}, ZeRO {zero}", RESTORE, _without(key), "check_no_trace", DP, zero, [])
+        _mutant(f"a rewind forgets {what}, ZeRO {zero}", RESTORE, _without(key), "check_one_rehearsal", DP, zero)
         for key, what in (("weight", "master weights"), ("exp_avg", "momentum"), ("exp_avg_sq", "variance"), ("step", "the step"))
         for zero in (0, 1, 3)
     ],
@@ -73,19 +60,17 @@ MUTANTS = [
         "a rewind forgets counters and the loss scale",
         "mads.train.snapshot:Snapshot._plain",
         lambda original: lambda self: [],
-        "check_no_trace",
+        "check_one_rehearsal",
         DP,
         1,
-        [],
     ),
     _mutant(
         "ZeRO 3 goes on with weights that it gathered before the rewind",
         "mads.train.snapshot:EngineRehearsal.rewind",
         lambda original: lambda self: self._snapshot.restore(),
-        "check_no_trace",
+        "check_one_rehearsal",
         DP,
         3,
-        [],
     ),
     _mutant(
         "a rehearsal goes on with the rate of the step before",
