@@ -45,8 +45,8 @@ class Snapshot:
     def __init__(self, engine: Engine, storages: Sequence[torch.Tensor]):
         if engine.on_disk:
             raise ValueError(
-                "optimizer steps cannot be undone with parallel.offload_optimizer.device=nvme or parallel.offload_param.device=nvme, "
-                "because a copy of the states must fit into memory; use device=cpu"
+                "optimizer steps cannot be undone with parallel.offload_optimizer.device=nvme or parallel.offload_param.device="
+                "nvme, because a copy of the states must fit into memory; use device=cpu"
             )
         self._engine = engine
         live = {}  # without ZeRO the fp32 parameters are their own masters: once
