@@ -19,8 +19,10 @@ FINE = 2.0**32  # steps between the least and the greatest S; sums of integers d
 
 @dataclass(frozen=True)
 class ShardSums:
-    """Sums over the samples of each shard number, int64 [shards]; steps: of S above the least, None without scores. S lies between
-    low and high."""
+    """Sums over the samples of each shard number, int64 [shards].
+
+    steps: of S above the least, None without scores; low, high: the least and the greatest S
+    """
 
     samples: np.ndarray
     tokens: np.ndarray
