@@ -251,9 +251,7 @@ def _restored(run: Path, config: DictConfig, strategy: Strategy, pool: Pool, rec
         try:
             agent.load_state(record.states[agent.name])
         except ValueError as error:
-            raise DataError(
-                f"the state of agent {agent.name!r} in round {record.round} of {run} does not fit: {error}"
-            ) from error
+            raise DataError(f"{run}, round {record.round}: the state of agent {agent.name!r} does not fit: {error}") from error
     return agents
 
 

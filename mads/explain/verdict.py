@@ -188,7 +188,7 @@ class Explainer:
             return [f"Its label {group} has no share of the budget."]
         if s.reason == MINIMUM:
             return [
-                f"Its label {group} has a minimum of {s.group.least:,} tokens, and only {s.group.tokens_ahead:,} tokens of the label "
+                f"Its label {group} has a minimum of {s.group.least:,} tokens, and only {s.group.tokens_ahead:,} of them "
                 "come before it in the order: the minimum took it."
             ]
         if s.reason == MAXIMUM:
@@ -206,8 +206,8 @@ class Explainer:
         g, budget = s.group, self.replayed.record.budget_tokens
         met = "" if s.taken else ": the label's quota was met by samples before it"
         return [
-            f"Its label {group} has {g.share:.4g} of the {budget:,} tokens, a quota of {g.share * budget:,.1f}; {g.ahead:,} samples "
-            f"with {g.tokens_ahead:,} tokens of the label come before it ({self._noise(s)}).",
+            f"Its label {group} has {g.share:.4g} of the {budget:,} tokens, a quota of {g.share * budget:,.1f}; {g.ahead:,} "
+            f"samples with {g.tokens_ahead:,} tokens of the label come before it ({self._noise(s)}).",
             f"So it is due at a budget of {g.due:,.1f} tokens, the last one taken was due at {g.last_due:,.1f}{met}.",
         ]
 
@@ -233,7 +233,7 @@ class Explainer:
 
 
 def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+    return {0: "never", 1: "once"}.get(count, f"{count} times")
 
 
 def _number(value: float | None) -> str:
@@ -250,7 +250,7 @@ def as_text(e: Explanation) -> str:
     lines = [
         f"sample {e.shard}:{e.row} (id {e.id}) in round {e.round} of {e.run}, selection={e.selection}: "
         f"{f'chosen, place {e.place}' if e.chosen else 'not chosen'}",
-        f"  {e.tokens} tokens, used {_times(e.uses)} before; {labels}",
+        f"  {e.tokens} tokens, {'not used' if e.uses == 0 else f'used {_times(e.uses)}'} before; {labels}",
         "",
     ]
     if e.agents:
@@ -283,4 +283,4 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 def _key(key: Key, s: Standing) -> str:
     scaled = f" (S scaled {_number(s.scaled)})" if s.scaled is not None and key is s.key else ""
     noise = f", noise {_number(key.noise)}" if key.noise is not None else ""
-    return f"key {_number(key.value)}{scaled}{noise}, {key.uses} uses"
+    return f"key {_number(key.value)}{scaled}{noise}, used {_times(key.uses)}"
