@@ -1,5 +1,5 @@
-"""selection=paper written once more, from the equations of arXiv 2410.08102 (Eq. 4-8) and the normalisation that docs/selection.md
-states. Plain loops over samples and labels; nothing of mads is imported here.
+"""selection=paper written once more, from the equations of arXiv 2410.08102 (Eq. 4-8) and the normalisation in docs/selection.md.
+Plain loops over samples and labels; nothing of mads is imported here.
 """
 
 import math
