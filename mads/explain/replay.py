@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mads.agents.base import Agent
 from mads.console.choose import Asked, choose, lay_out
 from mads.console.order import Draw
-from mads.console.record import DecisionRecord
+from mads.console.record import DecisionHeader, DecisionRecord
 from mads.console.strategy import Recipe, Strategy, build_strategy
 from mads.data.ledger import Ledger
 from mads.data.packing import Packer
@@ -115,6 +115,8 @@ def replay(run: str | Path, round_: int, data: str | Path | None = None) -> Repl
     question = (recipe, strategy.limits, Draw(config.train.seed, round_), record.budget_tokens, pool, agents, theta, uses)
     decision = choose(*question, Alone(), PIECE, lambda line: None)
     recorded = _read_ids(run, round_)
+    if DecisionHeader.of(round_, recorded).hash != record.hash:
+        raise DataError(f"the ids in {decision_path(run, round_)} are not those that {DECISIONS} vouches for: one was changed")
     if not np.array_equal(decision.ids, recorded):
         raise DataError(_mismatch(run, directory, round_, decision.ids, recorded))
     asked, consumption = lay_out(*question, (0, len(pool))), _consumption(run, records, round_)

@@ -8,6 +8,7 @@ from mutants import Mutant
 from test_mutants import outcome
 
 from mads.data.pool import Pool
+from mads.explain.standing import _plain
 
 EXPLAIN = "unit/explain/test_explain.py"
 ORDERS, LEFT, GROWN = (f"{EXPLAIN}:check_{name}" for name in ("every_order", "leftovers_go_back", "grown_pool"))
@@ -44,11 +45,7 @@ MUTANTS = [
     Mutant("equal keys count as not after", "mads.explain.standing:_not_after", lambda o: _by_word_alone, ORDERS, red=REFUSED),
     Mutant("a sample is due without its start", "mads.explain.standing:dues", lambda o: _due_at_once, ORDERS, red=REFUSED),
     Mutant(
-        "maxima do not count",
-        "mads.console.decide:Bounds.tokens",
-        lambda original: lambda self, budget: _without_maxima(original(self, budget)),
-        ORDERS,
-        red=REFUSED,
+        "bounds are judged as if there were none", "mads.explain.standing:_within_bounds", lambda o: _plain, ORDERS, red=REFUSED
     ),
 ]
 
@@ -67,11 +64,6 @@ def _by_word_alone(own, rows, last):
 
 def _due_at_once(plan, shares, cells, weights, before):
     return before / shares[cells]
-
-
-def _without_maxima(bounds):
-    least, most = bounds
-    return least, np.full_like(most, np.iinfo(np.int64).max)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
