@@ -17,7 +17,7 @@ COMMON = [
     "train.eval_interval=7",
     "train.eval_samples=2",
     "train.micro_batch_size=8",
-    "train.invariant_interval=0",
+    "train.invariant_interval=100",
 ]
 REWARDS = ["reward.reference_examples=8", "reward.rows_per_batch=8"]
 RUNS = {

@@ -15,7 +15,7 @@ RUN = [
     "train.eval_interval=10",
     "train.eval_samples=2",
     "train.micro_batch_size=8",
-    "train.invariant_interval=0",
+    "train.invariant_interval=100",
     "optim.lr=0.003",
 ]
 
