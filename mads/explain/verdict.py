@@ -180,7 +180,7 @@ class Explainer:
     def _reason(self, s: Standing) -> list[str]:
         what, limits = ("its shard" if s.unit == "shard" else "it"), self.replayed.strategy.limits
         if s.reason == INELIGIBLE:
-            return [f"Not eligible: {what} was trained on {s.key.uses} times, selection.max_uses={limits.max_uses}."]
+            return [f"Not eligible: {what} was {_used(s.key.uses)}, selection.max_uses={limits.max_uses}."]
         if s.reason == EVERYTHING:
             return [f"Everything was chosen: the {s.eligible:,} eligible {s.unit}s do not hold more than the budget."]
         group = "" if s.group is None else f"{'/'.join(s.group.attributes)}={s.group.label}"
@@ -212,7 +212,7 @@ class Explainer:
         ]
 
     def _noise(self, s: Standing) -> str:
-        uses = f"fewer uses come first, this one has {s.key.uses}" if s.fewer_uses_first else f"{s.key.uses} uses"
+        uses = f"fewer uses come first, this one was {_used(s.key.uses)}" if s.fewer_uses_first else f"{s.key.uses} uses"
         return f"{uses}; noise {_number(s.key.noise)}" if s.key.noise is not None else uses
 
     def _order(self, s: Standing) -> list[str]:
@@ -221,7 +221,7 @@ class Explainer:
         if mine.id == last.id:
             return ["It is the last one that the budget took."]
         if s.fewer_uses_first and mine.uses != last.uses:
-            compared = f"it was used {_times(mine.uses)}, the last one taken {_times(last.uses)}, and fewer uses come first"
+            compared = f"it was {_used(mine.uses)}, the last one taken was {_used(last.uses)}, and fewer uses come first"
         elif mine.value == last.value:
             compared = f"its key {_number(mine.value)} is equal to that of the last one taken, and the hash of the ids decided"
         else:
@@ -232,8 +232,8 @@ class Explainer:
         return said
 
 
-def _times(count: int) -> str:
-    return {0: "never", 1: "once"}.get(count, f"{count} times")
+def _used(count: int) -> str:
+    return {0: "never used", 1: "used once"}.get(count, f"used {count} times")
 
 
 def _number(value: float | None) -> str:
@@ -250,7 +250,7 @@ def as_text(e: Explanation) -> str:
     lines = [
         f"sample {e.shard}:{e.row} (id {e.id}) in round {e.round} of {e.run}, selection={e.selection}: "
         f"{f'chosen, place {e.place}' if e.chosen else 'not chosen'}",
-        f"  {e.tokens} tokens, {'not used' if e.uses == 0 else f'used {_times(e.uses)}'} before; {labels}",
+        f"  {e.tokens} tokens, {_used(e.uses)} before; {labels}",
         "",
     ]
     if e.agents:
@@ -283,4 +283,4 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 def _key(key: Key, s: Standing) -> str:
     scaled = f" (S scaled {_number(s.scaled)})" if s.scaled is not None and key is s.key else ""
     noise = f", noise {_number(key.noise)}" if key.noise is not None else ""
-    return f"key {_number(key.value)}{scaled}{noise}, used {_times(key.uses)}"
+    return f"key {_number(key.value)}{scaled}{noise}, {_used(key.uses)}"
