@@ -14,7 +14,8 @@ RUN = [
     "train.steps=10",
     "train.eval_interval=10",
     "train.eval_samples=2",
-    "train.micro_batch_size=8",
+    "train.global_batch_size=32",
+    "train.micro_batch_size=16",
     "train.invariant_interval=100",
     "optim.lr=0.003",
 ]
