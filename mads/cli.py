@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, report."""
+"""The command `mads`: prepare, label, doctor, train, report, explain."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
   report RUN [--compare RUN ...]       one HTML page from a run folder
+  explain RUN --sample ID --round R [--json] [--data DIR]
+                                       why a sample was or was not chosen: decides the round again from the run folder
 
   train --cfg job [key=value ...]      show the whole configuration
 Every key=value is a Hydra override of conf/."""
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "doctor": doctor,
         "train": train,
         "report": report,
+        "explain": explain,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -225,6 +228,13 @@ def report(arguments: list[str]) -> int:
     from mads.report.command import report_command
 
     return report_command(arguments)
+
+
+def explain(arguments: list[str]) -> int:
+    """`mads explain`: see mads.explain."""
+    from mads.explain.command import explain_command
+
+    return explain_command(arguments)
 
 
 if __name__ == "__main__":

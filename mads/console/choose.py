@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,27 +47,62 @@ def choose(
     Raises:
         ValueError: what is wrong with the budget, the pool or the scores; RankFailedError when another rank raised.
     """
-    plan, split, cells, part, scores, error = None, None, None, None, None, None
-    start, stop = own_slice(pool, topology)
+    asked, error = None, None
     try:
-        split, attributes = _split(recipe, limits, pool, agents, theta)
-        plan = Plan(recipe.order, draw, budget, split, limits.max_uses)
-        part = PoolSlice(Window(pool.ids, start, stop), Window(pool.lengths, start, stop), np.asarray(uses))
-        if recipe.order.scored:
-            scores = SliceScores([_score(agent, pool, start, stop) for agent in agents], theta)
-        if attributes:
-            cells = _cells(pool, attributes, start, stop)
+        asked = lay_out(recipe, limits, draw, budget, pool, agents, theta, uses, own_slice(pool, topology))
     except Exception as caught:  # told to the other ranks, then raised
         error = caught
     raise_together(error, topology, "the decision")
     group = topology.group("control")
+    split = asked.plan.split
     if isinstance(split, Strata) and split.tilt is not None:  # rank 0's, whatever the last bit of exp() is elsewhere
-        plan = replace(plan, split=replace(split, tilt=broadcast_array(split.tilt, group, np.float64)))
+        tilt = broadcast_array(split.tilt, group, np.float64)
+        asked = replace(asked, plan=replace(asked.plan, split=replace(split, tilt=tilt)))
     if limits.unit == "shard":
-        return select_shards(plan, part, scores, group, piece, alive)
+        return select_shards(asked.plan, asked.part, asked.scores, group, piece, alive)
     if limits.exchange == "gather" or (limits.exchange == "auto" and len(pool) <= GATHER_UP_TO):
-        return _gathered(plan, attributes, pool, part, scores, topology, piece, alive)
-    return select_by_threshold(plan, part, cells, scores, group, piece, alive=alive)
+        return _gathered(asked.plan, asked.attributes, pool, asked.part, asked.scores, topology, piece, alive)
+    return select_by_threshold(asked.plan, asked.part, asked.cells, asked.scores, group, piece, alive=alive)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A decision that is asked for, over a slice of the pool.
+
+    attributes: whose joint labels are the cells of `plan.split`; cells: None without a split; scores: None in an unscored order
+    """
+
+    plan: Plan
+    attributes: Sequence[str]
+    part: PoolSlice
+    cells: Cells | None
+    scores: SliceScores | None
+
+
+def lay_out(
+    recipe: Recipe,
+    limits: Limits,
+    draw: Draw,
+    budget: int,
+    pool: Any,
+    agents: Sequence[Agent],
+    theta: np.ndarray,
+    uses: np.ndarray,
+    bounds: tuple[int, int],
+) -> Asked:
+    """What `choose` decides on, for the samples from bounds[0] to bounds[1], of which `uses` are the use counts.
+
+    Raises:
+        ValueError: what is wrong with the budget, the labels or the agents.
+    """
+    start, stop = bounds
+    split, attributes = _split(recipe, limits, pool, agents, theta)
+    plan = Plan(recipe.order, draw, budget, split, limits.max_uses)
+    part = PoolSlice(Window(pool.ids, start, stop), Window(pool.lengths, start, stop), np.asarray(uses))
+    scores = None
+    if recipe.order.scored:
+        scores = SliceScores([_score(agent, pool, start, stop) for agent in agents], theta)
+    return Asked(plan, attributes, part, _cells(pool, attributes, start, stop) if attributes else None, scores)
 
 
 def own_slice(pool: Any, topology: Topology) -> tuple[int, int]:

@@ -256,6 +256,7 @@ class Console:
             notes=list(decision.notes),
             direction=dict(measured.direction) if measured else {},
             seconds=seconds,
+            states={agent.name: agent.state() for agent in self.agents},
         )
 
     def _with_chosen_share(self, records: list[LabelRecord], attribute: str, decision: Decision) -> list[LabelRecord]:

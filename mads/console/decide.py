@@ -288,9 +288,14 @@ def systematic(
     the others go on in proportion: its quota is theirs.
     """
     order, before = tokens_before(cells, words, ties, weights, taken)
-    u = uniform(plan.draw.seed, "decide/start", plan.draw.round, np.arange(len(shares)))
-    due = (before + u[cells[order]] * weights[order]) / shares[cells[order]]
+    due = dues(plan, shares, cells[order], weights[order], before)
     return order[cover(due, ties[order], weights[order], plan.budget - int(taken.sum()))]
+
+
+def dues(plan: Plan, shares: np.ndarray, cells: np.ndarray, weights: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """The budget at which each sample is due, float64 [n]; before: weight of its cell's samples that come before it."""
+    u = uniform(plan.draw.seed, "decide/start", plan.draw.round, np.arange(len(shares)))
+    return (before + u[cells] * weights) / shares[cells]
 
 
 def settle(

@@ -68,6 +68,14 @@ def ordered_bits(key: np.ndarray) -> np.ndarray:
     return bits.view(np.int64)
 
 
+def ordered_value(bits: np.ndarray) -> np.ndarray:
+    """Inverse of `ordered_bits`, float64 [n], to the 36 significant bits that it kept."""
+    bits = bits.astype(np.uint64) << np.uint64(64 - KEY_BITS)
+    sign = np.uint64(1 << 63)
+    kept = ~np.uint64((1 << (64 - KEY_BITS)) - 1)  # of a negative number the bits that were cut off must not come back as ones
+    return np.where(bits >= sign, bits ^ sign, ~bits & kept).view(np.float64)
+
+
 @dataclass(frozen=True)
 class HashOrder:
     """A hash alone: random, and cheaper than Gumbel noise where nothing is to be equal to a scored order."""

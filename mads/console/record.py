@@ -44,6 +44,8 @@ class DecisionRecord:
     chosen: samples chosen; chosen_tokens: their tokens; budget_tokens: what was asked for
     reused: chosen samples that had been trained on before; notes: anything that was not as asked (running short, merged labels)
     direction: reward direction's diagnostics, for example each parameter group's share of |v|^2
+    states: agent -> its `state()` at this decision, after learning: with them, the data and the earlier decisions any sample's
+        place can be computed again (mads.explain). What an agent hears of this decision is not in it
     seconds: phase -> wall seconds (reference, probes, update, decision with the scoring of the pool, exchange)
     """
 
@@ -62,6 +64,7 @@ class DecisionRecord:
     notes: list[str] = field(default_factory=list)
     direction: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    states: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), allow_nan=False)

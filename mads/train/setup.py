@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from mads.agents.base import Agent
-from mads.agents.check import check_agent
 from mads.agents.columns import token_shares
 from mads.config.compose import ConfigError
-from mads.config.factory import build
 from mads.config.validate import attributes_of, precision_of
 from mads.console.choose import own_slice
 from mads.console.console import Console
@@ -35,6 +32,7 @@ from mads.reward.reference import ReferenceTask, load_references
 from mads.reward.steps import RewardContext
 from mads.topology import Topology
 from mads.train.engine import Engine, TrainEngine
+from mads.train.members import build_agent
 from mads.train.pipeline import PipelineTrainEngine, Stage
 from mads.train.reward_model import EngineRewardModel
 
@@ -202,17 +200,8 @@ def _open_inputs(
     references = _references(config, pool, needs_rewards)
     agents = []
     if needs_rewards:
-        agents = [_agent(name, node) for name, node in config.agents.members.items()]
+        agents = [build_agent(name, node) for name, node in config.agents.members.items()]
     return pool, Pool.open(config.data.dir, "heldout", shards[1]), references, agents
-
-
-def _agent(name: str, node: Mapping[str, Any]) -> Agent:
-    where = f"agents.members.{name}"
-    agent = build(node, where, name=name)
-    try:
-        return check_agent(agent, where)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _references(config: DictConfig, pool: Pool, needed: bool) -> list[ReferenceTask]:

@@ -51,7 +51,26 @@ ROOMS = {
     ),
     # Knows shapes, layouts and rules, to count what a run would need; never the training code, which imports DeepSpeed.
     "mads.doctor": ("mads.config", "mads.data.schema", "mads.layout", "mads.model", "mads.tensor.init", "mads.topology"),
-    "mads.cli": ("mads.config", "mads.data", "mads.doctor", "mads.label", "mads.launch", "mads.report", "mads.train.worker"),
+    # Opens a run's parts as training does, but builds no model and needs no DeepSpeed.
+    "mads.explain": (
+        "mads.agents",
+        "mads.console",
+        "mads.data",
+        "mads.logging",
+        "mads.noise",
+        "mads.train.growth",
+        "mads.train.members",
+    ),
+    "mads.cli": (
+        "mads.config",
+        "mads.data",
+        "mads.doctor",
+        "mads.explain",
+        "mads.label",
+        "mads.launch",
+        "mads.report",
+        "mads.train.worker",
+    ),
 }
 # Library -> the only modules that may import it.
 LIBRARIES = {
