@@ -143,12 +143,34 @@ class StratifiedSelectionConfig(SelectionConfig):
 
 
 @dataclass
+class ColumnSelectionConfig(SelectionConfig):
+    """selection=column and its presets: one numeric attribute decides, without rewards."""
+
+    column: str = "quality"  # an attribute with values
+    selector: str = "top_k"  # top_k | gumbel | proportional | random (of a band)
+    descending: bool = True  # great values are good; False: small ones
+    temperature: Optional[float] = None  # of selector=gumbel, in units of the column
+    band: list[float] = field(default_factory=list)  # [low, high]: only values between these quantiles of the pool's tokens
+
+
+@dataclass
+class MixSelectionConfig(SelectionConfig):
+    """selection=mix: shares of one attribute's labels by hand."""
+
+    attribute: str = "domain"
+    shares: dict[str, float] = field(default_factory=dict)  # label -> share, scaled to sum 1; labels not named get 0
+
+
+@dataclass
 class PaperSelectionConfig(SelectionConfig):
     """Eq. 4-8 with the defects of the released scripts mended."""
 
     probes_per_agent: int = 256
     agent_rate: float = 0.1  # eta
-    theta_rate: float = 1.0  # eta_theta
+    collaboration: str = "additive"  # multiplicative | additive | fixed: how theta follows the agents' rewards
+    theta_rate: float = 1.0  # eta_theta; multiplicative and additive
+    theta_floor: float = 0.05  # multiplicative
+    theta: dict[str, float] = field(default_factory=dict)  # fixed: agent -> weight, scaled to sum 1; empty = all the same
     use_decay: float = 0.1  # S / (1 + use_decay * uses)
 
 
@@ -158,9 +180,12 @@ class MadsSelectionConfig(SelectionConfig):
 
     probes: int = 512
     agent_rate: float = 0.5
-    theta_rate: float = 0.5
-    theta_floor: float = 0.05
-    temperature: float = 0.5  # of the Gumbel noise; scores are rewards in standard deviations of a round
+    collaboration: str = "multiplicative"  # multiplicative | additive | fixed: how theta follows the agents' rewards
+    theta_rate: float = 0.5  # multiplicative and additive
+    theta_floor: float = 0.05  # multiplicative
+    theta: dict[str, float] = field(default_factory=dict)  # fixed: agent -> weight, scaled to sum 1; empty = all the same
+    selector: str = "gumbel"  # gumbel | top_k | proportional (to S mapped to [0, 1])
+    temperature: float = 0.5  # of selector=gumbel; scores are rewards in standard deviations of a round
     warmup_rounds: int = 1  # stratified rounds before the first rewards count
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mads.agents.base import Agent
 from mads.agents.label import LabelAgent
 from mads.collectives import all_gather_json
+from mads.console.column import BandCells
 from mads.console.decide import Bounds, Candidates, Decision, Plan, Strata, decide
 from mads.console.exchange import gather_column, raise_together
 from mads.console.order import Draw
@@ -46,25 +47,39 @@ def choose(
     Raises:
         ValueError: what is wrong with the budget, the pool or the scores; RankFailedError when another rank raised.
     """
-    plan, cells, part, scores, error = None, None, None, None, None
+    plan, cells, whole, part, scores, error = None, None, None, None, None, None
     start, stop = own_slice(pool, topology)
     try:
         split, attributes = _split(recipe, limits, pool)
         plan = Plan(recipe.order, draw, budget, split, limits.max_uses)
         part = PoolSlice(Window(pool.ids, start, stop), Window(pool.lengths, start, stop), np.asarray(uses))
-        if recipe.order.scored:
+        if recipe.order.scored and recipe.score is not None:
+            scores = SliceScores([recipe.score.of(pool, start, stop)], np.ones(1))
+        elif recipe.order.scored:
             scores = SliceScores([_score(agent, pool, start, stop) for agent in agents], theta)
-        if attributes:
-            cells = _cells(pool, attributes, start, stop)
+        cells, whole = (_cells(recipe, split, attributes, pool, *bounds) for bounds in ((start, stop), (0, len(pool))))
     except Exception as caught:  # told to the other ranks, then raised
         error = caught
     raise_together(error, topology, "the decision")
     group = topology.group("control")
     if limits.unit == "shard":
-        return select_shards(plan, part, scores, group, piece, alive)
-    if limits.exchange == "gather" or (limits.exchange == "auto" and len(pool) <= GATHER_UP_TO):
-        return _gathered(plan, attributes, pool, part, scores, topology, piece, alive)
-    return select_by_threshold(plan, part, cells, scores, group, piece, alive=alive)
+        decision = select_shards(plan, part, scores, group, piece, alive)
+    elif limits.exchange == "gather" or (limits.exchange == "auto" and len(pool) <= GATHER_UP_TO):
+        decision = _gathered(plan, whole, pool, part, scores, topology, piece, alive)
+    else:
+        decision = select_by_threshold(plan, part, cells, scores, group, piece, alive=alive)
+    raise_together(_nothing_chosen(decision, limits), topology, "the decision")
+    return decision
+
+
+def _nothing_chosen(decision: Decision | None, limits: Limits) -> ValueError | None:
+    """Samples may be eligible and yet all of them lie outside of the band, or belong to labels that may hold nothing."""
+    if decision is None or len(decision.ids):
+        return None
+    return ValueError(
+        f"no sample can be chosen: those that selection.max_uses={limits.max_uses} leaves are outside of the band, or their labels "
+        "are at their greatest share; raise it, widen the band or the bounds, or add data"
+    )
 
 
 def own_slice(pool: Any, topology: Topology) -> tuple[int, int]:
@@ -86,19 +101,34 @@ def _split(recipe: Recipe, limits: Limits, pool: Any) -> tuple[Strata | Bounds |
             codes = np.unravel_index(cell, sizes)
             return "/".join(pool.labels(attribute)[code] for attribute, code in zip(recipe.strata, codes))
 
-        return Strata(int(np.prod(sizes)), name, recipe.shares), recipe.strata
+        shares = recipe.shares if isinstance(recipe.shares, str | np.ndarray) else _by_name(recipe, pool)
+        return Strata(int(np.prod(sizes)), name, shares), recipe.strata
+    split, attributes = None, ()
     for attribute, bounds in limits.bounds.items():
         labels = pool.labels(attribute)
         if unknown := sorted(set(bounds) - set(labels)):
             raise ValueError(f"selection.bounds.{attribute} names {unknown}; the labels are {list(labels)}")
         shares = np.array([bounds.get(label, (0.0, 1.0)) for label in labels], dtype=np.float64)
-        return Bounds(labels, shares[:, 0], shares[:, 1]), (attribute,)
-    return None, ()
+        split, attributes = Bounds(labels, shares[:, 0], shares[:, 1]), (attribute,)
+    return split if recipe.band is None else recipe.band.bounded(split), attributes
 
 
-def _cells(pool: Any, attributes: Sequence[str], start: int, stop: int) -> Cells:
+def _by_name(recipe: Recipe, pool: Any) -> np.ndarray:
+    """Shares of the one attribute's labels, float64 [L], in the order of their codes."""
+    [attribute] = recipe.strata
+    labels = pool.labels(attribute)
+    if unknown := sorted(set(recipe.shares) - set(labels)):
+        raise ValueError(f"selection.shares names {unknown}, but the labels of {attribute!r} are {list(labels)}")
+    return np.array([recipe.shares.get(label, 0.0) for label in labels], dtype=np.float64)
+
+
+def _cells(
+    recipe: Recipe, split: Strata | Bounds | None, attributes: Sequence[str], pool: Any, start: int, stop: int
+) -> Cells | BandCells | None:
+    """The label that `split` speaks of, of the samples `start` to `stop`; None without a split."""
     columns = [Window(pool.codes(attribute), start, stop) for attribute in attributes]
-    return Cells(attributes, columns, [len(pool.labels(attribute)) for attribute in attributes])
+    cells = Cells(attributes, columns, [len(pool.labels(attribute)) for attribute in attributes]) if attributes else None
+    return cells if recipe.band is None else recipe.band.cells(pool, start, stop, cells, split.cells - 1)
 
 
 def _score(agent: Agent, pool: Any, start: int, stop: int) -> LabelScore | CallScore:
@@ -110,7 +140,7 @@ def _score(agent: Agent, pool: Any, start: int, stop: int) -> LabelScore | CallS
 
 def _gathered(
     plan: Plan,
-    attributes: Sequence[str],
+    cells: Cells | BandCells | None,
     pool: Any,
     part: PoolSlice,
     scores: SliceScores | None,
@@ -138,9 +168,7 @@ def _gathered(
     if topology.rank == 0:
         try:
             candidates = Candidates(np.asarray(pool.ids), np.asarray(pool.lengths), uses)
-            everything = slice(0, len(pool))
-            cells = _cells(pool, attributes, 0, len(pool))[everything] if attributes else None
-            decision = decide(plan, candidates, total, cells)
+            decision = decide(plan, candidates, total, None if cells is None else cells[slice(0, len(pool))])
         except Exception as caught:  # told to the other ranks, then raised
             error = caught
     raise_together(error, topology, "the decision")

@@ -13,8 +13,9 @@ import numpy as np
 
 from mads.agents.base import Agent
 from mads.agents.rules import LearningRule, MadsRule, PaperRule
-from mads.console.collaborate import AdditiveCollaboration, Collaboration, MultiplicativeCollaboration
-from mads.console.order import GumbelOrder, HashOrder, Order, RandomOrder, TopKOrder
+from mads.console.collaborate import Collaboration, build_collaboration
+from mads.console.column import Band, ColumnScore
+from mads.console.order import HashOrder, Order, RandomOrder, TopKOrder, scored_order
 from mads.reward.probes import PerAgentProbes, ProbePlan, SharedProbes
 
 
@@ -59,12 +60,17 @@ class Recipe:
     """How one round is decided: the order, and the attributes over whose joint labels it is stratified (none: not at all).
 
     shares: "uniform": every cell that the pool holds gets the same tokens; "natural": its share of the pool's tokens; or float64
-        [cells], in the order of the joint codes (the first attribute varies slowest), scaled to sum 1
+        [cells], in the order of the joint codes (the first attribute varies slowest), scaled to sum 1; or label -> share of a
+        single attribute, where labels that are not named get 0
+    score: what a scored order goes by; None: S of the agents (Eq. 6)
+    band: only samples inside of it; it goes together with bounds, not with strata or whole shards
     """
 
     order: Order
     strata: Sequence[str] = ()
-    shares: str | np.ndarray = "natural"
+    shares: str | np.ndarray | Mapping[str, float] = "natural"
+    score: ColumnScore | None = None
+    band: Band | None = None
 
 
 class Strategy(Protocol):
@@ -139,15 +145,18 @@ class PaperStrategy:
 
 @dataclass(frozen=True)
 class MadsStrategy:
-    """Warm-up on the pool's own mix, held exactly over the joint cells of all agents' labels; then Gumbel top-k without reuse."""
+    """Warm-up on the pool's own mix, held exactly over the joint cells of all agents' labels; then the best by S, by default
+    with Gumbel noise, without reuse."""
 
     learning: Learning
     temperature: float
     warmup_rounds: int
     limits: Limits = Limits()
     name: str = "mads"
+    selector: str = "gumbel"  # or "top_k", "proportional" (mads.console.order.scored_order)
 
     def __post_init__(self):
+        scored_order(self.selector, self.temperature)
         if not self.temperature > 0:
             raise ValueError(f"selection.temperature={self.temperature} must be positive; small values approach top-k")
 
@@ -157,7 +166,7 @@ class MadsStrategy:
     def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         """Bounds and whole shards leave no room for strata: there the warm-up is random."""
         if scored:
-            return Recipe(GumbelOrder(self.temperature))
+            return Recipe(scored_order(self.selector, self.temperature))
         if self.limits.bounds or self.limits.unit == "shard":
             return Recipe(RandomOrder())
         return Recipe(HashOrder(), tuple(dict.fromkeys(agent.attribute for agent in agents)))
@@ -169,21 +178,25 @@ def build_strategy(config: Any) -> Strategy:
     Raises:
         ValueError: for a name that is not known, or settings out of range.
     """
-    if config.name not in ("random", "stratified", "paper", "mads"):
-        raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads")
+    from mads.console.static import build_static  # they are made of the classes above
+
+    if config.name not in ("random", "stratified", "column", "mix", "paper", "mads"):
+        raise ValueError(f"selection {config.name!r} is not one of random, stratified, column, mix, paper, mads")
     limits = Limits(config.exchange, config.unit, config.max_uses, config.bounds)
+    if config.name in ("column", "mix"):
+        return build_static(config, limits)
     if config.name == "random":
         return RandomStrategy(limits)
     if config.name == "stratified":
         return StratifiedStrategy(config.attribute, config.shares, limits)
     if config.name == "paper":
         learning = Learning(
-            PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), AdditiveCollaboration(config.theta_rate)
+            PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), build_collaboration(config)
         )
         return PaperStrategy(learning, config.use_decay, limits)
     learning = Learning(
         SharedProbes(config.probes),
         MadsRule(config.agent_rate),
-        MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
+        build_collaboration(config),
     )
-    return MadsStrategy(learning, config.temperature, config.warmup_rounds, limits)
+    return MadsStrategy(learning, config.temperature, config.warmup_rounds, limits, selector=config.selector)
