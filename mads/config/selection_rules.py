@@ -54,7 +54,7 @@ def _ignored(s: Any, overrides: Sequence[str]) -> Iterator[str]:
                 continue
             default = defaults[key].default if defaults[key].default is not dataclasses.MISSING else {}
             named = any(g == f"selection.{key}" or g.startswith(f"selection.{key}.") for g in given)
-            if named or s[key] != default:
+            if (named and s[key] is not None) or s[key] != default:
                 takers = " or ".join(v for v in allowed if key in values[v])
                 yield f"selection.{key}={s[key]}: selection.{chooser}={chosen} does not use it; leave it out, or choose {takers}"
 
