@@ -90,7 +90,7 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
 @pytest.mark.parametrize(
     "overrides, world, has_gpu, words",
     [
-        (["selection.name=paper"], 1, False, ["selection.name='paper'", "selection=random|stratified|paper|mads"]),
+        (["selection.name=paper"], 1, False, ["selection.name='paper'", "selection=random|stratified|column|mix|paper|mads"]),
         (["reward.mode=guess"], 1, False, ["reward.mode='guess'", "reward=auto|finite_difference|ghost"]),
         (["schedule.name=wsd"], 1, False, ["schedule.name='wsd'", "schedule=constant|cosine|wsd"]),
         (["model.num_attention_heads=6"], 1, False, ["model.hidden_size=128", "model.num_attention_heads=6"]),

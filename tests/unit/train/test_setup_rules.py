@@ -47,6 +47,9 @@ def checked(pool, *overrides):
         ["selection=random", "selection.bounds.domain={news: [0.2, 0.5], books: [0, 0.5]}"],
         ["selection.bounds.domain={news: [0.2, 0.2], books: [0, 0.5], code: [0.1, 0.3]}"],
         ["selection=random", "selection.unit=shard", "selection.max_uses=1"],
+        ["selection=top_quality"],
+        ["selection=quality_sampling", "selection.selector=proportional", "selection.temperature=null"],
+        ["selection=mix", "selection.shares={news: 0.4, books: 2}"],
     ],
 )
 def test_what_fits_passes(pool, overrides):
@@ -85,6 +88,12 @@ def test_what_fits_passes(pool, overrides):
             r"selection.bounds.domain: the greatest shares of its 3 labels add up to 0.9",
         ),
         (
+            ["selection=column", "selection.column=mood", "data.attributes.mood._target_=x.Y"],
+            r"selection.column='mood', but .* has only the attributes",
+        ),
+        (["selection=column", "selection.column=topic"], r"selection.column='topic' of .* no continuous value.*\['quality'\]"),
+        (["selection=mix", "selection.shares={news: 1, poems: 1}"], r"selection.shares names \['poems'\], but the labels .*'news'"),
+        (
             ["agents.members.topic.attribute=mood", "data.attributes.mood._target_=x.Y"],
             r"agents.members.topic.attribute='mood', but .* has only the attributes",
         ),
@@ -102,3 +111,28 @@ def test_the_offered_number_of_probes_is_enough_for_the_draw(pool):
     assert len(draw_probes(pool, SharedProbes(21), attributes, seed=0, round_=0).positions) > 0
     with pytest.raises(ValueError, match="6 probes for 7 labels"):
         draw_probes(pool, SharedProbes(20), attributes, seed=0, round_=0)
+
+
+def test_values_and_shares_that_the_pool_cannot_give_are_counted_or_named(tmp_path):
+    from support import make_pool
+
+    labels = {"domain": ("news", "nowhere"), "quality": ("0", "1"), "topic": ("a",)}
+    few = make_pool(tmp_path, documents=6, labels=labels, seed=2)
+    held = {label: int((few.codes("domain")[:] == code).sum()) for code, label in enumerate(few.labels("domain"))}
+    [(empty, _)] = [item for item in held.items() if item[1] == 0]  # by the seed
+    with pytest.raises(ConfigError, match=rf"selection.shares gives shares to \['{empty}'\], of which .* holds no sample"):
+        check_selection(config("selection=mix", "selection.shares={news: 1, nowhere: 1}"), few)
+
+    class Shifted:
+        attributes, manifest = few.attributes, few.manifest
+
+        def __len__(self):
+            return len(few)
+
+        def values(self, attribute):
+            return few.values(attribute)[:] - 1
+
+    wrong = int((few.values("quality")[:] <= 1).sum())
+    assert 0 < wrong < len(few)
+    with pytest.raises(ConfigError, match=rf"positive values, but {wrong} of the {len(few)} samples .* 'quality' of 0 or less"):
+        check_selection(config("selection=column", "selection.selector=proportional"), Shifted())
