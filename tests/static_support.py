@@ -34,7 +34,9 @@ def positive_pool(n=701):
     """`valued_pool` with positive values, many of them equal."""
     pool = valued_pool(n)
     columns = {name: (pool.codes(name), pool.labels(name)) for name in pool.attributes}
-    return FakePool(pool.ids, pool.lengths, columns, {"value": np.float32(0.25) + pool.values("value") - pool.values("value").min()})
+    return FakePool(
+        pool.ids, pool.lengths, columns, {"value": np.float32(0.25) + pool.values("value") - pool.values("value").min()}
+    )
 
 
 def static_rounds(topology, name, exchange, rounds=ROUNDS):

@@ -190,9 +190,7 @@ def build_strategy(config: Any) -> Strategy:
     if config.name == "stratified":
         return StratifiedStrategy(config.attribute, config.shares, limits)
     if config.name == "paper":
-        learning = Learning(
-            PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), build_collaboration(config)
-        )
+        learning = Learning(PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), build_collaboration(config))
         return PaperStrategy(learning, config.use_decay, limits)
     learning = Learning(
         SharedProbes(config.probes),

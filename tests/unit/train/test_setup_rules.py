@@ -92,7 +92,10 @@ def test_what_fits_passes(pool, overrides):
             r"selection.column='mood', but .* has only the attributes",
         ),
         (["selection=column", "selection.column=topic"], r"selection.column='topic' of .* no continuous value.*\['quality'\]"),
-        (["selection=mix", "selection.shares={news: 1, poems: 1}"], r"selection.shares names \['poems'\], but the labels .*'news'"),
+        (
+            ["selection=mix", "selection.shares={news: 1, poems: 1}"],
+            r"selection.shares names \['poems'\], but the labels .*'news'",
+        ),
         (
             ["agents.members.topic.attribute=mood", "data.attributes.mood._target_=x.Y"],
             r"agents.members.topic.attribute='mood', but .* has only the attributes",
