@@ -75,7 +75,7 @@ def _column(config: Any) -> Iterator[str]:
 
 def _mix(s: Any) -> Iterator[str]:
     if not s.shares:
-        yield f"selection=mix needs the shares of {s.attribute}'s labels, for example 'selection.shares={{news: 0.4, books: 0.6}}'"
+        yield f"selection=mix needs shares of {s.attribute}'s labels, for example 'selection.shares={{news: 0.4, books: 0.6}}'"
     else:
         yield from _weights("selection.shares", s.shares)
     if s.unit == "shard":

@@ -77,8 +77,8 @@ def _nothing_chosen(decision: Decision | None, limits: Limits) -> ValueError | N
     if decision is None or len(decision.ids):
         return None
     return ValueError(
-        f"no sample can be chosen: those that selection.max_uses={limits.max_uses} leaves are outside of the band, or their labels "
-        "are at their greatest share; raise it, widen the band or the bounds, or add data"
+        f"no sample can be chosen: those that selection.max_uses={limits.max_uses} leaves are outside of the band, or their "
+        "labels are at their greatest share; raise it, widen the band or the bounds, or add data"
     )
 
 

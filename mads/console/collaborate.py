@@ -104,7 +104,8 @@ class FixedCollaboration(_EqualStart):
             return super().start(names)
         if set(self.weights) != set(names):
             raise ValueError(
-                f"selection.theta names {sorted(self.weights)}, the agents are {sorted(names)}; give each of them a weight (0 is one)"
+                f"selection.theta names {sorted(self.weights)}, the agents are {sorted(names)}; give each of them a weight "
+                "(0 is one)"
             )
         theta = np.array([self.weights[name] for name in names], dtype=np.float64)
         if not np.isfinite(theta).all() or theta.min() < 0 or not theta.sum() > 0:

@@ -1,8 +1,8 @@
 """Selections without rewards: what a user knows about the data before training decides, and stays as it is.
 
-They are the baselines of online selection: a classifier's best documents (FineWeb-Edu, arXiv 2406.17557; DCLM, 2406.11794), quality
-with a temperature (QuRating, 2402.09739), a perplexity filter (Marion et al., 2309.04564), importance resampling (DSIR,
-2302.03169) and mixes by hand.
+They are the baselines of online selection: a classifier's best documents (FineWeb-Edu, arXiv 2406.17557; DCLM, 2406.11794),
+quality with a temperature (QuRating, 2402.09739), a perplexity filter (Marion et al., 2309.04564), importance resampling
+(DSIR, 2302.03169) and mixes by hand.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SELECTORS = ("top_k", "gumbel", "proportional", "random")
 class ColumnStrategy:
     """One numeric attribute decides, fewer uses first.
 
-    selector: top_k (the best); gumbel (without replacement in proportion to exp(value / temperature)); proportional (to the value,
-        which must be positive); random (of a band)
+    selector: top_k (the best); gumbel (without replacement in proportion to exp(value / temperature)); proportional (to the
+        value, which must be positive); random (of a band)
     descending: great values are good; False: small ones, exp(-value / temperature), 1 / value
     band: quantiles of the pool's tokens, [] for none; samples outside of it are never chosen
     """

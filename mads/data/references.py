@@ -79,8 +79,8 @@ def _content_ids(texts: Iterable[str]) -> np.ndarray:
 
 
 def direction_texts(directory: str | os.PathLike) -> list[str]:
-    """Texts of the part "direction" of all reference tasks of a prepared directory, sorted: what may be learned from. The other two
-    parts judge what was learned.
+    """Texts of the part "direction" of all reference tasks of a prepared directory, sorted: what may be learned from. The other
+    two parts judge what was learned.
 
     Raises:
         DataError: a directory without reference tasks, or a file that is damaged.

@@ -32,16 +32,16 @@ class _Grams:
 
 
 class DSIRImportance(FittedLabeller):
-    """log p_target(x) - log p_raw(x) under bags of hashed n-grams, in quantile bins (Xie et al. 2023, arXiv 2302.03169, section 4).
+    """log p_target(x) - log p_raw(x) under bags of hashed n-grams, in quantile bins (Xie et al. 2023, arXiv 2302.03169, sec. 4).
 
-    z(x) counts the n-grams of all orders up to `order` of lower-case words in `buckets` buckets; p and q are the buckets' shares of
-    the target's and of the pool's n-grams:
+    z(x) counts the n-grams of all orders up to `order` of lower-case words in `buckets` buckets; p and q are the buckets' shares
+    of the target's and of the pool's n-grams:
 
         value = sum_j z_j(x) (log(p_j + smoothing) - log(q_j + smoothing))
 
     As in the paper the sum is not divided by the number of n-grams, so that long documents have extreme values and what is taken
-    by Gumbel top-k is nearly the top; `per_ngram` divides it. Words, buckets (SHA-256 modulo `buckets`) and smoothing are those of
-    the authors' package data-selection, whose weights these are. Its lower limit on the length of examples is left out.
+    by Gumbel top-k is nearly the top; `per_ngram` divides it. Words, buckets (SHA-256 modulo `buckets`) and smoothing are those
+    of the authors' package data-selection, whose weights these are. Its lower limit on the length of examples is left out.
 
     The target is the direction part of the directory's reference tasks (never the audit or report part, which judge), or
     `target_paths`.

@@ -81,8 +81,8 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     """Rules between the selection and the attributes of the pool, so that a run does not end at its first decision.
 
     Raises:
-        ConfigError: an attribute that the pool lacks, a column without values, a label that it lacks, or fewer probes than an agent
-            has labels to learn about.
+        ConfigError: an attribute that the pool lacks, a column without values, a label that it lacks, or fewer probes than an
+            agent has labels to learn about.
     """
     selection, plan = config.selection, None
     wanted = {f"selection.{key}": selection[key] for key in ("attribute", "column") if key in selection}

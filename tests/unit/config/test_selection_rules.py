@@ -63,7 +63,7 @@ def test_what_goes_together_passes(overrides, key, value):
         (["selection=column", "selection.band=[0.5]"], ["selection.band=[0.5]", "two quantiles"]),
         (["selection=column", "selection.band=[0,0.5]", "selection.unit=shard"], ["selection.band", "selection.unit=sample"]),
         (["selection=column", "agents=novelty"], ["agents=novelty: selection=column uses neither"]),
-        (["selection=mix"], ["selection=mix needs the shares of domain"]),
+        (["selection=mix"], ["selection=mix needs shares of domain"]),
         (["selection=mix", "selection.shares.news=-1"], ["selection.shares={'news': -1.0}", "not negative"]),
         (["selection=mix", "selection.shares.news=0"], ["selection.shares={'news': 0.0}", "not all 0"]),
         (["selection=mix", "selection.shares.news=nan"], ["selection.shares={'news': nan}"]),
