@@ -1,6 +1,7 @@
 """Rounds of a console that chooses by a column or a mix, and the same decisions by loops over single samples."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -34,9 +35,8 @@ def positive_pool(n=701):
     """`valued_pool` with positive values, many of them equal."""
     pool = valued_pool(n)
     columns = {name: (pool.codes(name), pool.labels(name)) for name in pool.attributes}
-    return FakePool(
-        pool.ids, pool.lengths, columns, {"value": np.float32(0.25) + pool.values("value") - pool.values("value").min()}
-    )
+    values = pool.values("value")
+    return FakePool(pool.ids, pool.lengths, columns, {"value": values - values.min() + np.float32(0.25)})
 
 
 def static_rounds(topology, name, exchange, rounds=ROUNDS):
@@ -65,6 +65,7 @@ def quantile(values, lengths, level):
             return value
 
 
+@functools.cache
 def naive_rounds(name, rounds=ROUNDS):
     """Sets of ids, one sample at a time."""
     pool, config, found = positive_pool(), CONFIGS[name], []

@@ -125,9 +125,8 @@ def test_the_console_starts_with_the_given_weights_and_keeps_them():
         rewards = None
         if console.needs_rewards():
             probes = console.draw_probes()
-            values = (
-                np.random.default_rng(console.round).normal(size=len(probes.positions)) + pool.codes("topic")[probes.positions]
-            )
+            noise = np.random.default_rng(console.round).normal(size=len(probes.positions))
+            values = noise + pool.codes("topic")[probes.positions]
             rewards = RoundRewards(probes, values, pool.lengths[probes.positions].astype(np.int64))
         _, record = console.decide(rewards, uses, 3000, 0, 0)
         assert record.theta == {"quality": 0.75, "topic": 0.25}
