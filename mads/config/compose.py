@@ -28,6 +28,8 @@ OPEN_FIELDS = (
     "data.reference_paths",
     "agents.members",
     "selection.bounds",
+    "selection.shares",
+    "selection.theta",
     "parallel.zero_options",
 )
 

@@ -144,12 +144,34 @@ class StratifiedSelectionConfig(SelectionConfig):
 
 
 @dataclass
+class ColumnSelectionConfig(SelectionConfig):
+    """selection=column and its presets: one numeric attribute decides, without rewards."""
+
+    column: str = "quality"  # an attribute with values
+    selector: str = "top_k"  # top_k | gumbel | proportional | random (of a band)
+    descending: bool = True  # great values are good; False: small ones
+    temperature: Optional[float] = None  # of selector=gumbel, in units of the column
+    band: list[float] = field(default_factory=list)  # [low, high]: only values between these quantiles of the pool's tokens
+
+
+@dataclass
+class MixSelectionConfig(SelectionConfig):
+    """selection=mix: shares of one attribute's labels by hand."""
+
+    attribute: str = "domain"
+    shares: dict[str, float] = field(default_factory=dict)  # label -> share, scaled to sum 1; labels not named get 0
+
+
+@dataclass
 class PaperSelectionConfig(SelectionConfig):
     """Eq. 4-8 with the defects of the released scripts mended."""
 
     probes_per_agent: int = 256
     agent_rate: float = 0.1  # eta
-    theta_rate: float = 1.0  # eta_theta
+    collaboration: str = "additive"  # multiplicative | additive | fixed: how theta follows the agents' rewards
+    theta_rate: float = 1.0  # eta_theta; multiplicative and additive
+    theta_floor: float = 0.05  # multiplicative
+    theta: dict[str, float] = field(default_factory=dict)  # fixed: agent -> weight, scaled to sum 1; empty = all the same
     use_decay: float = 0.1  # S / (1 + use_decay * uses)
 
 
@@ -161,11 +183,13 @@ class MadsSelectionConfig(SelectionConfig):
     attribution: str = "joint"  # each agent learns from what the others do not explain; marginal: from the rewards as they are
     agent_update: str = "exponentiated"  # weights are logarithms of shares that follow gains; mean: weights follow mean rewards
     agent_rate: float = 0.5
-    theta_rate: float = 0.5
-    theta_floor: float = 0.05
-    selector: str = "auto"  # shares: of the labels' joint cells, then rank; gumbel: soft top-k over the whole pool
-    share_floor: float = 0.05  # part of its natural share that a cell keeps
-    temperature: float = 1.0  # above 1 the agents' weights count for less
+    collaboration: str = "multiplicative"  # multiplicative | additive | fixed: how theta follows the agents' rewards
+    theta_rate: float = 0.5  # multiplicative and additive
+    theta_floor: float = 0.05  # multiplicative
+    theta: dict[str, float] = field(default_factory=dict)  # fixed: agent -> weight, scaled to sum 1; empty = all the same
+    selector: str = "auto"  # shares: of the labels' joint cells, then rank; or gumbel | top_k | proportional over the whole pool
+    share_floor: float = 0.05  # of selector=shares: part of its natural share that a cell keeps
+    temperature: float = 1.0  # of selectors shares and gumbel: above 1 the agents' weights count for less
     warmup_rounds: int = 1  # stratified rounds before the first rewards count
 
 

@@ -17,6 +17,8 @@ VARIANTS = {
     "selection": {
         "random": schema.RandomSelectionConfig,
         "stratified": schema.StratifiedSelectionConfig,
+        "column": schema.ColumnSelectionConfig,
+        "mix": schema.MixSelectionConfig,
         "paper": schema.PaperSelectionConfig,
         "mads": schema.MadsSelectionConfig,
     },

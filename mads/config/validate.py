@@ -9,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from mads.config.compose import ConfigError
 from mads.config.parallel_rules import parallel_rules
+from mads.config.selection_rules import selection_rules
 from mads.config.store import VARIANTS
 
 STEPPING = ("displacement", "group", "blend")  # rewards that take real optimizer steps
-WITHOUT_AGENTS = ("random", "stratified")
+WITHOUT_AGENTS = ("random", "stratified", "column", "mix")
 
 
 def validate(config: DictConfig, world_size: int | None = 1, has_gpu: bool = False, overrides: Sequence[str] = ()) -> None:
@@ -37,6 +38,7 @@ def validate(config: DictConfig, world_size: int | None = 1, has_gpu: bool = Fal
         *_modes(config, has_gpu),
         *_agents(config),
         *_bounds(config),
+        *selection_rules(config, overrides),
         *_ignored(config, overrides),
     ]
     if errors:
@@ -126,7 +128,6 @@ CHOICES = {
     "selection.shares": ("uniform", "natural"),
     "selection.attribution": ("joint", "marginal"),
     "selection.agent_update": ("exponentiated", "mean"),
-    "selection.selector": ("auto", "shares", "gumbel"),
     "selection.exchange": ("auto", "gather", "threshold"),
     "selection.unit": ("sample", "shard"),
 }
@@ -148,7 +149,7 @@ def _ranges(config) -> Iterator[str]:
 def _choices(config) -> Iterator[str]:
     for key, choices in CHOICES.items():
         value = OmegaConf.select(config, key)
-        if value is not None and value not in choices:
+        if value is not None and not OmegaConf.is_dict(value) and value not in choices:
             yield f"{key}={value!r} is not one of {', '.join(map(str, choices))}"
     for group, key in (("selection", "name"), ("schedule", "name"), ("reward", "mode")):
         value = config[group][key]
@@ -201,7 +202,7 @@ def _modes(config, has_gpu) -> Iterator[str]:
 def _agents(config) -> Iterator[str]:
     s, agents, attributes = config.selection, config.agents.members, sorted(config.data.attributes)
     known = bool(attributes)  # data=prepared names none here; mads.train.setup asks the pool
-    if known and s.name == "stratified" and s.attribute not in attributes:
+    if known and s.name in ("stratified", "mix") and s.attribute not in attributes:
         yield f"selection.attribute={s.attribute!r} is not one of the attributes {attributes}"
     for name, agent in agents.items():
         for key, attribute in attributes_of(name, agent).items():
@@ -214,7 +215,7 @@ def _agents(config) -> Iterator[str]:
     if s.get("probes") is not None and s.probes < len(agents):
         yield f"selection.probes={s.probes} are shared by {len(agents)} agents; set at least one for every label of every agent"
     most = 1 / max(1, len(agents))
-    if s.get("theta_floor") is not None and s.theta_floor > most:
+    if s.get("collaboration") == "multiplicative" and s.theta_floor > most:
         yield f"selection.theta_floor={s.theta_floor} for each of {len(agents)} agents is more than 1 in sum; at most {most:.3g}"
 
 

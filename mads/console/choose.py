@@ -10,6 +10,7 @@ import numpy as np
 
 from mads.agents.base import Agent
 from mads.collectives import all_gather_json, broadcast_array
+from mads.console.column import BandCells
 from mads.console.decide import Bounds, Candidates, Decision, Plan, Strata, decide
 from mads.console.exchange import gather_column, raise_together
 from mads.console.order import Draw
@@ -59,23 +60,39 @@ def choose(
         tilt = broadcast_array(split.tilt, group, np.float64)
         asked = replace(asked, plan=replace(asked.plan, split=replace(split, tilt=tilt)))
     if limits.unit == "shard":
-        return select_shards(asked.plan, asked.part, asked.scores, group, piece, alive)
-    if limits.exchange == "gather" or (limits.exchange == "auto" and len(pool) <= GATHER_UP_TO):
-        return _gathered(asked.plan, asked.attributes, pool, asked.part, asked.scores, topology, piece, alive)
-    return select_by_threshold(asked.plan, asked.part, asked.cells, asked.scores, group, piece, alive=alive)
+        decision = select_shards(asked.plan, asked.part, asked.scores, group, piece, alive)
+    elif limits.exchange == "gather" or (limits.exchange == "auto" and len(pool) <= GATHER_UP_TO):
+        decision = _gathered(asked.plan, asked.whole, pool, asked.part, asked.scores, topology, piece, alive)
+    else:
+        decision = select_by_threshold(asked.plan, asked.part, asked.cells, asked.scores, group, piece, alive=alive)
+    raise_together(_nothing_chosen(decision, limits), topology, "the decision")
+    return decision
+
+
+def _nothing_chosen(decision: Decision | None, limits: Limits) -> ValueError | None:
+    """Samples may be eligible and yet all of them lie outside of the band, or belong to labels that may hold nothing."""
+    if decision is None or len(decision.ids):
+        return None
+    return ValueError(
+        f"no sample can be chosen: those that selection.max_uses={limits.max_uses} leaves are outside of the band, or their "
+        "labels are at their greatest share; raise it, widen the band or the bounds, or add data"
+    )
 
 
 @dataclass(frozen=True)
 class Asked:
     """A decision that is asked for, over a slice of the pool.
 
-    attributes: whose joint labels are the cells of `plan.split`; cells: None without a split; scores: None in an unscored order
+    attributes: whose joint labels are the cells of `plan.split`
+    cells, whole: the label that `plan.split` speaks of, of the slice and of the whole pool; None without a split
+    scores: None in an unscored order
     """
 
     plan: Plan
     attributes: Sequence[str]
     part: PoolSlice
-    cells: Cells | None
+    cells: Cells | BandCells | None
+    whole: Cells | BandCells | None
     scores: SliceScores | None
 
 
@@ -100,9 +117,12 @@ def lay_out(
     plan = Plan(recipe.order, draw, budget, split, limits.max_uses)
     part = PoolSlice(Window(pool.ids, start, stop), Window(pool.lengths, start, stop), np.asarray(uses))
     scores = None
-    if recipe.order.scored:
+    if recipe.order.scored and recipe.score is not None:
+        scores = SliceScores([recipe.score.of(pool, start, stop)], np.ones(1))
+    elif recipe.order.scored:
         scores = SliceScores([_score(agent, pool, start, stop) for agent in agents], theta)
-    return Asked(plan, attributes, part, _cells(pool, attributes, start, stop) if attributes else None, scores)
+    cells, whole = (_cells(recipe, split, attributes, pool, *ends) for ends in (bounds, (0, len(pool))))
+    return Asked(plan, attributes, part, cells, whole, scores)
 
 
 def own_slice(pool: Any, topology: Topology) -> tuple[int, int]:
@@ -130,14 +150,16 @@ def _split(
         if isinstance(recipe.shares, Tilt):
             tilt = _tilt(recipe, sizes, agents, theta)
             return Strata(cells, name, "natural", tilt, recipe.shares.floor), recipe.strata
-        return Strata(cells, name, recipe.shares), recipe.strata
+        shares = recipe.shares if isinstance(recipe.shares, str | np.ndarray) else _by_name(recipe, pool)
+        return Strata(cells, name, shares), recipe.strata
+    split, attributes = None, ()
     for attribute, bounds in limits.bounds.items():
         labels = pool.labels(attribute)
         if unknown := sorted(set(bounds) - set(labels)):
             raise ValueError(f"selection.bounds.{attribute} names {unknown}; the labels are {list(labels)}")
         shares = np.array([bounds.get(label, (0.0, 1.0)) for label in labels], dtype=np.float64)
-        return Bounds(labels, shares[:, 0], shares[:, 1]), (attribute,)
-    return None, ()
+        split, attributes = Bounds(labels, shares[:, 0], shares[:, 1]), (attribute,)
+    return split if recipe.band is None else recipe.band.bounded(split), attributes
 
 
 def _tilt(recipe: Recipe, sizes: Sequence[int], agents: Sequence[Agent], theta: np.ndarray) -> np.ndarray:
@@ -151,9 +173,22 @@ def _tilt(recipe: Recipe, sizes: Sequence[int], agents: Sequence[Agent], theta: 
     return np.exp(np.maximum((total - total.max()) / recipe.shares.temperature, _LEAST_EXPONENT)).ravel()
 
 
-def _cells(pool: Any, attributes: Sequence[str], start: int, stop: int) -> Cells:
+def _by_name(recipe: Recipe, pool: Any) -> np.ndarray:
+    """Shares of the one attribute's labels, float64 [L], in the order of their codes."""
+    [attribute] = recipe.strata
+    labels = pool.labels(attribute)
+    if unknown := sorted(set(recipe.shares) - set(labels)):
+        raise ValueError(f"selection.shares names {unknown}, but the labels of {attribute!r} are {list(labels)}")
+    return np.array([recipe.shares.get(label, 0.0) for label in labels], dtype=np.float64)
+
+
+def _cells(
+    recipe: Recipe, split: Strata | Bounds | None, attributes: Sequence[str], pool: Any, start: int, stop: int
+) -> Cells | BandCells | None:
+    """The label that `split` speaks of, of the samples `start` to `stop`; None without a split."""
     columns = [Window(pool.codes(attribute), start, stop) for attribute in attributes]
-    return Cells(attributes, columns, [len(pool.labels(attribute)) for attribute in attributes])
+    cells = Cells(attributes, columns, [len(pool.labels(attribute)) for attribute in attributes]) if attributes else None
+    return cells if recipe.band is None else recipe.band.cells(pool, start, stop, cells, split.cells - 1)
 
 
 def _score(agent: Agent, pool: Any, start: int, stop: int) -> LabelScore | CallScore:
@@ -165,7 +200,7 @@ def _score(agent: Agent, pool: Any, start: int, stop: int) -> LabelScore | CallS
 
 def _gathered(
     plan: Plan,
-    attributes: Sequence[str],
+    cells: Cells | BandCells | None,
     pool: Any,
     part: PoolSlice,
     scores: SliceScores | None,
@@ -193,9 +228,7 @@ def _gathered(
     if topology.rank == 0:
         try:
             candidates = Candidates(np.asarray(pool.ids), np.asarray(pool.lengths), uses)
-            everything = slice(0, len(pool))
-            cells = _cells(pool, attributes, 0, len(pool))[everything] if attributes else None
-            decision = decide(plan, candidates, total, cells)
+            decision = decide(plan, candidates, total, None if cells is None else cells[slice(0, len(pool))])
         except Exception as caught:  # told to the other ranks, then raised
             error = caught
     raise_together(error, topology, "the decision")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 
 class Collaboration(Protocol):
     """How the console's trust in its agents follows their rewards."""
+
+    def start(self, names: Sequence[str]) -> np.ndarray:
+        """Theta before the first rewards, a probability vector float64 [A] in the order of the agents' names."""
 
     def update(self, theta: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """New theta, a probability vector float64 [A], from the agents' rewards R_A, float64 [A]."""
@@ -49,8 +53,15 @@ def _checked(theta: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, np.nda
     return theta, rewards
 
 
+class _EqualStart:
+    """Each agent weighs the same before the first rewards."""
+
+    def start(self, names: Sequence[str]) -> np.ndarray:
+        return np.full(len(names), 1 / len(names))
+
+
 @dataclass(frozen=True)
-class AdditiveCollaboration:
+class AdditiveCollaboration(_EqualStart):
     """Eq. 8, theta_A + rate * (R_A - Rbar), kept a probability vector.
 
     Eq. 8 leaves the sum as it is, so the projection acts only when an entry would become negative, which the paper allows.
@@ -65,7 +76,7 @@ class AdditiveCollaboration:
 
 
 @dataclass(frozen=True)
-class MultiplicativeCollaboration:
+class MultiplicativeCollaboration(_EqualStart):
     """Multiplicative weights (Hedge): theta_A exp(rate * R_A), normalised, then held at `floor` so that no agent dies out."""
 
     rate: float
@@ -76,3 +87,46 @@ class MultiplicativeCollaboration:
         exponent = self.rate * rewards
         theta = theta * np.exp(exponent - exponent.max())
         return apply_floor(theta / theta.sum(), self.floor)
+
+
+@dataclass(frozen=True)
+class FixedCollaboration(_EqualStart):
+    """Theta stays what it was given: the paper's ablation "fixed theta".
+
+    weights: agent -> weight, scaled to sum 1, one for each agent; empty: all the same
+    """
+
+    weights: Mapping[str, float]
+
+    def start(self, names: Sequence[str]) -> np.ndarray:
+        """See Collaboration.start. Raises ValueError unless the weights name exactly the agents, none negative, not all 0."""
+        if not self.weights:
+            return super().start(names)
+        if set(self.weights) != set(names):
+            raise ValueError(
+                f"selection.theta names {sorted(self.weights)}, the agents are {sorted(names)}; give each of them a weight "
+                "(0 is one)"
+            )
+        theta = np.array([self.weights[name] for name in names], dtype=np.float64)
+        if not np.isfinite(theta).all() or theta.min() < 0 or not theta.sum() > 0:
+            raise ValueError(f"selection.theta={dict(self.weights)} must be numbers that are not negative, and not all 0")
+        return theta / theta.sum()
+
+    def update(self, theta: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        theta, _ = _checked(theta, rewards)
+        return theta
+
+
+def build_collaboration(config: Any) -> Collaboration:
+    """The rule of a selection config, chosen by `config.collaboration`.
+
+    Raises:
+        ValueError: for a name that is not known.
+    """
+    if config.collaboration == "multiplicative":
+        return MultiplicativeCollaboration(config.theta_rate, config.theta_floor)
+    if config.collaboration == "additive":
+        return AdditiveCollaboration(config.theta_rate)
+    if config.collaboration == "fixed":
+        return FixedCollaboration(dict(config.theta))
+    raise ValueError(f"selection.collaboration={config.collaboration!r} is not one of multiplicative, additive, fixed")

@@ -61,7 +61,7 @@ class Console:
             raise ValueError(f"two agents have one name: {self.names}")
         check_agents({agent.name: [type(agent).__name__, agent.attribute] for agent in self.agents}, topology)
         self._bind(pool, lambda agent: agent.bind(pool, strategy.learning.rule))
-        self.theta = np.full(len(self.agents), 1 / len(self.agents)) if self.agents else np.zeros(0)
+        self.theta = strategy.learning.collaboration.start(self.names) if self.agents else np.zeros(0)
         self.round = 0
         self.pending = np.zeros(0, dtype=np.int64)
 

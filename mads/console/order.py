@@ -140,3 +140,36 @@ class GumbelOrder:
         key /= self.temperature
         key += gumbel(draw.seed, "decide/noise", draw.round, ids)
         return ordered_bits(np.negative(key, out=key))
+
+
+@dataclass(frozen=True)
+class ProportionalOrder:
+    """Without replacement in proportion to S mapped to [0, 1] (all 1 if all are equal): Gumbel noise on its logarithm.
+
+    Scores of agents may be negative, hence the map. What has the least score comes after all others, in random order.
+    """
+
+    scored: bool = True
+    fewer_uses_first: bool = True
+
+    def key(self, draw, ids, uses, total, bounds):
+        """See Order.key."""
+        low, high = bounds
+        key = (total - low) / (high - low) if high > low else np.ones_like(total)
+        np.maximum(key, np.finfo(np.float64).tiny, out=key)  # log(0) has no place in the order of finite numbers
+        np.log(key, out=key)
+        key += gumbel(draw.seed, "decide/noise", draw.round, ids)
+        return ordered_bits(np.negative(key, out=key))
+
+
+def scored_order(selector: str, temperature: float) -> Order:
+    """The order by S that a selector names, fewer uses first: top_k, gumbel (with its temperature) or proportional.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if selector not in ("top_k", "gumbel", "proportional"):
+        raise ValueError(f"selection.selector={selector!r} is not one of top_k, gumbel, proportional")
+    if selector == "gumbel":
+        return GumbelOrder(temperature)
+    return TopKOrder(0.0, fewer_uses_first=True) if selector == "top_k" else ProportionalOrder()

@@ -14,10 +14,12 @@ import numpy as np
 from mads.agents.base import Agent
 from mads.agents.label import LabelAgent
 from mads.agents.rules import LearningRule, MadsRule, MirrorRule, PaperRule
-from mads.console.collaborate import AdditiveCollaboration, Collaboration, MultiplicativeCollaboration
-from mads.console.order import GumbelOrder, HashOrder, Order, RandomOrder, TopKOrder
+from mads.console.collaborate import Collaboration, build_collaboration
+from mads.console.column import Band, ColumnScore
+from mads.console.order import GumbelOrder, HashOrder, Order, RandomOrder, TopKOrder, scored_order
 from mads.reward.probes import PerAgentProbes, ProbePlan, SharedProbes
 
+SELECTORS = ("auto", "shares", "gumbel", "top_k", "proportional")
 UPDATES = {"exponentiated": MirrorRule, "mean": MadsRule}
 
 
@@ -82,13 +84,18 @@ class Recipe:
     """How one round is decided: the order, and the attributes over whose joint labels it is stratified (none: not at all).
 
     shares: "uniform": every cell that the pool holds gets the same tokens; "natural": its share of the pool's tokens; or float64
-        [cells], in the order of the joint codes (the first attribute varies slowest), scaled to sum 1; or a Tilt of the natural
-        ones by the label agents, whose attributes are then the strata
+        [cells], in the order of the joint codes (the first attribute varies slowest), scaled to sum 1; or label -> share of a
+        single attribute, where labels that are not named get 0; or a Tilt of the natural ones by the label agents, whose
+        attributes are then the strata
+    score: what a scored order goes by; None: S of the agents (Eq. 6)
+    band: only samples inside of it; it goes together with bounds, not with strata or whole shards
     """
 
     order: Order
     strata: Sequence[str] = ()
-    shares: str | np.ndarray | Tilt = "natural"
+    shares: str | np.ndarray | Mapping[str, float] | Tilt = "natural"
+    score: ColumnScore | None = None
+    band: Band | None = None
 
 
 class Strategy(Protocol):
@@ -167,7 +174,8 @@ class MadsStrategy:
 
     selector: "shares": the joint cells of the label agents' labels get shares (Tilt), and inside a cell samples are drawn in
         proportion to the exponential of what the other agents say; "gumbel": samples are drawn in proportion to exp(S) over the
-        whole pool, those with fewer uses first (Gumbel top-k); "auto": shares, and gumbel with bounds and for whole shards
+        whole pool, those with fewer uses first (Gumbel top-k); "top_k", "proportional": the whole pool by S in another
+        way (mads.console.order.scored_order); "auto": shares, and gumbel with bounds and for whole shards
     temperature: S, a mean over A agents with weights theta, counts A / temperature times: at 1 and equal trust the agents'
         weights add up as logarithms
     share_floor: part of its natural share that a cell keeps whatever the agents say
@@ -184,8 +192,8 @@ class MadsStrategy:
     def __post_init__(self):
         if not self.temperature > 0:
             raise ValueError(f"selection.temperature={self.temperature} must be positive; small values approach top-k")
-        if self.selector not in ("auto", "shares", "gumbel"):
-            raise ValueError(f"selection.selector={self.selector!r} is not one of auto, shares, gumbel")
+        if self.selector not in SELECTORS:
+            raise ValueError(f"selection.selector={self.selector!r} is not one of {', '.join(SELECTORS)}")
         if not 0 <= self.share_floor < 1:
             raise ValueError(f"selection.share_floor={self.share_floor} must lie in [0, 1)")
         if self.selector == "shares" and not self._free:
@@ -208,7 +216,9 @@ class MadsStrategy:
             return Recipe(HashOrder(), tuple(dict.fromkeys(agent.attribute for agent in agents)))
         temperature = self.temperature / len(agents)
         labelled = [agent for agent in agents if is_label_agent(agent)]
-        if self.selector == "gumbel" or not self._free or not labelled:
+        if self.selector not in ("auto", "shares"):
+            return Recipe(scored_order(self.selector, temperature))
+        if not self._free or not labelled:
             return Recipe(GumbelOrder(temperature))
         order = HashOrder() if len(labelled) == len(agents) else GumbelOrder(temperature)
         return Recipe(order, tuple(dict.fromkeys(a.attribute for a in labelled)), Tilt(temperature, self.share_floor))
@@ -225,24 +235,26 @@ def build_strategy(config: Any) -> Strategy:
     Raises:
         ValueError: for a name that is not known, or settings out of range.
     """
-    if config.name not in ("random", "stratified", "paper", "mads"):
-        raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads")
+    from mads.console.static import build_static  # they are made of the classes above
+
+    if config.name not in ("random", "stratified", "column", "mix", "paper", "mads"):
+        raise ValueError(f"selection {config.name!r} is not one of random, stratified, column, mix, paper, mads")
     limits = Limits(config.exchange, config.unit, config.max_uses, config.bounds)
+    if config.name in ("column", "mix"):
+        return build_static(config, limits)
     if config.name == "random":
         return RandomStrategy(limits)
     if config.name == "stratified":
         return StratifiedStrategy(config.attribute, config.shares, limits)
     if config.name == "paper":
-        learning = Learning(
-            PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), AdditiveCollaboration(config.theta_rate)
-        )
+        learning = Learning(PerAgentProbes(config.probes_per_agent), PaperRule(config.agent_rate), build_collaboration(config))
         return PaperStrategy(learning, config.use_decay, limits)
     if config.agent_update not in UPDATES:
         raise ValueError(f"selection.agent_update={config.agent_update!r} is not one of {', '.join(UPDATES)}")
     learning = Learning(
         SharedProbes(config.probes),
         UPDATES[config.agent_update](config.agent_rate),
-        MultiplicativeCollaboration(config.theta_rate, config.theta_floor),
+        build_collaboration(config),
         config.attribution,
     )
     return MadsStrategy(learning, config.temperature, config.warmup_rounds, limits, config.selector, config.share_floor)

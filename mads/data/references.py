@@ -7,6 +7,7 @@ reference loss is the mean over all tokens of that text, because answer tokens a
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,6 +76,25 @@ def split_parts(examples: Sequence[Example], seed: int) -> list[Example]:
 def _content_ids(texts: Iterable[str]) -> np.ndarray:
     digests = (hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest() for text in texts)
     return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
+
+
+def direction_texts(directory: str | os.PathLike) -> list[str]:
+    """Texts of the part "direction" of all reference tasks of a prepared directory, sorted: what may be learned from. The other
+    two parts judge what was learned.
+
+    Raises:
+        DataError: a directory without reference tasks, or a file that is damaged.
+    """
+    texts = []
+    for path in sorted((Path(directory) / "references").glob("*.jsonl")):
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            texts += [row["text"] for row in rows if row["part"] == "direction"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a readable reference task of mads ({error}); prepare the data again") from error
+    if not texts:
+        raise DataError(f"{directory} has no reference tasks to learn from; prepare it with data.reference_paths={{TASK: FILE}}")
+    return sorted(texts)
 
 
 def example_of(record: dict[str, Any]) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mads.data.documents import Document
+from mads.data.references import direction_texts
 from mads.data.schema import AttributeSchema, DataError
 
 _ABOUT = "about"  # the array of a state that holds JSON
@@ -96,11 +97,16 @@ class FittedLabeller:
     fields: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("text",)  # what of a document, beside `fields`, the labels depend on: text, domain, origin
+    learns_references = False  # whether `see_references` is called before `fit`
     _fitted = False
 
     def parameters(self) -> dict[str, Any]:
         """Constructor arguments as JSON values. A state fits only a labeller with equal ones."""
         return {}
+
+    def see_references(self, texts: Sequence[str]) -> None:
+        """The reference tasks' texts that may be learned from (mads.data.references.direction_texts)."""
+        raise NotImplementedError
 
     def _facts(self) -> dict[str, Any]:
         return {}
@@ -235,6 +241,17 @@ def open_labeller(directory: str | os.PathLike, schema: AttributeSchema, labelle
     """
     load_labeller(Path(directory) / "labellers" / f"{schema.folder}.npz", labeller)
     labeller.take_labels(schema.labels)
+
+
+def fit_labeller(directory: str | os.PathLike, labeller: Labeller, documents: Sequence[Document]) -> None:
+    """Fit a labeller on documents of a directory and, if it learns from them, on its reference tasks.
+
+    Raises:
+        DataError: as Labeller.fit; a directory without reference tasks where they are needed.
+    """
+    if getattr(labeller, "learns_references", False):
+        labeller.see_references(direction_texts(directory))
+    labeller.fit(documents)
 
 
 def attribute_schema(name: str, labeller: Labeller) -> AttributeSchema:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from mads.data.documents import Document
 from mads.data.schema import AttributeSchema, DataError
 from mads.label.base import FittedLabeller
 from mads.label.calibration import quantile_bins, quantile_edges, quantile_names
-from mads.label.sampling import choose, content_ids, hash_of, read_texts
+from mads.label.sampling import choose, content_ids, hash_of, read_texts, up_to
 from mads.label.words import split_words
 
 _U64 = np.uint64
@@ -103,7 +103,7 @@ class NGramPerplexity(FittedLabeller):
         if self.good_paths:
             given = {d.text: d for d in read_texts(self.good_paths, self.text_field)}
             text = choose(list(given.values()), len(given), self.seed, "perplexity-fit")
-        text, pool = (list(_up_to(d, self.max_fit_megabytes * 1e6)) for d in (text, pool))
+        text, pool = (list(up_to(d, self.max_fit_megabytes * 1e6)) for d in (text, pool))
         if min(len(text), len(pool)) < _FEWEST:
             raise DataError(f"an n-gram model needs at least {_FEWEST} different documents, got {min(len(text), len(pool))}")
         self._counts = np.zeros((self.order, self.columns), dtype=np.uint32)
@@ -208,13 +208,3 @@ class NGramPerplexity(FittedLabeller):
         self._require_fit()
         provenance = self.provenance(**self._learned)
         return AttributeSchema(self.name, quantile_names(self._edges), continuous=True, provenance=provenance)
-
-
-def _up_to(documents: Sequence[Document], size: float) -> Iterator[Document]:
-    """The first documents, until they hold `size` characters."""
-    held = 0
-    for document in documents:
-        if held >= size:
-            return
-        held += len(document.text)
-        yield document

@@ -25,7 +25,7 @@ from mads.data.attributes import write_column
 from mads.data.documents import Document
 from mads.data.pool import attribute_path
 from mads.data.schema import AttributeSchema, DataError, Manifest, sha256_of
-from mads.label.base import Labeller, attribute_schema, save_labeller
+from mads.label.base import Labeller, attribute_schema, fit_labeller, save_labeller
 from mads.label.prepared import DOMAIN, PreparedDocuments
 
 FIT_BYTES = 64e6  # training text that labellers learn from
@@ -144,7 +144,7 @@ def _fit(prepared: PreparedDocuments, labellers: Mapping[str, Labeller], seed: i
     sample = prepared.fit_sample(FIT_BYTES, seed, categories)
     for name, labeller in labellers.items():
         start = time.monotonic()
-        labeller.fit(sample)
+        fit_labeller(prepared.directory, labeller, sample)
         progress(f"labeller {name} fitted on {len(sample):,} training documents, {time.monotonic() - start:.1f} s")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -42,3 +42,13 @@ def read_texts(paths: Sequence[str], text_field: str) -> list[Document]:
     found = list(FilesSource(paths, text_field=text_field, domain_field=None).documents(rejects))
     rejects.raise_if_too_many(len(found), _MOST_REJECTED)
     return found
+
+
+def up_to(documents: Sequence[Document], size: float) -> Iterator[Document]:
+    """The first documents, until they hold `size` characters."""
+    held = 0
+    for document in documents:
+        if held >= size:
+            return
+        held += len(document.text)
+        yield document

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from mads.agents.base import Agent
-from mads.agents.columns import token_shares
+from mads.agents.columns import PIECE, token_shares
 from mads.config.compose import ConfigError
 from mads.config.validate import attributes_of, precision_of
 from mads.console.choose import own_slice
@@ -80,10 +80,11 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     """Rules between the selection and the attributes of the pool, so that a run does not end at its first decision.
 
     Raises:
-        ConfigError: an attribute that the pool lacks, or fewer probes than an agent has labels to learn about.
+        ConfigError: an attribute that the pool lacks, a column without values, a label that it lacks, or fewer probes than an
+            agent has labels to learn about.
     """
     selection, plan = config.selection, None
-    wanted = {"selection.attribute": selection.attribute} if selection.name == "stratified" else {}
+    wanted = {f"selection.{key}": selection[key] for key in ("attribute", "column") if key in selection}
     strategy = build_strategy(selection)
     if strategy.learning is not None:
         plan = strategy.learning.probes
@@ -97,6 +98,10 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
                 f"{key}={attribute!r}, but {config.data.dir} has only the attributes {sorted(pool.attributes)}; "
                 "prepare it again with that attribute, or choose one of these"
             )
+    if selection.name == "column":
+        _check_column(config, pool)
+    if selection.name == "mix":
+        _check_mix(config, pool)
     for attribute, bounds in selection.bounds.items():
         labels = pool.labels(attribute)
         if unknown := sorted(set(bounds) - set(labels)):
@@ -121,6 +126,30 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
                 f"{key}={plan.count} leaves {quota} probes for agents.members.{name}, but {attribute!r} has {labels} labels "
                 f"in {config.data.dir}, each of which needs one; set {key} to at least {least}"
             )
+
+
+def _check_column(config: DictConfig, pool: Pool) -> None:
+    column, selector = config.selection.column, config.selection.selector
+    try:
+        values = pool.values(column)
+    except DataError as error:
+        raise ConfigError(f"selection.column={column!r} of {config.data.dir}: {error}") from error
+    if selector == "proportional":
+        wrong = sum(int((values[i : i + PIECE] <= 0).sum()) for i in range(0, len(pool), PIECE))
+        if wrong:
+            raise ConfigError(
+                f"selection.selector=proportional needs positive values, but {wrong} of the {len(pool)} samples in "
+                f"{config.data.dir} have a {column!r} of 0 or less; use selection.selector=gumbel with a temperature"
+            )
+
+
+def _check_mix(config: DictConfig, pool: Pool) -> None:
+    attribute, shares = config.selection.attribute, config.selection.shares
+    labels, held = pool.labels(attribute), token_shares(pool, attribute)
+    if unknown := sorted(set(shares) - set(labels)):
+        raise ConfigError(f"selection.shares names {unknown}, but the labels of {attribute!r} are {list(labels)}")
+    if empty := [label for label, share in zip(labels, held) if share == 0 and shares.get(label, 0) > 0]:
+        raise ConfigError(f"selection.shares gives shares to {empty}, of which {config.data.dir} holds no sample; leave them out")
 
 
 def build_parts(

@@ -20,7 +20,7 @@ from mads.data.prepare.plan import Plan
 from mads.data.references import JsonlReferences, split_parts
 from mads.data.schema import AttributeSchema, DataError
 from mads.data.tokenizer import Tokenizer, train_sentencepiece
-from mads.label.base import Labeller, attribute_schema, open_labeller, save_labeller
+from mads.label.base import Labeller, attribute_schema, fit_labeller, open_labeller, save_labeller
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 TOKENIZER_FILES = {"sentencepiece": "tokenizer.model", "huggingface": "tokenizer.json"}
@@ -148,7 +148,7 @@ def _fit_tokenizer(job: Job, scratch: Path) -> list[str]:
 def _fit_labeller(job: Job, index: int, scratch: Path) -> list[str]:
     name, labeller = list(job.labellers.items())[index - 1]
     documents, start = list(_sample(job, "labellers")), time.monotonic()
-    labeller.fit(documents)
+    fit_labeller(job.directory, labeller, documents)
     save_labeller(scratch / "labellers" / f"{name}.npz", labeller)
     schema = attribute_schema(name, labeller)
     (scratch / job.result("fit", index, ".json")).write_text(json.dumps(dataclasses.asdict(schema)))

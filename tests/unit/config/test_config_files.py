@@ -38,6 +38,9 @@ def overrides_for(choice: str) -> list[str]:
         "data/prepared": ["data.dir=elsewhere"],
         "agents/perplexity": ["data/attributes=perplexity"],
         "agents/learnability": ["data/attributes=perplexity"],
+        "selection/mix": ["selection.shares={news: 0.4, books: 0.6}"],
+        "selection/perplexity_filter": ["data/attributes=perplexity"],
+        "selection/dsir": ["data/attributes=dsir"],
     }
     return chosen + given.get(choice, [])
 

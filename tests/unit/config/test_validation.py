@@ -93,7 +93,7 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
 @pytest.mark.parametrize(
     "overrides, world, has_gpu, words",
     [
-        (["selection.name=paper"], 1, False, ["selection.name='paper'", "selection=random|stratified|paper|mads"]),
+        (["selection.name=paper"], 1, False, ["selection.name='paper'", "selection=random|stratified|column|mix|paper|mads"]),
         (
             ["reward.mode=guess"],
             1,

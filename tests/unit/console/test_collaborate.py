@@ -2,8 +2,20 @@ import math
 
 import numpy as np
 import pytest
+from fake_pool import OneRank, random_pool
 
-from mads.console.collaborate import AdditiveCollaboration, MultiplicativeCollaboration, apply_floor, project_to_simplex
+from mads.agents import LabelAgent
+from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig
+from mads.console.collaborate import (
+    AdditiveCollaboration,
+    FixedCollaboration,
+    MultiplicativeCollaboration,
+    apply_floor,
+    project_to_simplex,
+)
+from mads.console.console import Console
+from mads.console.strategy import build_strategy
+from mads.reward.probes import RoundRewards
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -64,3 +76,58 @@ def test_bad_rewards_are_refused():
         AdditiveCollaboration(1.0).update(np.full(2, 0.5), np.array([np.nan, 0.0]))
     with pytest.raises(ValueError, match="one of each per agent"):
         MultiplicativeCollaboration(1.0, 0.0).update(np.full(2, 0.5), np.zeros(3))
+
+
+def check_fixed_stays():
+    rule = FixedCollaboration({"topic": 1.0, "quality": 3.0})
+    theta = rule.start(["quality", "topic"])
+    np.testing.assert_array_equal(theta, [0.75, 0.25])
+    for rewards in ([5.0, -5.0], [0.0, 0.0]):
+        theta = rule.update(theta, np.array(rewards))
+    np.testing.assert_array_equal(theta, [0.75, 0.25])
+
+
+def test_fixed_weights_are_by_name_and_stay():
+    check_fixed_stays()
+    np.testing.assert_allclose(FixedCollaboration({}).start(["a", "b", "c"]), 1 / 3)
+    for weights, words in (({"a": 1.0}, "names .'a'., the agents are .'a', 'b'."), ({"a": -1.0, "b": 2.0}, "not negative")):
+        with pytest.raises(ValueError, match=words):
+            FixedCollaboration(weights).start(["a", "b"])
+    with pytest.raises(ValueError, match="not all 0"):
+        FixedCollaboration({"a": 0.0, "b": 0.0}).start(["a", "b"])
+    with pytest.raises(ValueError, match="not all finite"):
+        FixedCollaboration({}).update(np.full(2, 0.5), np.array([np.nan, 0.0]))
+
+
+@pytest.mark.parametrize("kind", [PaperSelectionConfig, MadsSelectionConfig])
+def test_every_selection_with_agents_takes_every_rule(kind):
+    name = {PaperSelectionConfig: "paper", MadsSelectionConfig: "mads"}[kind]
+    built = {}
+    for rule in ("multiplicative", "additive", "fixed"):
+        config = kind(name=name, collaboration=rule, theta_rate=0.7, theta_floor=0.1, theta={"a": 1.0})
+        built[rule] = build_strategy(config).learning.collaboration
+    assert built == {
+        "multiplicative": MultiplicativeCollaboration(0.7, 0.1),
+        "additive": AdditiveCollaboration(0.7),
+        "fixed": FixedCollaboration({"a": 1.0}),
+    }
+    default = build_strategy(kind(name=name)).learning.collaboration
+    assert default == {"paper": AdditiveCollaboration(1.0), "mads": MultiplicativeCollaboration(0.5, 0.05)}[name]
+    with pytest.raises(ValueError, match="collaboration='vote'"):
+        build_strategy(kind(name=name, collaboration="vote"))
+
+
+def test_the_console_starts_with_the_given_weights_and_keeps_them():
+    pool, uses = random_pool(n=900), np.zeros(900, np.uint16)
+    config = MadsSelectionConfig(name="mads", probes=80, collaboration="fixed", theta={"topic": 1.0, "quality": 3.0})
+    console = Console(OneRank(), pool, [LabelAgent("quality"), LabelAgent("topic")], build_strategy(config), 0)
+    for _ in range(3):
+        rewards = None
+        if console.needs_rewards():
+            probes = console.draw_probes()
+            noise = np.random.default_rng(console.round).normal(size=len(probes.positions))
+            values = noise + pool.codes("topic")[probes.positions]
+            rewards = RoundRewards(probes, values, pool.lengths[probes.positions].astype(np.int64))
+        _, record = console.decide(rewards, uses, 3000, 0, 0)
+        assert record.theta == {"quality": 0.75, "topic": 0.25}
+    assert any(record.agent_rewards.values())

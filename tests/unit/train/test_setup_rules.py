@@ -1,6 +1,8 @@
 """Rules between the configuration and the prepared data, each broken once, before anything is built."""
 
+import numpy as np
 import pytest
+from fake_pool import FakePool
 from support import make_pool
 
 from mads.config.compose import ConfigError, compose
@@ -47,6 +49,9 @@ def checked(pool, *overrides):
         ["selection=random", "selection.bounds.domain={news: [0.2, 0.5], books: [0, 0.5]}"],
         ["selection.bounds.domain={news: [0.2, 0.2], books: [0, 0.5], code: [0.1, 0.3]}"],
         ["selection=random", "selection.unit=shard", "selection.max_uses=1"],
+        ["selection=top_quality"],
+        ["selection=quality_sampling", "selection.selector=proportional", "selection.temperature=null"],
+        ["selection=mix", "selection.shares={news: 0.4, books: 2}"],
     ],
 )
 def test_what_fits_passes(pool, overrides):
@@ -85,6 +90,15 @@ def test_what_fits_passes(pool, overrides):
             r"selection.bounds.domain: the greatest shares of its 3 labels add up to 0.9",
         ),
         (
+            ["selection=column", "selection.column=mood", "data.attributes.mood._target_=x.Y"],
+            r"selection.column='mood', but .* has only the attributes",
+        ),
+        (["selection=column", "selection.column=topic"], r"selection.column='topic' of .* no continuous value.*\['quality'\]"),
+        (
+            ["selection=mix", "selection.shares={news: 1, poems: 1}"],
+            r"selection.shares names \['poems'\], but the labels .*'news'",
+        ),
+        (
             ["agents.members.topic.attribute=mood", "data.attributes.mood._target_=x.Y"],
             r"agents.members.topic.attribute='mood', but .* has only the attributes",
         ),
@@ -102,3 +116,13 @@ def test_the_offered_number_of_probes_is_enough_for_the_draw(pool):
     assert len(draw_probes(pool, SharedProbes(21), attributes, seed=0, round_=0).positions) > 0
     with pytest.raises(ValueError, match="6 probes for 7 labels"):
         draw_probes(pool, SharedProbes(20), attributes, seed=0, round_=0)
+
+
+def test_values_and_shares_that_the_pool_cannot_give_are_counted_or_named():
+    codes, labels = np.zeros(9, np.uint16), {"domain": ("news", "nowhere"), "quality": ("low", "high"), "topic": ("a",)}
+    columns = {name: (codes, own) for name, own in labels.items()}
+    few = FakePool(np.arange(9), np.full(9, 5), columns, {"quality": np.arange(9, dtype=np.float32) - 2})
+    with pytest.raises(ConfigError, match=r"selection.shares gives shares to \['nowhere'\], of which .* holds no sample"):
+        check_selection(config("selection=mix", "selection.shares={news: 1, nowhere: 1}"), few)
+    with pytest.raises(ConfigError, match="positive values, but 3 of the 9 samples .* 'quality' of 0 or less"):
+        check_selection(config("selection=column", "selection.selector=proportional"), few)
