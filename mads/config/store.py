@@ -19,6 +19,9 @@ VARIANTS = {
         "stratified": schema.StratifiedSelectionConfig,
         "paper": schema.PaperSelectionConfig,
         "mads": schema.MadsSelectionConfig,
+        "odm": schema.OdmSelectionConfig,
+        "ado": schema.AdoSelectionConfig,
+        "aioli": schema.AioliSelectionConfig,
     },
     "reward": {
         "auto": schema.AutoRewardConfig,

@@ -5,7 +5,7 @@ A strategy holds settings and no state. It is built from the selection's config 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,11 +20,17 @@ from mads.reward.probes import PerAgentProbes, ProbePlan, SharedProbes
 
 @dataclass(frozen=True)
 class Learning:
-    """What a selection with agents adds to one without: probes, the agents' rule, and how theta follows."""
+    """What a selection with agents adds to one without: probes, the agents' rule, and how theta follows.
+
+    signal: what is measured of the probes: "reward", "loss", or "reference_loss", which is "loss" and the references' losses
+    own_agents: makes the agents of a selection that brings its own; None: the run's configuration lists them
+    """
 
     probes: ProbePlan
     rule: LearningRule
     collaboration: Collaboration
+    signal: str = "reward"
+    own_agents: Callable[[], list[Agent]] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,9 +175,13 @@ def build_strategy(config: Any) -> Strategy:
     Raises:
         ValueError: for a name that is not known, or settings out of range.
     """
-    if config.name not in ("random", "stratified", "paper", "mads"):
-        raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads")
+    from mads.console.mixing import MIXERS, build_mixing  # it takes its types from here
+
+    if config.name not in ("random", "stratified", "paper", "mads", *MIXERS):
+        raise ValueError(f"selection {config.name!r} is not one of random, stratified, paper, mads, {', '.join(MIXERS)}")
     limits = Limits(config.exchange, config.unit, config.max_uses, config.bounds)
+    if config.name in MIXERS:
+        return build_mixing(config, limits)
     if config.name == "random":
         return RandomStrategy(limits)
     if config.name == "stratified":

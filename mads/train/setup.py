@@ -20,7 +20,7 @@ from mads.config.validate import attributes_of, precision_of
 from mads.console.choose import own_slice
 from mads.console.console import Console
 from mads.console.exchange import raise_together
-from mads.console.strategy import build_strategy
+from mads.console.strategy import Learning, build_strategy
 from mads.data.ledger import Ledger
 from mads.data.loader import Loader
 from mads.data.pool import Pool
@@ -31,6 +31,7 @@ from mads.model.decoder import Decoder
 from mads.model.placement import Placement
 from mads.model.shape import parameter_count
 from mads.reward.influence import Rewarder
+from mads.reward.losses import LossSignal
 from mads.reward.reference import ReferenceTask, load_references
 from mads.topology import Topology
 from mads.train.engine import Engine, TrainEngine
@@ -40,7 +41,7 @@ from mads.train.reward_model import EngineRewardModel
 
 @dataclass
 class Parts:
-    """Everything that the loop works with; `rewarder` is None for selections without agents."""
+    """Everything that the loop works with; `rewarder` measures a round's probes, None for selections without agents."""
 
     pool: Pool
     ledger: Ledger
@@ -49,7 +50,7 @@ class Parts:
     engine: Engine
     model: EngineRewardModel
     heldout: HeldOut
-    rewarder: Rewarder | None
+    rewarder: Rewarder | LossSignal | None
 
 
 def check_data(config: DictConfig, pool: Pool) -> None:
@@ -86,7 +87,10 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     selection, plan = config.selection, None
     wanted = {"selection.attribute": selection.attribute} if selection.name == "stratified" else {}
     strategy = build_strategy(selection)
-    if strategy.learning is not None:
+    own = strategy.learning is not None and strategy.learning.own_agents is not None
+    if own:
+        wanted = {"selection.attribute": selection.attribute}
+    elif strategy.learning is not None:
         plan = strategy.learning.probes
         wanted = {
             key: attribute for name, a in config.agents.members.items() for key, attribute in attributes_of(name, a).items()
@@ -108,6 +112,8 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
                 f"selection.bounds.{attribute}: the greatest shares of its {len(labels)} labels add up to {most:.4g}, so no "
                 "decision can be filled; raise them to 1 in sum"
             )
+    if own:
+        _check_mixing(selection, np.count_nonzero(token_shares(pool, selection.attribute)), config.data.dir)
     if plan is None:
         return
     key = "selection.probes" if plan.shared else "selection.probes_per_agent"
@@ -122,6 +128,21 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
                 f"{key}={plan.count} leaves {quota} probes for agents.members.{name}, but {attribute!r} has {labels} labels "
                 f"in {config.data.dir}, each of which needs one; set {key} to at least {least}"
             )
+
+
+def _check_mixing(selection: Any, labels: int, directory: str) -> None:
+    """Rules between an online mixing selection and the number of labels that the pool holds."""
+    if selection.probes < labels:
+        raise ConfigError(
+            f"selection.probes={selection.probes}, but {selection.attribute!r} has {labels} labels in {directory}, each of which "
+            f"needs one; set selection.probes to at least {labels}"
+        )
+    floor = selection.get("floor", 0.0)
+    if floor * labels > 1:
+        raise ConfigError(
+            f"selection.floor={floor} for each of the {labels} labels of {selection.attribute!r} is more than 1 in sum; at most "
+            f"{1 / labels:.3g}"
+        )
 
 
 def build_parts(
@@ -143,7 +164,7 @@ def build_parts(
     strategy = build_strategy(config.selection)
     inputs, error = None, None
     try:
-        inputs = _open_inputs(config, shards, needs_rewards=strategy.learning is not None)
+        inputs = _open_inputs(config, shards, strategy.learning)
     except (ConfigError, DataError) as caught:
         error = caught
     raise_together(error, topology, "opening the data")
@@ -154,12 +175,7 @@ def build_parts(
     progress(f"building a model of {parameter_count(config.model):,} parameters")  # a large one takes minutes
     engine = build_engine(config, topology, dtype, device)
     model = EngineRewardModel(engine)
-    rewarder = None
-    if strategy.learning is not None:
-        sizes = {name: shape.numel() for name, shape in engine.logical_shapes.items()}
-        rewarder = Rewarder(
-            model, references, topology, sizes, config.optim.beta2, config.optim.eps, seq_length, seed, config.reward
-        )
+    rewarder = _rewarder(config, strategy.learning, model, references, topology, engine)
     heldout = HeldOut(
         model,
         heldout_pool,
@@ -182,6 +198,18 @@ def build_parts(
     return Parts(pool, Ledger(len(pool), *own_slice(pool, topology)), loader, console, engine, model, heldout, rewarder)
 
 
+def _rewarder(config, learning, model, references, topology, engine) -> Rewarder | LossSignal | None:
+    """What measures the probes of a selection with these `learning` settings."""
+    seq_length, seed, reward = config.data.seq_length, config.train.seed, config.reward
+    if learning is None:
+        return None
+    if learning.signal != "reward":
+        asked = references if learning.signal == "reference_loss" else []
+        return LossSignal(model, asked, topology, seq_length, seed, reward.reference_examples, reward.rows_per_batch)
+    sizes = {name: shape.numel() for name, shape in engine.logical_shapes.items()}
+    return Rewarder(model, references, topology, sizes, config.optim.beta2, config.optim.eps, seq_length, seed, reward)
+
+
 def build_engine(config: DictConfig, topology: Topology, dtype: torch.dtype, device: torch.device) -> Engine:
     """The model on this rank's place in the grid, with its engine."""
     placement, seed = Placement.of(topology, config.parallel), config.train.seed
@@ -192,15 +220,17 @@ def build_engine(config: DictConfig, topology: Topology, dtype: torch.dtype, dev
 
 
 def _open_inputs(
-    config: DictConfig, shards: tuple[int | None, int | None], needs_rewards: bool
+    config: DictConfig, shards: tuple[int | None, int | None], learning: Learning | None
 ) -> tuple[Pool, Pool, list[ReferenceTask], list[Agent]]:
     """What this rank reads, without a word to the others: the pool, the held-out pool, the reference tasks, the agents."""
     pool = Pool.open(config.data.dir, shards=shards[0])
     check_data(config, pool)
     check_selection(config, pool)
-    references = _references(config, pool, needs_rewards)
+    references = _references(config, pool, learning is not None and learning.signal != "loss")
     agents = []
-    if needs_rewards:
+    if learning is not None and learning.own_agents is not None:
+        agents = learning.own_agents()
+    elif learning is not None:
         agents = [_agent(name, node) for name, node in config.agents.members.items()]
     return pool, Pool.open(config.data.dir, "heldout", shards[1]), references, agents
 
