@@ -182,8 +182,8 @@ class AdoAgent(MixingAgent):
 
 
 class AioliAgent(MixingAgent):
-    """Free group probes: rounds train on a mix that deviates from pi along contrasts, the change of the reference loss is regressed
-    on what they trained on, and pi descends (after Aioli, Chen et al., arXiv 2411.05735).
+    """Free group probes: rounds train on a mix that deviates from pi along contrasts, the change of the reference loss is
+    regressed on what they trained on, and pi descends (after Aioli, Chen et al., arXiv 2411.05735).
 
     Args:
         shares: first mix, "natural" or "uniform".
@@ -203,7 +203,7 @@ class AioliAgent(MixingAgent):
         )  # fmt: skip
 
     def start(self, view: AttributeView) -> None:
-        """centre: pi; trained: [T, L] shares that each round before a measurement trained on; references: [T] reference losses."""
+        """centre: pi; trained: [T, L], shares that the round before each measurement trained on; references: [T], losses."""
         super().start(view)
         self.centre = self.mix.copy()
         self.trained, self.references = np.zeros((0, len(self.labels))), np.zeros(0)

@@ -139,7 +139,7 @@ class Response:
 
 
 def fit_response(mixes: np.ndarray, changes: np.ndarray, decay: float, ridge: float) -> Response:
-    """Least squares of y_r = a + b r + g (q_r - qbar) + noise over rounds r = 1..T, a round that is k rounds old counting decay^k.
+    """Least squares of y_r = a + b r + g (q_r - qbar) + noise over rounds r = 1..T; one that is k rounds old counts decay^k.
 
     g is shrunk by ridge * trace(S) / (K - 1), S the mixes' scatter about their own trend. With v the noise's variance and p the
     effective number of effects, trust = max(0, 1 - p v / (sum of squares that g explains)) (positive-part James and Stein).
@@ -172,7 +172,7 @@ def fit_response(mixes: np.ndarray, changes: np.ndarray, decay: float, ridge: fl
 
 
 def descend(mix: np.ndarray, response: Response, rate: float, floor: float) -> np.ndarray:
-    """Exponentiated gradient: pi_k exp(-rate trust (g_k - gbar) / std(g)), mean and std under pi, held at `floor`. float64 [K]."""
+    """Exponentiated gradient: pi_k exp(-rate trust (g_k - gbar) / std(g)), mean and std under pi, held at `floor`; [K]."""
     deviation = response.gradient - mix @ response.gradient
     spread = float(np.sqrt(mix @ deviation**2))
     if response.trust == 0 or spread <= 1e-12 * np.abs(response.gradient).max():

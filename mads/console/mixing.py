@@ -1,7 +1,7 @@
 """Online mixing: selections that move the shares of one attribute's labels by losses, and take random samples inside a label.
 
-They are baselines in the same harness: the same rounds, probes, records and checkpoints as the selections with agents. Each has one
-agent of its own (mads.agents.mixers), so a configuration lists none.
+They are baselines in the same harness: the same rounds, probes, records and checkpoints as the selections with agents. Each has
+one agent of its own (mads.agents.mixers), so a configuration lists none.
 """
 
 from __future__ import annotations

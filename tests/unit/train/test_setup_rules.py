@@ -47,6 +47,9 @@ def checked(pool, *overrides):
         ["selection=random", "selection.bounds.domain={news: [0.2, 0.5], books: [0, 0.5]}"],
         ["selection.bounds.domain={news: [0.2, 0.2], books: [0, 0.5], code: [0.1, 0.3]}"],
         ["selection=random", "selection.unit=shard", "selection.max_uses=1"],
+        ["selection=odm", "selection.probes=3"],
+        ["selection=aioli", "selection.attribute=topic", "selection.floor=0.14"],
+        ["agents=mates"],
     ],
 )
 def test_what_fits_passes(pool, overrides):
@@ -67,6 +70,12 @@ def test_what_fits_passes(pool, overrides):
         (
             ["selection=paper", "selection.probes_per_agent=6"],
             r"selection.probes_per_agent=6 leaves 6 probes for agents.members.topic, .* 7 labels .*at least 7",
+        ),
+        (["selection=ado", "selection.probes=2"], r"selection.probes=2, but 'domain' has 3 labels .* to at least 3"),
+        (["selection=ado", "selection.floor=0.4"], r"selection.floor=0.4 for each of the 3 labels of 'domain' .* at most 0.333"),
+        (
+            ["selection=odm", "selection.attribute=mood", "data.attributes.mood._target_=x.Y"],
+            r"selection.attribute='mood', but .* has only the attributes",
         ),
         (
             ["selection=stratified", "selection.attribute=mood", "data.attributes.mood._target_=x.Y"],
