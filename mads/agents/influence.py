@@ -20,19 +20,19 @@ class InfluenceAgent(AgentBase):
                  log length standardised
         w      = argmin sum_x a (r - phi . w)^2 + lambda |w without the first|^2
 
-    A round's weights a = importance x targets have mean 1; one that is k rounds old counts decay^k. lambda is the one of RIDGES with
-    the least leave-one-out error over the last round's probes, each left out of the whole fit in closed form.
+    A round's weights a = importance x targets have mean 1; one that is k rounds old counts decay^k. lambda is the one of RIDGES
+    with the least leave-one-out error over the last round's probes, each left out of the whole fit in closed form.
 
-    The idea is MATES' (Yu et al., arXiv 2406.06046), which trains a BERT-sized model to foretell a sample's influence from its text
-    and scores the pool by it; this one sees labelled attributes only, and costs nothing.
+    The idea is MATES' (Yu et al., arXiv 2406.06046), which trains a BERT-sized model to foretell a sample's influence from its
+    text and scores the pool by it; this one is linear and sees labelled attributes only.
 
     Args:
         attributes: categorical columns; probes are drawn by the first one's labels.
         values: columns with values.
         decay: what a round's probes count for in the next one, in [0, 1].
 
-    After `bind`: centres, scales: float64 [values + 1], the pool's means and standard deviations by tokens, length last; those of the
-    pool that the run began with, so that what was learned keeps its meaning.
+    After `bind`: centres, scales: float64 [values + 1], means and standard deviations by tokens, length last, of the pool that
+    the run began with, so that what was learned keeps its meaning when it grows.
     """
 
     memory = ("centres", "scales", "gram", "moment", "coefficients", "ridge")
@@ -129,17 +129,18 @@ class InfluenceAgent(AgentBase):
         size = 1 + sum(self.sizes) + 2 * len(self.values) + 1
         if not self.gram.shape == (size, size) == (len(self.moment), len(self.coefficients)):
             raise ValueError(
-                f"the checkpoint's agent {self.name!r} has {len(self.moment)} features, this one has {size}; resume with the agents "
-                "and the data of the checkpoint"
+                f"the checkpoint's agent {self.name!r} has {len(self.moment)} features, this one has {size}; resume with the "
+                "agents and the data of the checkpoint"
             )
 
 
 def leave_one_out(
     gram: np.ndarray, moment: np.ndarray, phi: np.ndarray, a: np.ndarray, rewards: np.ndarray, ridge: float
 ) -> tuple[np.ndarray, float]:
-    """(w, error) of the ridge fit with these sums: error = sum_i a_i (e_i / (1 - a_i h_i))^2, h_i = phi_i^T (gram + D)^-1 phi_i.
+    """(w, error) of the ridge fit with these sums, with error = sum_i a_i (e_i / (1 - a_i h_i))^2, h_i = phi_i^T (gram + D)^-1
+    phi_i and D the penalty.
 
-    e_i / (1 - a_i h_i) is the error at probe i of the fit without it (Allen's PRESS), exact though the sums hold older probes too.
+    e_i / (1 - a_i h_i) is the error at probe i of the fit without it (Allen's PRESS), exact though the sums hold older probes.
 
     Args:
         gram, moment: float64 [p, p] and [p], which include these n probes; phi: [n, p]; a, rewards: [n].

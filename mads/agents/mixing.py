@@ -11,6 +11,8 @@ import numpy as np
 
 from mads.agents.rules import MadsRule
 
+_CAUTION = 2.0  # times the noise's part of what is explained, which a response must exceed
+_LEAST_FREEDOM = 4.0  # rounds that are left to tell the noise by
 ALPHAS = np.arange(5, 81) / 100  # exponents that are tried; ADO's released fit keeps to these bounds
 
 
@@ -142,7 +144,8 @@ def fit_response(mixes: np.ndarray, changes: np.ndarray, decay: float, ridge: fl
     """Least squares of y_r = a + b r + g (q_r - qbar) + noise over rounds r = 1..T; one that is k rounds old counts decay^k.
 
     g is shrunk by ridge * trace(S) / (K - 1), S the mixes' scatter about their own trend. With v the noise's variance and p the
-    effective number of effects, trust = max(0, 1 - p v / (sum of squares that g explains)) (positive-part James and Stein).
+    effective number of effects, trust = max(0, 1 - 2 p v / (sum of squares that g explains)): the form of James and Stein, with
+    2 where they have 1, because each round goes by all rounds again, so that noise that was believed once is believed often.
 
     Args:
         mixes: q, float64 [T, K], the shares that rounds trained on; changes: y, float64 [T], of the reference loss.
@@ -166,9 +169,9 @@ def fit_response(mixes: np.ndarray, changes: np.ndarray, decay: float, ridge: fl
     effects = float(np.trace(inverse @ scatter))
     residual = float(((y - x @ gradient) ** 2).sum())
     explained, freedom = float((y**2).sum()) - residual, float(weight.sum()) - 2 - effects
-    if freedom < 1 or explained <= 0:
+    if freedom < _LEAST_FREEDOM or explained <= 0:
         return nothing
-    return Response(gradient - gradient.mean(), max(0.0, 1 - effects * residual / freedom / explained))
+    return Response(gradient - gradient.mean(), max(0.0, 1 - _CAUTION * effects * residual / freedom / explained))
 
 
 def descend(mix: np.ndarray, response: Response, rate: float, floor: float) -> np.ndarray:
