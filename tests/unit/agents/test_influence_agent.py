@@ -8,8 +8,8 @@ import pytest
 from agent_support import probes_of, scored_in_pieces, valued_pool
 from fake_pool import FakePool, OneRank
 
-from mads.agents import InfluenceAgent
-from mads.agents.influence import RIDGES, leave_one_out
+from mads.agents import InfluenceAgent, influence
+from mads.agents.influence import RIDGES
 from mads.agents.rules import MadsRule
 from mads.config.schema import MadsSelectionConfig
 from mads.console.console import Console
@@ -85,7 +85,9 @@ def check_fit_equals_the_ridge_over_all_rounds():
                 phi, w, r = rows[i]
                 error += w * (r - phi @ weighted_fit(rows[:i] + rows[i + 1 :], ridge)) ** 2
             errors.append(error)
-            _, ours = leave_one_out(agent.gram, agent.moment, agent.features(probes.view), a / a.mean(), probes.rewards, ridge)
+            _, ours = influence.leave_one_out(
+                agent.gram, agent.moment, agent.features(probes.view), a / a.mean(), probes.rewards, ridge
+            )
             assert ours == pytest.approx(error, rel=1e-6)
         assert agent.ridge == RIDGES[int(np.argmin(errors))]
         np.testing.assert_allclose(agent.coefficients, weighted_fit(rows, agent.ridge), rtol=1e-6, atol=1e-8)

@@ -334,7 +334,7 @@ def mixers():
     return [OdmAgent("domain", INTERVAL, SMOOTHING), AdoAgent("domain", INTERVAL, **ADO), AioliAgent("domain", **AIOLI)]
 
 
-def check_mixers_states_are_enough(rounds=8, stop=5):
+def check_mixers_states_are_enough(rounds=18, stop=16):
     """Saved as JSON in the middle and restored, an agent goes on bit for bit."""
     import json
 
@@ -342,14 +342,15 @@ def check_mixers_states_are_enough(rounds=8, stop=5):
         ends = []
         for broken in (False, True):
             pool, rng = gapped_pool(), np.random.default_rng(which)
-            agent = bound(mixers()[which], pool)
+            agent, loss = bound(mixers()[which], pool), 6.0
             for round_ in range(rounds):
                 if broken and round_ == stop:
                     state = json.loads(json.dumps(agent.state(), allow_nan=False))
                     agent = bound(mixers()[which], pool)
                     agent.load_state(state)
-                agent.chosen(taken(pool, agent.mix, rng))
-                agent.learn(probed(pool, rng.uniform(2, 5, 7), rng, {"task": 5.0 - 0.1 * round_ + 0.1 * rng.normal()}))
+                agent.chosen(taken(pool, agent.mix, rng, 1000))
+                loss += agent.taken / agent.taken.sum() @ np.linspace(-0.3, 0.3, 7)
+                agent.learn(probed(pool, rng.uniform(2, 5, 7), rng, {"task": loss}))
             ends.append(json.dumps([agent.state(), [r.__dict__ for r in agent.describe()]]))
         assert ends[0] == ends[1], which
 

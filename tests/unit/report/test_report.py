@@ -216,7 +216,7 @@ def test_losses_are_not_called_rewards(tmp_path):
     run = make_run(tmp_path / "run", steps=40, interval=20, eval_interval=10)
     path = run / "decisions.jsonl"
     path.write_text(path.read_text().replace('"mode": "finite_difference"', '"mode": "reference_loss"'))
-    text = Page(write_report([run])).text["labels"]
+    text = Page(write_report(run)).text["labels"]
     assert "Losses of round 1" in text and "higher is worse" in text and "Positive helps" not in text
 
 
