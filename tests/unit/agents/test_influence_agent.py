@@ -99,7 +99,10 @@ def test_the_fit_is_the_ridge_over_all_rounds_with_the_penalty_of_least_leave_on
 
 def test_it_foretells_what_depends_on_its_features_and_shrinks_noise_away():
     pool = valued_pool(2000)
-    truth = lambda view: view.codes("quality") - 0.5 * np.log(view.lengths) + 0.3 * np.nan_to_num(view.values("value"))  # noqa: E731
+
+    def truth(view):
+        return view.codes("quality") - 0.5 * np.log(view.lengths) + 0.3 * np.nan_to_num(view.values("value"))
+
     agent = bound(pool)
     for round_ in range(4):
         agent.learn(probes_of(pool, round_, 200, truth))
