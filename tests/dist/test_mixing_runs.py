@@ -92,7 +92,10 @@ def whole(prepared, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", ["odm", "ado", "aioli"])
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize("name", [pytest.param("odm", marks=FULL), "ado", "aioli"])
 def test_a_run_that_stops_inside_a_round_goes_on_bit_for_bit(prepared, whole, tmp_path, name):
     folder, expected = whole(name)
     [found] = run_ranks(1, train_until, prepared, str(tmp_path / "run"), [7, STEPS], RUNS[name], timeout=240)
@@ -101,7 +104,7 @@ def test_a_run_that_stops_inside_a_round_goes_on_bit_for_bit(prepared, whole, tm
     assert curve(tmp_path / "run") == curve(folder)
 
 
-@pytest.mark.parametrize("name", ["odm", "ado", "aioli", "mates"])
+@pytest.mark.parametrize("name", ["odm", "aioli", *(pytest.param(name, marks=FULL) for name in ("ado", "mates"))])
 def test_two_ranks_decide_as_one(prepared, whole, tmp_path, name):
     folder, _ = whole(name)
     run_ranks(
