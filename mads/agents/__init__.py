@@ -2,8 +2,9 @@
 
 from mads.agents.agent import AgentBase
 from mads.agents.continuous import ContinuousAgent
+from mads.agents.influence import InfluenceAgent
 from mads.agents.joint import JointCellAgent
 from mads.agents.label import LabelAgent
 from mads.agents.novelty import NoveltyAgent
 
-__all__ = ["AgentBase", "ContinuousAgent", "JointCellAgent", "LabelAgent", "NoveltyAgent"]
+__all__ = ["AgentBase", "ContinuousAgent", "InfluenceAgent", "JointCellAgent", "LabelAgent", "NoveltyAgent"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -56,12 +57,14 @@ class ProbeRewards:
     rewards: float64 [n], derivative of the sample's mean token loss along v, on the round's scale; positive helps the references
     targets: int64 [n], number of targets behind each reward (its precision grows with it)
     importance: float64 [n], inverse inclusion weight, mean 1
+    references: reference task -> mean token loss of its direction part; empty unless the selection has it measured
     """
 
     view: AttributeView
     rewards: np.ndarray
     targets: np.ndarray
     importance: np.ndarray
+    references: Mapping[str, float] = field(default_factory=dict)
 
 
 class Agent(Protocol):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-SCALES = ("rms", "zscore")
+SCALES = ("none", "rms", "zscore")
 _ROUNDING = 1e-12  # a spread below this part of the largest value is rounding error, not information
 _PRIOR_PROBES = 4.0  # probes that the pooled variance counts for beside a label's own
 
@@ -56,6 +56,7 @@ def scale_rewards(
 ) -> np.ndarray:
     """One round's rewards on one scale, float64 [n]. Every probe counts with importance * targets.
 
+    mode "none": as they are (losses, in nats).
     mode "rms": divided by the weighted root mean square, so that the sign stays; all zeros stay zeros.
     mode "zscore": weighted mean 0 and standard deviation 1; rewards that are all equal (one probe included) become zeros.
 
@@ -82,6 +83,8 @@ def scale_rewards(
         )
     if (weight < 0).any() or not np.isfinite(weight).all() or weight.sum() <= 0:
         raise ValueError("targets and importance of the probes must be finite, not negative, and positive in sum")
+    if mode == "none":
+        return rewards.copy()
     largest = np.abs(rewards).max()
     if largest == 0:
         return np.zeros_like(rewards)

@@ -194,6 +194,45 @@ class MadsSelectionConfig(SelectionConfig):
 
 
 @dataclass
+class MixingSelectionConfig(SelectionConfig):
+    """Online mixing: shares of one attribute's labels that follow losses; the fields of every such selection."""
+
+    attribute: str = "domain"
+    probes: int = 256  # samples, equally many per label, whose losses are measured each round
+
+
+@dataclass
+class OdmSelectionConfig(MixingSelectionConfig):
+    """selection=odm: Exp3 over labels, rewarded by their losses."""
+
+    smoothing: float = 0.5  # what an arm's estimated reward keeps of itself in a round
+
+
+@dataclass
+class AdoSelectionConfig(MixingSelectionConfig):
+    """selection=ado: a scaling law per label; those that learn fastest get more."""
+
+    credit_rate: float = 0.1  # gamma_1, per step: how fast the credit h follows the mix
+    credit_power: float = 0.5  # s: credit counts as h^s
+    preference_rate: float = 0.1  # gamma_2: what the newest preference counts for beside the mean of all
+    floor: float = 0.01  # least share of a label in a preference
+    law_rounds: int = 3  # measurements before the first law is fitted; until then the pool's own mix
+
+
+@dataclass
+class AioliSelectionConfig(MixingSelectionConfig):
+    """selection=aioli: rounds deviate from the mix along contrasts, and the mix descends the reference loss."""
+
+    probes: int = 64  # for the records only: the mix follows the references' loss
+    shares: str = "natural"  # first mix: natural, or uniform over labels
+    deviation: float = 0.5  # a round's shares are those of the mix times exp(+-deviation), scaled to sum 1
+    mix_rate: float = 0.2  # of the exponentiated gradient, per standard deviation of the gradient
+    decay: float = 0.95  # what a round counts for one round later
+    ridge: float = 0.1  # shrinkage of the gradient, relative to the mean variance of the deviations
+    floor: float = 0.01  # least share of a label in the mix
+
+
+@dataclass
 class RewardConfig:
     """How probes are judged; the fields of every mode."""
 

@@ -21,6 +21,9 @@ VARIANTS = {
         "mix": schema.MixSelectionConfig,
         "paper": schema.PaperSelectionConfig,
         "mads": schema.MadsSelectionConfig,
+        "odm": schema.OdmSelectionConfig,
+        "ado": schema.AdoSelectionConfig,
+        "aioli": schema.AioliSelectionConfig,
     },
     "reward": {
         "auto": schema.AutoRewardConfig,

@@ -14,6 +14,9 @@ from mads.config.store import VARIANTS
 
 STEPPING = ("displacement", "group", "blend")  # rewards that take real optimizer steps
 WITHOUT_AGENTS = ("random", "stratified", "column", "mix")
+# Online mixing brings its own agent and measures losses -> the keys of `reward` that say how.
+MIXING = {"odm": ("rows_per_batch",), "ado": ("rows_per_batch",), "aioli": ("rows_per_batch", "reference_examples")}
+FIXED_SHARES = ("stratified", *MIXING)  # selections that set the shares of an attribute's labels
 
 
 def validate(config: DictConfig, world_size: int | None = 1, has_gpu: bool = False, overrides: Sequence[str] = ()) -> None:
@@ -87,6 +90,16 @@ RANGES = {
     "selection.temperature": "(0, inf)",
     "selection.use_decay": "[0, inf)",
     "selection.warmup_rounds": "[0, inf)",
+    "selection.smoothing": "[0, 1)",
+    "selection.credit_rate": "(0, 1]",
+    "selection.credit_power": "[0, 1]",
+    "selection.preference_rate": "(0, 1]",
+    "selection.floor": "[0, 1)",
+    "selection.law_rounds": "[3, inf)",
+    "selection.deviation": "(0, 3]",
+    "selection.mix_rate": "(0, inf)",
+    "selection.decay": "(0, 1]",
+    "selection.ridge": "(0, inf)",
     "reward.reference_examples": "[1, inf)",
     "reward.rows_per_batch": "[1, inf)",
     "reward.damping": "[0, inf)",
@@ -202,13 +215,13 @@ def _modes(config, has_gpu) -> Iterator[str]:
 def _agents(config) -> Iterator[str]:
     s, agents, attributes = config.selection, config.agents.members, sorted(config.data.attributes)
     known = bool(attributes)  # data=prepared names none here; mads.train.setup asks the pool
-    if known and s.name in ("stratified", "mix") and s.attribute not in attributes:
+    if known and s.name in ("mix", *FIXED_SHARES) and s.attribute not in attributes:
         yield f"selection.attribute={s.attribute!r} is not one of the attributes {attributes}"
     for name, agent in agents.items():
         for key, attribute in attributes_of(name, agent).items():
             if known and attribute not in attributes:
                 yield f"{key}={attribute!r} is not one of the attributes {attributes}"
-    if s.name in WITHOUT_AGENTS:
+    if s.name in WITHOUT_AGENTS or s.name in MIXING:
         return
     if not agents:
         yield f"selection={s.name} needs at least one agent in agents.members"
@@ -235,8 +248,8 @@ def attributes_of(name: str, agent: Any) -> dict[str, str]:
 
 def _bounds(config) -> Iterator[str]:
     s, attributes = config.selection, sorted(config.data.attributes)
-    if s.name == "stratified" and s.unit == "shard":
-        yield "selection=stratified fixes the shares of single samples' labels; use selection.unit=sample, or another selection"
+    if s.name in FIXED_SHARES and s.unit == "shard":
+        yield f"selection={s.name} fixes the shares of single samples' labels; use selection.unit=sample, or another selection"
     if s.unit == "shard" and s.exchange == "gather":
         yield "selection.unit=shard exchanges sums of shards only; leave selection.exchange at auto"
     if s.get("selector") == "shares" and (s.bounds or s.unit == "shard"):
@@ -245,8 +258,8 @@ def _bounds(config) -> Iterator[str]:
         return
     if s.unit == "shard":
         yield "selection.bounds hold for single samples' labels; use selection.unit=sample, or leave the bounds out"
-    if s.name == "stratified":
-        yield "selection=stratified has fixed shares already; leave selection.bounds out, or choose another selection"
+    if s.name in FIXED_SHARES:
+        yield f"selection={s.name} has fixed shares already; leave selection.bounds out, or choose another selection"
     if len(s.bounds) > 1:
         yield f"selection.bounds names {len(s.bounds)} attributes, {list(s.bounds)}; one can be bounded"
     for attribute, labels in s.bounds.items():
@@ -266,9 +279,12 @@ def _is_pair(bound) -> bool:
 
 
 def _ignored(config, overrides) -> Iterator[str]:
-    if config.selection.name not in WITHOUT_AGENTS:
+    name = config.selection.name
+    if name not in WITHOUT_AGENTS and name not in MIXING:
         return
+    used = [f"reward.{key}" for key in MIXING.get(name, ())]
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
-        if key.split(".", 1)[0] in ("agents", "reward"):
-            yield f"{override}: selection={config.selection.name} uses neither agents nor rewards; leave it out"
+        if key.split(".", 1)[0] in ("agents", "reward") and key not in used:
+            but = f" but {' and '.join(used)}" if used else ""
+            yield f"{override}: selection={name} uses neither agents nor rewards{but}; leave it out"

@@ -185,7 +185,8 @@ class Console:
     def _learn(self, measured: RoundRewards) -> dict[str, float]:
         """Teach every agent and update theta; returns R_A by agent."""
         control, positions = self.topology.group("control"), measured.probes.positions
-        fingerprint = digest(positions, np.asarray(measured.rewards, np.float64), np.asarray(measured.targets, np.int64))
+        told = np.array(list(measured.references.values()), np.float64)
+        fingerprint = digest(positions, np.asarray(measured.rewards, np.float64), np.asarray(measured.targets, np.int64), told)
         assert_equal_on_ranks(fingerprint, control, f"the rewards of round {self.round} (hash)")
         self._progress(f"round {self.round}: {len(self.agents)} agents learn from {len(positions)} probes")
         learning, targets, importance = self.strategy.learning, measured.targets, measured.probes.importance
@@ -195,7 +196,8 @@ class Console:
         for agent in self.agents:
             own = measured.probes.of_agent(agent.name)
             view = self.pool.view(positions[own])
-            reward = agent.learn(ProbeRewards(view, learned[agent.name][own], targets[own], importance[own]))
+            learns = ProbeRewards(view, learned[agent.name][own], targets[own], importance[own], measured.references)
+            reward = agent.learn(learns)
             values[agent.name] = checked_reward(agent, reward)
         theta = learning.collaboration.update(self.theta, np.array(list(values.values())))
         self.theta = broadcast_array(theta, control, np.float64)  # rank 0's, whatever the last bit of exp() is elsewhere

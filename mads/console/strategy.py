@@ -5,7 +5,7 @@ A strategy holds settings and no state. It is built from the selection's config 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,12 +29,16 @@ class Learning:
 
     attribution: "joint": each agent learns from the rewards less the other label agents' effects, on a scale of differences
         between labels (mads.console.attribute_rewards); "marginal": all learn from the rewards as they are
+    signal: what is measured of the probes: "reward", "loss", or "reference_loss", which is "loss" and the references' losses
+    own_agents: makes the agents of a selection that brings its own; None: the run's configuration lists them
     """
 
     probes: ProbePlan
     rule: LearningRule
     collaboration: Collaboration
     attribution: str = "marginal"
+    signal: str = "reward"
+    own_agents: Callable[[], list[Agent]] | None = None
 
     def __post_init__(self):
         if self.attribution not in ("joint", "marginal"):
@@ -235,13 +239,17 @@ def build_strategy(config: Any) -> Strategy:
     Raises:
         ValueError: for a name that is not known, or settings out of range.
     """
-    from mads.console.static import build_static  # they are made of the classes above
+    from mads.console.mixing import MIXERS, build_mixing  # they are made of the classes above
+    from mads.console.static import build_static
 
-    if config.name not in ("random", "stratified", "column", "mix", "paper", "mads"):
-        raise ValueError(f"selection {config.name!r} is not one of random, stratified, column, mix, paper, mads")
+    names = ("random", "stratified", "column", "mix", "paper", "mads", *MIXERS)
+    if config.name not in names:
+        raise ValueError(f"selection {config.name!r} is not one of {', '.join(names)}")
     limits = Limits(config.exchange, config.unit, config.max_uses, config.bounds)
     if config.name in ("column", "mix"):
         return build_static(config, limits)
+    if config.name in MIXERS:
+        return build_mixing(config, limits)
     if config.name == "random":
         return RandomStrategy(limits)
     if config.name == "stratified":

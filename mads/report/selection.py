@@ -104,10 +104,14 @@ def _agent_block(run: Run, agent: str) -> str:
         _, scale, unit = _scaled([r.reward_mean for r in known])
         drawn = sorted(((r.label, r.reward_mean * scale, (r.reward_se or 0.0) * scale) for r in known), key=lambda r: -r[1])
         left_out = len(rows) - len(known)
-        caption = "Dot: mean reward of the label's probes; bar: one standard error to each side. Positive helps the references."
+        loss = str(rewarded[-1].direction.get("mode", "")).endswith("loss")  # online mixing has losses in the rewards' place
+        what, sense = ("loss", "In nats, higher is worse.") if loss else ("reward", "Positive helps the references.")
+        caption = f"Dot: mean {what} of the label's probes; bar: one standard error to each side. {sense}"
         caption += f" {left_out} label{'s' if left_out > 1 else ''} without a probe not shown." if left_out else ""
         charts += figure(
-            f"Rewards of round {rewarded[-1].round}", interval_chart(f"rewards of agent {agent}", drawn, f"reward{unit}"), caption
+            f"{'Losses' if loss else 'Rewards'} of round {rewarded[-1].round}",
+            interval_chart(f"{what}{'es' if loss else 's'} of agent {agent}", drawn, what + unit),
+            caption,
         )
     return f'<h3>Agent {escape(agent)}</h3><div class="pair">{charts}</div>' + _ranking(
         run, agent, order, history, rows, unit, scale

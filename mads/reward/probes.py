@@ -23,6 +23,7 @@ class PerAgentProbes:
 
     count: int
     shared = False
+    redrawn = True
 
     def quota(self, agents: int) -> list[int]:
         return [self.count] * agents
@@ -34,9 +35,17 @@ class SharedProbes:
 
     count: int
     shared = True
+    redrawn = True
 
     def quota(self, agents: int) -> list[int]:
         return [self.count // agents + (i < self.count % agents) for i in range(agents)]
+
+
+@dataclass(frozen=True)
+class FixedProbes(SharedProbes):
+    """`SharedProbes` that are the same in every round, so that a loss changes by what the model learned and not by the draw."""
+
+    redrawn = False
 
 
 ProbePlan = PerAgentProbes | SharedProbes
@@ -73,6 +82,7 @@ class RoundRewards:
     targets: int64 [n], number of targets behind each reward
     direction: diagnostics of the reward direction, JSON values
     seconds: phase (reference, probes) -> wall seconds
+    references: reference task -> mean token loss of its direction part, for selections that ask for it
     """
 
     probes: Probes
@@ -80,6 +90,7 @@ class RoundRewards:
     targets: np.ndarray
     direction: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    references: dict[str, float] = field(default_factory=dict)
 
 
 def draw_probes(
@@ -108,6 +119,7 @@ def draw_probes(
     if len(view) == 0:
         raise ValueError("the pool is empty: no probe can be drawn")
     part = slice(0, len(view)) if part is None else part
+    round_ = round_ if plan.redrawn else 0
     pieces = [slice(start, min(start + piece, part.stop)) for start in range(part.start, part.stop, piece)]
     drawn: dict[str, np.ndarray] = {}
     inclusion: dict[str, np.ndarray] = {}  # of each label

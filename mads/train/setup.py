@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from mads.config.validate import attributes_of, precision_of
 from mads.console.choose import own_slice
 from mads.console.console import Console
 from mads.console.exchange import raise_together
-from mads.console.strategy import build_strategy
+from mads.console.strategy import Learning, build_strategy
 from mads.data.ledger import Ledger
 from mads.data.loader import Loader
 from mads.data.pool import Pool
@@ -39,7 +40,7 @@ from mads.train.reward_model import EngineRewardModel
 
 @dataclass
 class Parts:
-    """Everything that the loop works with; `rewarder` is None for selections without agents."""
+    """Everything that the loop works with; `rewarder` measures a round's probes, None for selections without agents."""
 
     pool: Pool
     ledger: Ledger
@@ -86,7 +87,10 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     selection, plan = config.selection, None
     wanted = {f"selection.{key}": selection[key] for key in ("attribute", "column") if key in selection}
     strategy = build_strategy(selection)
-    if strategy.learning is not None:
+    own = strategy.learning is not None and strategy.learning.own_agents is not None
+    if own:
+        wanted = {"selection.attribute": selection.attribute}
+    elif strategy.learning is not None:
         plan = strategy.learning.probes
         wanted = {
             key: attribute for name, a in config.agents.members.items() for key, attribute in attributes_of(name, a).items()
@@ -112,6 +116,8 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
                 f"selection.bounds.{attribute}: the greatest shares of its {len(labels)} labels add up to {most:.4g}, so no "
                 "decision can be filled; raise them to 1 in sum"
             )
+    if own:
+        _check_mixing(selection, np.count_nonzero(token_shares(pool, selection.attribute)), config.data.dir)
     if plan is None:
         return
     key = "selection.probes" if plan.shared else "selection.probes_per_agent"
@@ -152,6 +158,21 @@ def _check_mix(config: DictConfig, pool: Pool) -> None:
         raise ConfigError(f"selection.shares gives shares to {empty}, of which {config.data.dir} holds no sample; leave them out")
 
 
+def _check_mixing(selection: Any, labels: int, directory: str) -> None:
+    """Rules between an online mixing selection and the number of labels that the pool holds."""
+    if selection.probes < labels:
+        raise ConfigError(
+            f"selection.probes={selection.probes}, but {selection.attribute!r} has {labels} labels in {directory}, each of which "
+            f"needs one; set selection.probes to at least {labels}"
+        )
+    floor = selection.get("floor", 0.0)
+    if floor * labels > 1:
+        raise ConfigError(
+            f"selection.floor={floor} for each of the {labels} labels of {selection.attribute!r} is more than 1 in sum; at most "
+            f"{1 / labels:.3g}"
+        )
+
+
 def build_parts(
     config: DictConfig,
     topology: Topology,
@@ -171,7 +192,7 @@ def build_parts(
     strategy = build_strategy(config.selection)
     inputs, error = None, None
     try:
-        inputs = _open_inputs(config, shards, needs_rewards=strategy.learning is not None)
+        inputs = _open_inputs(config, shards, strategy.learning)
     except (ConfigError, DataError) as caught:
         error = caught
     raise_together(error, topology, "opening the data")
@@ -187,7 +208,7 @@ def build_parts(
         sizes = {name: shape.numel() for name, shape in engine.logical_shapes.items()}
         flops = flops_per_token(config.model, seq_length)
         context = RewardContext(model, references, topology, seq_length, seed, config.reward.rows_per_batch, flops)
-        rewarder = build_rewarder(context, sizes, config.optim, config.reward)
+        rewarder = build_rewarder(context, sizes, config.optim, config.reward, strategy.learning.signal)
     heldout = HeldOut(
         model,
         heldout_pool,
@@ -220,15 +241,19 @@ def build_engine(config: DictConfig, topology: Topology, dtype: torch.dtype, dev
 
 
 def _open_inputs(
-    config: DictConfig, shards: tuple[int | None, int | None], needs_rewards: bool
+    config: DictConfig, shards: tuple[int | None, int | None], learning: Learning | None
 ) -> tuple[Pool, Pool, list[ReferenceTask], list[Agent]]:
     """What this rank reads, without a word to the others: the pool, the held-out pool, the reference tasks, the agents."""
     pool = Pool.open(config.data.dir, shards=shards[0])
     check_data(config, pool)
     check_selection(config, pool)
-    references = _references(config, pool, needs_rewards)
+    references = _references(config, pool, learning is not None and learning.signal != "loss")
     agents = []
-    if needs_rewards:
+    references = _references(config, pool, learning is not None and learning.signal != "loss")
+    agents = []
+    if learning is not None and learning.own_agents is not None:
+        agents = learning.own_agents()
+    elif learning is not None:
         agents = [build_agent(name, node) for name, node in config.agents.members.items()]
     return pool, Pool.open(config.data.dir, "heldout", shards[1]), references, agents
 

@@ -7,6 +7,7 @@ import pytest
 from fake_pool import FakePool, OneRank, random_pool
 from static_support import BUDGET, COLUMN, CONFIGS, naive_rounds, positive_pool, static_rounds
 
+from mads.agents.label import LabelAgent
 from mads.config.schema import MadsSelectionConfig, MixSelectionConfig
 from mads.console.choose import choose
 from mads.console.column import Band, ColumnScore
@@ -191,7 +192,11 @@ def test_the_selector_of_mads_is_the_order_of_its_scored_rounds(selector):
     strategy = build_strategy(MadsSelectionConfig(name="mads", selector=selector, temperature=0.7))
     rng = np.random.default_rng(0)
     total, uses = np.round(rng.normal(size=n), 1), rng.integers(0, 2, n)
-    decision = decide(Plan(strategy.recipe(True, [LabelAgent("domain")]).order, Draw(2, 1), 9000), Candidates(pool.ids, pool.lengths, uses), total)
+    decision = decide(
+        Plan(strategy.recipe(True, [LabelAgent("domain")]).order, Draw(2, 1), 9000),
+        Candidates(pool.ids, pool.lengths, uses),
+        total,
+    )
     noise = gumbel(2, "decide/noise", 1, pool.ids)
     spread = np.maximum((total - total.min()) / np.ptp(total), 1e-300)
     key = {"gumbel": total / 0.7 + noise, "top_k": total, "proportional": np.log(spread) + noise}[selector]

@@ -212,6 +212,14 @@ def test_a_run_without_agents_says_so_and_still_shows_its_mix(runs):
     assert page.row("mix", "news")
 
 
+def test_losses_are_not_called_rewards(tmp_path):
+    run = make_run(tmp_path / "run", steps=40, interval=20, eval_interval=10)
+    path = run / "decisions.jsonl"
+    path.write_text(path.read_text().replace('"mode": "finite_difference"', '"mode": "reference_loss"'))
+    text = Page(write_report(run)).text["labels"]
+    assert "Losses of round 1" in text and "higher is worse" in text and "Positive helps" not in text
+
+
 def test_missing_pieces_give_sentences_not_empty_charts(tmp_path):
     line = {
         "kind": "train",

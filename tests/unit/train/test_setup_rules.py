@@ -52,6 +52,9 @@ def checked(pool, *overrides):
         ["selection=top_quality"],
         ["selection=quality_sampling", "selection.selector=proportional", "selection.temperature=null"],
         ["selection=mix", "selection.shares={news: 0.4, books: 2}"],
+        ["selection=odm", "selection.probes=3"],
+        ["selection=aioli", "selection.attribute=topic", "selection.floor=0.14"],
+        ["agents=mates"],
     ],
 )
 def test_what_fits_passes(pool, overrides):
@@ -72,6 +75,12 @@ def test_what_fits_passes(pool, overrides):
         (
             ["selection=paper", "selection.probes_per_agent=6"],
             r"selection.probes_per_agent=6 leaves 6 probes for agents.members.topic, .* 7 labels .*at least 7",
+        ),
+        (["selection=ado", "selection.probes=2"], r"selection.probes=2, but 'domain' has 3 labels .* to at least 3"),
+        (["selection=ado", "selection.floor=0.4"], r"selection.floor=0.4 for each of the 3 labels of 'domain' .* at most 0.333"),
+        (
+            ["selection=odm", "selection.attribute=mood", "data.attributes.mood._target_=x.Y"],
+            r"selection.attribute='mood', but .* has only the attributes",
         ),
         (
             ["selection=stratified", "selection.attribute=mood", "data.attributes.mood._target_=x.Y"],
