@@ -7,6 +7,8 @@ from command_support import MADS, expect_bad_input, run
 from explain_support import light_run
 from support import make_pool
 
+from mads.cli import main
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
@@ -31,11 +33,14 @@ def test_a_chosen_and_a_left_out_sample_are_explained(told):
     assert value["id"] == left_out and value["chosen"] is False and len(value["agents"]) == 3 and value["why"]
 
 
-def test_bad_input_is_told_in_one_line(told):
+def test_bad_input_is_told_in_one_line(told, capsys):
     folder, _ = told
-    for arguments, words in (
-        (["run", "--sample", "900:0", "--round", "1"], ["no sample", "900:0"]),
-        (["run", "--sample", "0:0", "--round", "7"], ["no round 7", "0 to 2"]),
-        (["nowhere", "--sample", "0:0", "--round", "0"], ["nowhere is not a folder"]),
+    expect_bad_input(run([*MADS, "explain", "run", "--sample", "900:0", "--round", "1"], folder), "no sample", "900:0")
+    for name, sample, round_, words in (
+        ("run", "0:0", "7", "no round 7: decisions.jsonl holds the rounds 0 to 2"),
+        ("nowhere", "0:0", "0", "nowhere is not a folder"),
+        ("run", "first", "0", "--sample 'first' is neither"),
     ):
-        expect_bad_input(run([*MADS, "explain", *arguments], folder), *words)
+        assert main(["explain", str(folder / name), "--sample", sample, "--round", round_]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("mads explain: ") and words in said and said.count("\n") == 1, said

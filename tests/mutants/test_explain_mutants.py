@@ -41,7 +41,7 @@ MUTANTS = [
         red=("AssertionError", "Failed", "DataError", "RecursionError"),
     ),
     Mutant("the pool is opened as it is today", "mads.explain.replay:_open_pool", _all_shards, GROWN, red=REFUSED),
-    Mutant("agents are as at the start", "mads.agents.label:LabelAgent.load_state", lambda o: _stays, ORDERS, red=REFUSED),
+    Mutant("agents are as at the start", "mads.agents.agent:AgentBase.load_state", lambda o: _stays, ORDERS, red=REFUSED),
     Mutant("equal keys count as not after", "mads.explain.standing:_not_after", lambda o: _by_word_alone, ORDERS, red=REFUSED),
     Mutant("a sample is due without its start", "mads.explain.standing:dues", lambda o: _due_at_once, ORDERS, red=REFUSED),
     Mutant(

@@ -11,7 +11,9 @@ from explain_support import light_run
 from omegaconf import OmegaConf
 from support import make_pool
 
+from mads.console.order import HashOrder
 from mads.console.record import DecisionHeader
+from mads.console.strategy import RandomStrategy, Recipe
 from mads.data.schema import DataError
 from mads.explain.command import sample_id
 from mads.explain.replay import replay
@@ -88,6 +90,23 @@ def test_every_sample_of_a_round_is_explained_as_it_was_decided(name, directory,
     check = globals().get(f"look_at_{name.replace(' ', '_').replace('-', '_')}")
     if check:
         check(tmp_path / "run", round_, found)
+
+
+class SharesByCell(RandomStrategy):
+    """Any other strategy: shares for each label, none for the last one."""
+
+    def recipe(self, scored, agents):
+        return Recipe(HashOrder(), ("domain",), np.array([0.75, 0.25, 0.0]))
+
+
+def test_a_strategy_of_ones_own_is_explained_through_its_recipe(directory, tmp_path, monkeypatch):
+    for where in ("mads.explain.replay", "explain_support"):
+        monkeypatch.setattr(f"{where}.build_strategy", lambda config: SharesByCell())
+    seen = light_run(tmp_path / "run", directory, *SHORT, "selection=random", rounds=3)
+    found = explained(tmp_path / "run", 2, seen[2])
+    none = [e for e in found if e.labels["domain"] == "books"]
+    assert none and all(e.why == ["Its label domain=books has no share of the budget."] for e in none)
+    assert {e.standing.group.share for e in found} == {0.75, 0.25, 0.0} and any(e.chosen for e in found)
 
 
 def look_at_mads(run, round_, found):
@@ -195,9 +214,10 @@ def check_leftovers_go_back():
 
 
 def check_every_order():
-    """A round of each kind of order, every sample."""
+    """A round of each kind of order, every sample, with few joint cells, so that many scores are equal."""
+    labels = {"domain": ("news", "code", "books"), "quality": ("low", "high"), "topic": ("a", "b")}
     with tempfile.TemporaryDirectory() as folder:
-        make_pool(Path(folder) / "data", documents=20, shard_tokens=450)
+        make_pool(Path(folder) / "data", documents=20, labels=labels, shard_tokens=450)
         for i, overrides in enumerate([PAPER, ["selection=stratified", "selection.attribute=domain"], CASES["bounds"][0]]):
             probes = ["selection.probes=60"] if overrides[0].startswith("selection.bounds") else []
             run = Path(folder) / f"run{i}"
