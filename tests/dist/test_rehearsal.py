@@ -228,9 +228,9 @@ def test_a_rehearsal_ends_in_any_case_and_refuses_what_is_wrong(zero):
     run_ranks(2, check_refusals, zero)
 
 
-def check_a_trace_is_an_error(zero):
+def check_a_trace_is_an_error(grid, zero):
     """Every part of the optimizer's state that is not what it was stops the run."""
-    built = _built({"dp": 1}, zero, [])
+    built = _built(grid, zero, [])
     built.engine.train_step(*_micro_batches(built, 0), 1e-3)
     with built.model.undisturbed():
         pass
@@ -242,4 +242,4 @@ def check_a_trace_is_an_error(zero):
 
 @pytest.mark.parametrize("zero", [0, 1, 3])
 def test_a_trace_in_the_optimizers_state_is_an_error(zero):
-    run_ranks(1, check_a_trace_is_an_error, zero)
+    run_ranks(1, check_a_trace_is_an_error, {"dp": 1}, zero)
