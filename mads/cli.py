@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, report."""
+"""The command `mads`: prepare, label, doctor, train, compare, report."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
   doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
+  compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]
+                                       strategies x seeds at equal tokens: a table with intervals and a page; restartable
   report RUN [--compare RUN ...]       one HTML page from a run folder
 
   train --cfg job [key=value ...]      show the whole configuration
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "label": label,
         "doctor": doctor,
         "train": train,
+        "compare": compare,
         "report": report,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -218,6 +221,15 @@ def train(arguments: list[str]) -> int:
         raise ConfigError(f"--workers={workers}, but this machine has {gpus} GPUs; every worker needs one of its own")
     validate(compose(overrides), workers, torch.cuda.is_available(), overrides)
     return worker.main(overrides) if workers == 1 else run_workers(workers, overrides)
+
+
+def compare(arguments: list[str]) -> int:
+    """`mads compare`: see mads.compare."""
+    import torch
+
+    from mads.compare.command import compare_command
+
+    return compare_command(arguments, torch.cuda.is_available())
 
 
 def report(arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ PAGE, TABLE, PLAN, RESULTS = "compare.html", "compare.md", "plan.json", "results
 def _arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="mads compare",
-        description="Train strategies x seeds at equal tokens, evaluate them, and write a table and a page; goes on where it was.",
+        description="Train strategies x seeds at equal tokens, evaluate them, write a table and a page; goes on where it was.",
         epilog="key=value: a key of the comparison (mads compare --cfg job compare=NAME shows them), an override of every run's "
         "configuration, or of the sweep, as hydra/launcher=submitit_slurm.",
     )

@@ -97,7 +97,8 @@ def _commits(comparison: Comparison) -> list[str]:
     for own in comparison.cells.values():
         for result in own.values():
             git = result["git"] or {}
-            found[git.get("commit", "not in a checkout")[:12] + (" with uncommitted changes" if git.get("modified") else "")] = None
+            commit = git.get("commit", "")[:12] or "not in a checkout"
+            found[commit + (" with uncommitted changes" if git.get("modified") else "")] = None
     return list(found)
 
 
@@ -116,9 +117,8 @@ def _head(comparison: Comparison, metric: Metric, title: str) -> str:
         tiles.append(("Selection", "–" if share is None else f"{share.mean:.1%}", f"of the wall time of {subject}"))
     cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in tiles)
     warnings = "".join(paragraph(text) for text in _warnings(comparison))
-    return (
-        f'<h1>{escape(title)}</h1><p class="lead">{escape(_what(comparison))}</p>{warnings}'
-        + (f'<dl class="tiles">{cells}</dl>' if cells else "")
+    return f'<h1>{escape(title)}</h1><p class="lead">{escape(_what(comparison))}</p>{warnings}' + (
+        f'<dl class="tiles">{cells}</dl>' if cells else ""
     )
 
 
@@ -168,7 +168,9 @@ def _reach(comparison: Comparison, metrics: list[Metric]) -> str:
                 title = f"{metric.name}: share of the control's {what}"
                 charts.append(figure(title, reach_bars(title, found)))
     if not charts:
-        return _note("Only ends at all tokens were evaluated; branches=[0.4, 0.5, 0.6, 0.75] would show where the value is reached.")
+        return _note(
+            "Only ends at all tokens were evaluated; branches=[0.4, 0.5, 0.6, 0.75] would show where the value is reached."
+        )
     note = (
         "Where straight lines between a strategy's cooled ends first come down to the control's final value of the same seed. "
         "What is not reached is not extrapolated."
@@ -234,12 +236,14 @@ def _destroyed(comparison: Comparison) -> str:
         if own:
             series.append(mean_curve(strategy, [list(enumerate(o["rounds"])) for o in own], i))
             bars.append(Bar(strategy, sum(o["all"] for o in own) / len(own), f"{sum(o['all'] for o in own) / len(own):.2%}"))
+    charts = figure("Over the run", bar_chart("destroyed text", bars))
     percent: Callable[[float], str] = lambda v: f"{v:.2%}"
-    lines = ""
     if any(len(s.points) > 1 for s in series):
-        chart = LineChart("by round", series, "decision", "share", lambda v: f"{v:.0f}", percent, integer_x=True, y_include=(0.0,))
-        lines = figure("Share of destroyed text by decision", chart.svg())
-    return _table(_destroyed_rows(comparison)) + f'<div class="pair">{figure("Over the run", bar_chart("destroyed", bars))}{lines}</div>'
+        chart = LineChart(
+            "by round", series, "decision", "share", lambda v: f"{v:.0f}", percent, integer_x=True, y_include=(0.0,)
+        )
+        charts += figure("By decision", chart.svg())
+    return _table(_destroyed_rows(comparison)) + f'<div class="pair">{charts}</div>'
 
 
 def _provenance(comparison: Comparison) -> str:

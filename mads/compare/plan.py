@@ -98,7 +98,9 @@ def make_cells(config, has_gpu: bool = False, run_overrides: Sequence[str] = ())
     cells = [_cell(config, name, seed, has_gpu, run_overrides, tasks) for seed in config.seeds for name in order]
     shared = {(cell.steps * cell.tokens_per_step, cell.settings["data"]) for cell in cells}
     if len(shared) > 1:
-        sizes = sorted({f"{cell.strategy}: {cell.steps * cell.tokens_per_step:,} tokens of {cell.settings['data'][:12]}" for cell in cells})
+        sizes = sorted(
+            {f"{cell.strategy}: {cell.steps * cell.tokens_per_step:,} tokens of {cell.settings['data'][:12]}" for cell in cells}
+        )
         raise ConfigError("strategies are compared at equal tokens of the same data, but these differ:\n  " + "\n  ".join(sizes))
     return cells
 

@@ -113,7 +113,7 @@ class Reach:
 
 
 def reach(points: Sequence[tuple[float, float]], level: float) -> Reach:
-    """First place where the straight lines between (x, y) points, in the order of x, come down to `level`. Nothing is extrapolated.
+    """First place where the straight lines between (x, y) points, in the order of x, come down to `level`; never extrapolated.
 
     Raises:
         ValueError: for no points.
@@ -139,7 +139,7 @@ def value_at(points: Sequence[tuple[float, float]], x: float) -> float | None:
 
 @dataclass(frozen=True)
 class ReachOverSeeds:
-    """`reach` by seed. `place` is an estimate only if every seed's curve crosses between two points; otherwise the counts say why."""
+    """`reach` by seed; `place` is there only if every seed's curve crosses between two points, otherwise the counts say why."""
 
     by_seed: dict[int, Reach]
     place: Estimate | None

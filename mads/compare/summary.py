@@ -74,7 +74,9 @@ class Comparison:
         found = []
         if tasks:
             found.append(Metric("evaluation mean", ("evaluation", "mean_bits_per_byte"), "bits per byte"))
-            found += [Metric(t + _apart(t, self.roles), ("evaluation", "tasks", t, "bits_per_byte"), "bits per byte") for t in tasks]
+            found += [
+                Metric(t + _apart(t, self.roles), ("evaluation", "tasks", t, "bits_per_byte"), "bits per byte") for t in tasks
+            ]
         for group, word in (("references", "reference"), ("heldout", "held-out")):
             names = list(dict.fromkeys(n for p in self.points() for n in p[group] or {}))
             if names:
@@ -129,7 +131,8 @@ class Comparison:
         others = {o: e.p for o, e in found.items() if e.p is not None and o != self.roles.primary}
         corrected = holm(others)
         first = [o for o in (self.roles.primary,) if o in found]
-        return [(o, found[o], found[o].p if o == self.roles.primary else corrected.get(o)) for o in dict.fromkeys([*first, *found])]
+        p = {o: e.p if o == self.roles.primary else corrected.get(o) for o, e in found.items()}
+        return [(o, found[o], p[o]) for o in dict.fromkeys([*first, *found])]
 
     def cost(self, strategy: str) -> dict[str, Estimate | None]:
         """Means over seeds of what the whole run took: seconds, CPU seconds, shares of selection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import mads.conf
 from mads.config.compose import ConfigError, _check_fields, _readable
 
 
@@ -49,7 +49,7 @@ class CellJobConfig:
 
 
 SCHEMA, JOB = "comparison_schema", "comparison_job"
-BUNDLED = Path(mads.conf.__file__).parent / "compare"
+BUNDLED = Path(str(importlib.resources.files("mads.conf"))) / "compare"
 KEYS = tuple(f.name for f in dataclasses.fields(ComparisonConfig))
 LAUNCHERS = {"joblib": "hydra_plugins.hydra_joblib_launcher", "submitit": "hydra_plugins.hydra_submitit_launcher"}
 

@@ -79,7 +79,8 @@ figure{{margin:12px 0 6px;min-width:0}} figure h3{{margin:0 0 4px;overflow-wrap:
 .chart .tick,.chart .axis{{fill:var(--muted)}} .chart text.tiny{{font-size:10.5px}}
 .grid{{stroke:var(--grid)}} .rule{{stroke:var(--rule)}} .zero{{stroke:var(--muted)}}
 .line{{fill:none;stroke-width:2;stroke-linejoin:round}} .leader{{stroke-width:.8;opacity:.55}} .error{{stroke-width:2}}
-.band{{opacity:.16}} .mark{{stroke:var(--bg);stroke-width:.7}} .outline{{fill:none;stroke:var(--muted)}} .key{{vertical-align:-1px;margin-right:5px}}
+.band{{opacity:.16}}
+.mark{{stroke:var(--bg);stroke-width:.7}} .outline{{fill:none;stroke:var(--muted)}} .key{{vertical-align:-1px;margin-right:5px}}
 {_SERIES}.chart text.label{{font-weight:600}}
 .chart text.name{{fill:var(--text)}}
 .keys{{display:flex;flex-wrap:wrap;gap:2px 18px;font-size:.88rem;margin:.6em 0;padding:0;list-style:none}}

@@ -51,7 +51,25 @@ ROOMS = {
     ),
     # Knows shapes, layouts and rules, to count what a run would need; never the training code, which imports DeepSpeed.
     "mads.doctor": ("mads.config", "mads.data.schema", "mads.layout", "mads.model", "mads.tensor.init", "mads.topology"),
-    "mads.cli": ("mads.config", "mads.data", "mads.doctor", "mads.label", "mads.launch", "mads.report", "mads.train.worker"),
+    # Runs commands, and reads what they wrote: it knows a model's shape, to count FLOPs, and no model.
+    "mads.compare": (
+        "mads.config",
+        "mads.data",
+        "mads.launch",
+        "mads.logging",
+        "mads.model.shape",
+        "mads.report",
+    ),
+    "mads.cli": (
+        "mads.compare",
+        "mads.config",
+        "mads.data",
+        "mads.doctor",
+        "mads.label",
+        "mads.launch",
+        "mads.report",
+        "mads.train.worker",
+    ),
 }
 # Library -> the only modules that may import it.
 LIBRARIES = {
