@@ -82,7 +82,7 @@ def _run(cell: Cell, work: Path, plan: dict[str, Any], result: Path) -> None:
             arguments = evaluation_arguments(run, plan["evaluation"], plan["apart"], out)
             stages.run(f"evaluation {fraction:g}", arguments, lambda o=out, s=step: evaluated_at(o) == s)
     result.parent.mkdir(parents=True, exist_ok=True)
-    write_json(result, collect(cell, work, plan, stages.taken))
+    write_atomically(result, as_lines(collect(cell, work, plan, stages.taken)))
     write_json(work / "state.json", {"stage": "done"})
 
 
@@ -100,7 +100,7 @@ def branch_arguments(cell: Cell, branch: Branch, trunk: Path, run: Path) -> list
 def evaluation_arguments(run: Path, tasks: dict[str, str], apart: list[str], out: Path) -> list[str]:
     """`mads eval` of a run's last checkpoint."""
     given = [f"{name}={path}" for name, path in tasks.items()]
-    return ["eval", str(run), *given, *(["--apart", *apart] if apart else []), "--out", str(out)]
+    return ["eval", str(run), *given, *(f"--apart={task}" for task in apart), "--out", str(out)]
 
 
 def evaluated_at(path: Path) -> int | None:
@@ -111,6 +111,12 @@ def evaluated_at(path: Path) -> int | None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file by a JSON value, in one rename."""
     write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def as_lines(value: dict[str, Any]) -> str:
+    """A JSON object with a line for each of its keys: results are committed, and read as differences between commits."""
+    lines = [f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 class Stages:
