@@ -59,6 +59,10 @@ def test_equal_compute_counts_what_selection_costs():
 
 
 def test_the_primary_opponents_p_stands_and_the_others_are_corrected():
+    check_corrected()
+
+
+def check_corrected():
     results = made_results() + [made_result("other", seed, 0.06) for seed in range(3)]
     comparison = Comparison(results, ROLES)
     metric = comparison.metrics()[0]

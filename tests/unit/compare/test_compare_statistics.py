@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import mads.compare.statistics as statistics
 from mads.compare.statistics import (
     beta_fraction,
     estimate,
@@ -46,6 +47,16 @@ def check_paired_differences():
     assert found.n == 3 and found.mean == pytest.approx(np.mean(np.subtract(x, y)))
     assert found.se == pytest.approx(stats.sem(np.subtract(x, y)))
     assert found.interval == pytest.approx((low, high)) and found.p == pytest.approx(expected.pvalue)
+
+
+def check_paired_from_module():
+    """Seeds in another order on the two sides."""
+    found = statistics.paired({0: 1.0, 1: 5.0}, {1: 4.0, 0: 1.5})
+    assert found.mean == pytest.approx(0.25) and found.se == pytest.approx(0.75)
+
+
+def test_differences_are_taken_within_a_seed():
+    check_paired_from_module()
 
 
 def test_a_paired_difference_is_scipys_paired_t_test():
@@ -107,7 +118,7 @@ def test_a_level_is_reached_where_the_curve_first_comes_down_to_it_and_nowhere_b
         reach([], 1.0)
 
 
-def test_the_place_over_seeds_is_a_mean_only_if_every_seed_crosses():
+def check_place_over_seeds():
     curves = {0: [(0.5, 2.0), (1.0, 1.0)], 1: [(0.5, 3.0), (1.0, 1.0)]}
     both = reach_over_seeds(curves, {0: 1.5, 1: 1.5, 2: 9.0})
     places = [0.75, 0.875]
@@ -116,6 +127,10 @@ def test_the_place_over_seeds_is_a_mean_only_if_every_seed_crosses():
     one = reach_over_seeds(curves, {0: 0.5, 1: 1.5})
     assert one.place is None and (one.count("never"), one.count("at")) == (1, 1)
     assert reach_over_seeds(curves, {5: 1.0}) is None
+
+
+def test_the_place_over_seeds_is_a_mean_only_if_every_seed_crosses():
+    check_place_over_seeds()
 
 
 def test_a_curves_value_is_interpolated_and_never_extrapolated():
