@@ -95,6 +95,7 @@ def prepare(arguments: list[str]) -> int:
         seq_length=data.seq_length,
         min_sample_tokens=data.min_sample_tokens,
         heldout_fraction=data.heldout_fraction,
+        heldout_group_field=data.heldout_group_field,
         shard_megabytes=data.shard_megabytes,
         seed=data.seed,
         max_rejected_fraction=data.max_rejected_fraction,

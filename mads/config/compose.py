@@ -26,6 +26,7 @@ OPEN_FIELDS = (
     "data.attributes",
     "data.references",
     "data.reference_paths",
+    "data.hygiene.evaluation_paths",
     "agents.members",
     "selection.bounds",
     "parallel.zero_options",

@@ -39,6 +39,7 @@ class DataConfig:
     seq_length: int = 128  # tokens of a packed row, and the longest sample
     min_sample_tokens: int = 16  # a shorter rest of a document is joined to the window before it, or rejected and counted
     heldout_fraction: float = 0.02  # of the documents of each domain
+    heldout_group_field: Optional[str] = None  # of data.attribute_fields: documents with the same value are held out together
     shard_megabytes: float = 400.0  # text that becomes one shard, the unit of work of a preparation
     seed: int = 0
     max_rejected_fraction: float = 0.05  # more bad input than this stops the preparation
