@@ -94,7 +94,9 @@ def questions(raw: bytes) -> list[dict[str, Any]]:
         example = question(json.loads(line)["doc"])
         right = example["text"] if "text" in example else example["query"] + "\n" + example["choices"][example["gold"]]
         found.setdefault(right, example)
-    keys = np.array([int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") for text in found], np.uint64)
+    keys = np.array(
+        [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") for text in found], np.uint64
+    )
     chosen = np.sort(np.argsort(hash64(0, "lab-task", 0, keys), kind="stable")[:MOST_EXAMPLES])
     examples = list(found.values())
     return [examples[i] for i in chosen]
@@ -170,7 +172,9 @@ def statistics(directory: Path) -> dict[str, Any]:
         "removed": manifest.generations[0]["removed"],
         "heldout_groups": manifest.generations[0]["heldout_groups"],
         "references": manifest.references,
-        "parts": {part: {key: value[key] for key in ("documents", "samples", "tokens")} for part, value in manifest.parts.items()},
+        "parts": {
+            part: {key: value[key] for key in ("documents", "samples", "tokens")} for part, value in manifest.parts.items()
+        },
     }
     for part in manifest.parts:
         pool = Pool.open(directory, part)

@@ -51,7 +51,17 @@ ROOMS = {
     ),
     # Knows shapes, layouts and rules, to count what a run would need; never the training code, which imports DeepSpeed.
     "mads.doctor": ("mads.config", "mads.data.schema", "mads.layout", "mads.model", "mads.tensor.init", "mads.topology"),
-    "mads.cli": ("mads.config", "mads.data", "mads.doctor", "mads.label", "mads.launch", "mads.report", "mads.train.worker"),
+    "mads.cli": (
+        "mads.checkpoint.manifest",
+        "mads.config",
+        "mads.data",
+        "mads.doctor",
+        "mads.label",
+        "mads.launch",
+        "mads.report",
+        "mads.train.evaluation",
+        "mads.train.worker",
+    ),
 }
 # Library -> the only modules that may import it.
 LIBRARIES = {

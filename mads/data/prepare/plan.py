@@ -123,9 +123,7 @@ def _split_notes(field: str | None, split: dict[str, list[int] | None]) -> list[
     whole = [f"{domain} {count[0]} of {count[1]}" for domain, count in sorted(split.items()) if count is not None]
     single = sorted(domain for domain, count in split.items() if count is None)
     notes = [f"held out whole groups of {field!r}: {', '.join(whole)}"] if whole else []
-    return notes + (
-        [f"note: held out by document, for want of small groups of {field!r}: {', '.join(single)}"] if single else []
-    )
+    return notes + ([f"note: held out by document, for want of small groups of {field!r}: {', '.join(single)}"] if single else [])
 
 
 def _cut(sizes: np.ndarray, kept: np.ndarray, shard_bytes: float) -> list[tuple[int, int]]:
