@@ -271,6 +271,7 @@ class TrainConfig:
     micro_batch_size: int = 8  # rows per forward on one rank
     precision: str = "auto"  # fp32 | bf16; auto = bf16 on a GPU, fp32 elsewhere
     seed: int = 0
+    branch_from: Optional[str] = None  # RUN/checkpoints/step-...: go on from it in a run_dir of its own (docs/evaluation.md)
     log_interval: int = 10
     eval_interval: int = 50
     eval_samples: int = 32  # held-out samples per domain, and reference examples per task
@@ -287,6 +288,7 @@ class CheckpointConfig:
     interval: int = 100  # steps; 0 = only at the end
     asynchronous: bool = True  # files are written while training goes on; False = the step waits for them
     keep_last: int = 2
+    keep_steps: list[int] = field(default_factory=list)  # also saved at these steps, and never removed
     max_file_bytes: int = 2_000_000_000
 
 

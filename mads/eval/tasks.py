@@ -1,4 +1,5 @@
-"""Evaluation tasks: bits per UTF-8 byte of a question with its right answer. No choice is scored, so a small model has a smooth figure.
+"""Evaluation tasks: bits per UTF-8 byte of a question with its right answer. No choice is scored, so a small model has a smooth
+figure.
 
 A task is a file of JSON lines, plain or compressed, in one of the layouts
 
@@ -6,13 +7,13 @@ A task is a file of JSON lines, plain or compressed, in one of the layouts
     {context, continuation}     both
     {text}                      the text
 
-With a question q, stripped of template text by `without_template`, and an answer a the text is "q a": one space between. Its tokens are
-x_1 ... x_n. The first has no target (in training too a document's first token is never predicted), and its bytes do not count:
+With a question q, stripped of template text by `without_template`, and an answer a the text is "q a": one space between. Its tokens
+are x_1 ... x_n. The first has no target (in training too a document's first token is never predicted), so its bytes do not count:
 
     bits per byte = sum over texts sum_(i >= 2) -log2 p(x_i | x_before) / sum over texts (bytes of the text - bytes of x_1)
 
-A text longer than seq_length is cut into windows that overlap by one token, so that each token but the first is predicted exactly once. A text
-of a single token predicts nothing; it is counted under "skipped".
+A text longer than seq_length is cut into windows that overlap by one token, so that each token but the first is predicted exactly
+once. A text of a single token predicts nothing; it is counted under "skipped".
 """
 
 from __future__ import annotations
