@@ -7,10 +7,10 @@ Reads DIR/data (lab/*.jsonl.gz, reference/*.jsonl.gz, eval/*.jsonl.gz) and write
     OUT/data/        the prepared directory
     OUT/lab.json     what is in it
 
-Natural proportions: every document of every domain. The attributes `destroyed` and `intact` are for reports only: no other labeller
-sees them or the record's source, and no default agent looks at them. Whole works are held out together (`source`); a destroyed text, whose source is the way it
-was destroyed, is a group of its own. Further tasks come from the wheel of an evaluation harness, if an index has it; they are never
-required. All tasks and references are decontaminated against.
+Natural proportions: every document of every domain. The attributes `destroyed` and `intact` are for reports only: no other
+labeller sees them or the record's source, and no default agent looks at them. Whole works are held out together (`source`); a
+destroyed text, whose source is the way it was destroyed, is a group of its own. Further tasks come from the wheel of an
+evaluation harness, if an index has it; they are never required. All tasks and references are decontaminated against.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ RUN_INDEPENDENT = (
     "train.log_interval",
     "train.eval_interval",
     "train.eval_samples",
+    "train.eval_attributes",
     "train.invariant_interval",
     "train.prefetch",
     "train.loader_workers",

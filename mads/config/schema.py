@@ -275,6 +275,7 @@ class TrainConfig:
     log_interval: int = 10
     eval_interval: int = 50
     eval_samples: int = 32  # held-out samples per domain, and reference examples per task
+    eval_attributes: list[str] = field(default_factory=list)  # held-out loss by these attributes too, beside domains
     invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
     prefetch: int = 2  # micro-batches read and packed ahead by a thread
     loader_workers: int = 0  # processes that read and pack for that thread; 0 = it does so itself

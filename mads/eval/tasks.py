@@ -7,8 +7,9 @@ A task is a file of JSON lines, plain or compressed, in one of the layouts
     {context, continuation}     both
     {text}                      the text
 
-With a question q, stripped of template text by `without_template`, and an answer a the text is "q a": one space between. Its tokens
-are x_1 ... x_n. The first has no target (in training too a document's first token is never predicted), so its bytes do not count:
+With a question q, stripped of template text by `without_template`, and an answer a the text is "q a": one space between. Its
+tokens are x_1 ... x_n. The first has no target (in training too a document's first token is never predicted), so its bytes do
+not count:
 
     bits per byte = sum over texts sum_(i >= 2) -log2 p(x_i | x_before) / sum over texts (bytes of the text - bytes of x_1)
 
@@ -123,8 +124,8 @@ def windows_of(tokens: np.ndarray, seq_length: int) -> list[np.ndarray]:
 
 
 def predicted_bytes(text: str, first: str) -> int:
-    """Bytes of the text behind its first token, which decodes to `first`. A first token that is a part of a character, and so does
-    not decode, is one byte."""
+    """Bytes of the text behind its first token, which decodes to `first`. A first token that is a part of a character, and so
+    does not decode, is one byte."""
     start = len(first.encode()) if text.startswith(first) and first != _UNKNOWN else 1
     return len(text.encode()) - start
 
