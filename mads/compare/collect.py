@@ -98,7 +98,7 @@ def _point(fraction: float, run: Run, per_step: float, work: Path, before: dict,
         "training_flops": training,
         "selection_flops": flops,
         "selection_flops_counted": bool(counted),
-        **{key: _last(run, key) for key in ("references", "references_mean", "heldout", "heldout_mean")},
+        **{key: _last(run, key) for key in ("references", "references_mean", "heldout", "heldout_mean", "heldout_by")},
         "evaluation": json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None,
     }
 

@@ -82,6 +82,8 @@ class Comparison:
             if names:
                 found.append(Metric(f"{word} mean", (f"{group}_mean",), "nats per token"))
                 found += [Metric(f"{word}: {n}", (group, n), "nats per token") for n in names]
+        further = dict.fromkeys((a, n) for p in self.points() for a, own in (p.get("heldout_by") or {}).items() for n in own)
+        found += [Metric(f"held-out, {a} {n}", ("heldout_by", a, n), "nats per token") for a, n in further]
         return found
 
     def final(self, strategy: str, metric: Metric) -> dict[int, float]:

@@ -61,6 +61,7 @@ ROOMS = {
         "mads.report",
     ),
     "mads.cli": (
+        "mads.checkpoint.manifest",
         "mads.compare",
         "mads.config",
         "mads.data",
@@ -68,6 +69,7 @@ ROOMS = {
         "mads.label",
         "mads.launch",
         "mads.report",
+        "mads.train.evaluation",
         "mads.train.worker",
     ),
 }
