@@ -78,7 +78,7 @@ def cooled_chart(comparison: Comparison, metric: Metric) -> str | None:
 
 def forest(title: str, rows: list[tuple[str, float, float | None]], unit: str) -> str:
     """Differences with their 95% intervals; rows are (name, mean, half-width), the width None where there is no interval."""
-    return interval_chart(title, [(name, mean, half or 0.0) for name, mean, half in rows], f"difference, {unit} (left is better)")
+    return interval_chart(title, rows, f"difference, {unit} (left is better)")
 
 
 def reach_bars(title: str, found: dict[str, ReachOverSeeds | None]) -> str:

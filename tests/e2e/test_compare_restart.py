@@ -12,7 +12,7 @@ FILE = """
 defaults: [comparison_schema, _self_]
 strategies:
   random: [selection=random]
-  mads: [selection=mads, {rewards}]
+  mads: {mads}
 seeds: [0, 1]
 overrides: {overrides}
 cooldown: 0
@@ -28,7 +28,9 @@ def comparison(tmp_path_factory):
     prepared = prepare_small(folder)
     overrides = ["data=prepared" if o == "data=jsonl" else o for o in OVERRIDES if not o.startswith("data.paths")]
     path = folder / "tiny.yaml"
-    path.write_text(FILE.format(rewards=", ".join(REWARD), overrides=json.dumps([*overrides, "checkpoint.interval=2"])))
+    path.write_text(
+        FILE.format(mads=json.dumps(["selection=mads", *REWARD]), overrides=json.dumps([*overrides, "checkpoint.interval=2"]))
+    )
     return prepared, path
 
 
@@ -76,7 +78,7 @@ def test_killed_in_the_middle_and_started_again(comparison, tmp_path):
 def test_a_failing_strategy_is_listed_and_the_others_go_on_in_parallel(comparison, tmp_path):
     prepared, path = comparison
     folder = tmp_path / "F"
-    rate = "strategies.wild=[selection=random, optim.lr=1e30, optim.grad_clip=0]"
+    rate = "strategies.wild=['selection=random','optim.lr=1e30','optim.grad_clip=0']"
     options = [f"compare={path}", f"data.dir={prepared}", "seeds=[0]", rate]
     done = run([*MADS, "compare", "--jobs", "2", "--folder", folder, *options], tmp_path, timeout=900)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -94,12 +94,12 @@ def test_all_are_cooled_at_the_end_and_the_branched_ones_before_it_too(compariso
         (["branches=[0.5]", "branched=[x]"], "are not strategies"),
         (["apart=[boolq]"], "not evaluation tasks"),
         (["evaluation.arc=nowhere.jsonl"], "evaluation.arc=nowhere.jsonl is not a file"),
-        (["strategies.a-b=[selection=random]"], "letters, digits and _"),
+        (["strategies.a-b=['selection=random']"], "letters, digits and _"),
         (["branches=[0.01]"], "within schedule.warmup_steps=5"),
-        (["strategies.third=[selection=random, train.steps=50]"], "equal tokens"),
-        (["strategies.third=[selection=random, train.seed=5]"], r"seeds=\[...\] lists the seeds"),
-        (["strategies.third=[selection=random, schedule=cosine]"], "cooldown=0 keeps"),
-        (["strategies.third=[selection=random, selection.probes=3]"], "strategy third: .*selection.probes|probes"),
+        (["strategies.third=['selection=random','train.steps=50']"], "equal tokens"),
+        (["strategies.third=['selection=random','train.seed=5']"], r"seeds=\[...\] lists the seeds"),
+        (["strategies.third=['selection=random','schedule=cosine']"], "cooldown=0 keeps"),
+        (["strategies.third=['selection=random','selection.probes=3']"], "strategy third: .*selection.probes|probes"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_runs(comparison, overrides, words):
