@@ -88,9 +88,15 @@ def compose_comparison(choice: str, overrides: Sequence[str] = ()) -> DictConfig
             raise ConfigError(f"{path} must begin with `defaults: [{SCHEMA}, _self_]`, so that its keys are checked")
         OmegaConf.resolve(config)
         _check_fields(config)
+    except ConfigError as error:
+        raise ConfigError(f"compare={choice}: {_own_hint(str(error))}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"compare={choice}: {_readable(error)}") from error
+        raise ConfigError(f"compare={choice}: {_own_hint(_readable(error))}") from error
     return config
+
+
+def _own_hint(text: str) -> str:
+    return text.replace("mads train --cfg job", "mads compare --cfg job compare=NAME")
 
 
 def _marked(override: str) -> str:

@@ -65,8 +65,10 @@ def share_bars(title: str, rows: list[tuple[str, float, float]]) -> str:
 
 
 def interval_chart(title: str, rows: list[tuple[str, float, float | None]], x_label: str) -> str:
-    """A dot at each mean with a bar of its half-width (one standard error, say) to both sides, and a line at zero; rows are (label,
-    mean, half-width), the width None where it is not known."""
+    """A dot at each mean with a bar of its half-width (one standard error, say) to both sides, and a line at zero.
+
+    rows: (label, mean, half-width); the width is None where it is not known
+    """
     edge = _name_room([r[0] for r in rows])
     ends = [m + sign * (half or 0.0) for _, m, half in rows for sign in (-1, 1)]
     x = Scale.over(ends, edge + 6, WIDTH - 16, 0.04, (0.0,))
