@@ -57,8 +57,8 @@ def run_job(config) -> str:
         except StageError as error:
             write_json(work / "state.json", {"error": str(error)})
             return "failed"
-        except Exception:  # the sweep goes on; nothing is lost, for the whole of it is told
-            write_json(work / "state.json", {"error": traceback.format_exc()})
+        except Exception as error:  # the sweep goes on; nothing is lost, for the whole of it is told
+            write_json(work / "state.json", {"error": f"{type(error).__name__}: {error}\n{traceback.format_exc()}"})
             return "failed"
     return "done"
 

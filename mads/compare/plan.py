@@ -163,9 +163,13 @@ def _cell(config, strategy: str, seed: int, has_gpu: bool, run_overrides: Sequen
     except ConfigError as error:
         raise ConfigError(f"strategy {strategy}: {error}") from error
     manifest = Manifest.read(composed.data.dir)
+    names = [a.name for a in manifest.attributes]
+    if unknown := sorted(set(config.destroyed) - {*names, "destroyed"}):
+        raise ConfigError(f"destroyed.{unknown[0]} is none of the attributes of {composed.data.dir}: {names}")
     settings = {
         **trajectory(composed),
         "train.eval_samples": composed.train.eval_samples,
+        "train.eval_attributes": list(composed.train.eval_attributes),
         "data": manifest.shards_fingerprint("train"),
         **{f"attributes.{a.name}": manifest.attribute_fingerprint("train", a.name) for a in manifest.attributes},
         "compare.cooldown": config.cooldown,

@@ -37,7 +37,8 @@ class ComparisonConfig:
     primary: Optional[str] = None  # its main opponent, chosen beforehand; the others are Holm-corrected
     evaluation: dict[str, str] = field(default_factory=dict)  # task -> JSONL, none of them a reference
     apart: list[str] = field(default_factory=list)  # tasks that are shown, but not part of the mean
-    destroyed: dict[str, list[str]] = field(default_factory=dict)  # attribute -> labels of destroyed text, for reporting only
+    # Attribute -> labels of destroyed text, for reporting only; the default counts where the data has such an attribute.
+    destroyed: dict[str, list[str]] = field(default_factory=lambda: {"destroyed": ["yes"]})
 
 
 @dataclass
