@@ -1,5 +1,5 @@
-"""Branches of a run: with the same schedule they are the trunk bit for bit, with another one they resume exactly; what is no branch
-is told. And checkpoints that are kept."""
+"""Branches of a run: with the same schedule they are the trunk bit for bit, with another one they resume exactly; what is no
+branch is told. And checkpoints that are kept."""
 
 import json
 import shutil

@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +20,21 @@ VOCABULARY = 300
 TEXTS = ["the boats turned in the old harbour", "é is rain over the harbour", "rain", "the rain fell softly " * 9, "7 boats"]
 
 
+def make_tokenizer(folder):
+    train_sentencepiece(TEXTS[:1] + TEXTS[2:], VOCABULARY, folder / "tokenizer.model")
+    return Tokenizer.open(folder / "tokenizer.model")
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    train_sentencepiece(TEXTS[:1] + TEXTS[2:], VOCABULARY, path)
-    return Tokenizer.open(path)
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def check_alone(name):
+    """A check of this file with a folder or tokenizer of its own, for the mutants."""
+    with tempfile.TemporaryDirectory() as folder:
+        about_tokens = name == "check_bits_are_those_of_a_loop_over_tokens"
+        globals()[name](make_tokenizer(Path(folder)) if about_tokens else Path(folder))
 
 
 def write(path, rows):
@@ -80,7 +92,7 @@ def test_right_answers_alone_are_read(tmp_path):
 def test_a_line_that_is_no_example_is_an_error(tmp_path, row, complaint):
     path = write(tmp_path / "task.jsonl", [{"text": "fine"}, row])
     with pytest.raises(
-        DataError, match=r"1 lines of task.jsonl are no examples, the first: .*2.*" + complaint.replace("(", r"\(")
+        DataError, match=r"1 lines of task.jsonl are no examples, the first in line 2: .*" + complaint.replace("(", r"\(")
     ):
         read_task("task", path)
 
