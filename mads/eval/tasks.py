@@ -103,10 +103,10 @@ def read_task(name: str, path: str | os.PathLike, limit: int | None = None) -> T
             texts.append(text_of_record(parse_object(raw)))
         except LineError as error:
             rejects.add(error.reason, file, line, error.detail)
-    if rejects.counts:
-        first = " ".join(str(part) for part in rejects.entries[0])
+    if rejects.total:
+        reason, _, line, detail = rejects.entries[0]
         raise DataError(
-            f"task {name!r}: {rejects.counts.total()} lines of {file} are no examples, the first: {first}; mend the file"
+            f"task {name!r}: {rejects.total} lines of {file} are no examples, the first in line {line}: {reason} {detail}; mend the file"
         )
     if not texts:
         raise DataError(f"task {name!r}: {file} holds no example")
