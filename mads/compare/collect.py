@@ -10,6 +10,7 @@ import numpy as np
 
 from mads.compare.plan import Cell
 from mads.config.compose import compose
+from mads.console.record import DecisionRecord
 from mads.data.pool import Pool
 from mads.logging.decisions import decision_path, read_decision
 from mads.logging.metrics import METRICS, read_lines
@@ -45,7 +46,7 @@ def collect(cell: Cell, work: Path, plan: dict[str, Any], taken: dict[str, Any])
         for fraction, run, start in runs or [(1.0, trunk, 0)]
     ]
     longest = runs[-1][1] if runs else trunk
-    decided = [trunk, longest] if runs else [trunk]
+    decided = [*_decisions(trunk, runs[-1][2]), *_decisions(longest)] if runs else _decisions(trunk)
     environment = trunk.environment or {}
     return {
         "format": FORMAT,
@@ -67,6 +68,11 @@ def collect(cell: Cell, work: Path, plan: dict[str, Any], taken: dict[str, Any])
         **_mix(Pool.open(composed.data.dir), decided, plan["destroyed"]),
         "rounds": _rounds(decided),
     }
+
+
+def _decisions(run: Run, before: int | None = None) -> list[tuple[Path, DecisionRecord]]:
+    """(run folder, decision) of those before a step."""
+    return [(run.folder, d) for d in run.decisions if before is None or d.step < before]
 
 
 def _before(trunk: Run, start: int) -> dict[str, Any]:
@@ -128,15 +134,12 @@ def _curve(run: Run) -> dict[str, Any]:
     }
 
 
-def _mix(pool: Pool, runs: list[Run], destroyed: dict[str, list[str]]) -> dict[str, Any]:
+def _mix(pool: Pool, decided: list[tuple[Path, DecisionRecord]], destroyed: dict[str, list[str]]) -> dict[str, Any]:
     """Shares of the chosen tokens by attribute and label, a value a round and over all rounds, beside the pool's; from the ids of
     the decisions, so that every attribute is seen, also those that no agent looks at."""
     lengths = np.asarray(pool.lengths[:], dtype=np.int64)
     chosen = [
-        pool.positions_of(read_decision(run.folder, d.round))
-        for run in runs
-        for d in run.decisions
-        if decision_path(run.folder, d.round).is_file()
+        pool.positions_of(read_decision(folder, d.round)) for folder, d in decided if decision_path(folder, d.round).is_file()
     ]
     names = [a for a in pool.attributes if len(pool.labels(a)) <= MIX_LABELS or a in destroyed]
     mix, bad = {}, {}
@@ -164,7 +167,7 @@ def _mix(pool: Pool, runs: list[Run], destroyed: dict[str, list[str]]) -> dict[s
     return {"mix": mix, "destroyed": bad}
 
 
-def _rounds(runs: list[Run]) -> list[dict[str, Any]]:
+def _rounds(decided: list[tuple[Path, DecisionRecord]]) -> list[dict[str, Any]]:
     """What each decision was: its step, theta, every label's weight, samples and how many of them were chosen before."""
     return [
         {
@@ -176,6 +179,5 @@ def _rounds(runs: list[Run]) -> list[dict[str, Any]]:
             "reused": d.reused,
             "seconds": _rounded(d.seconds),
         }
-        for run in runs
-        for d in run.decisions
+        for _, d in decided
     ]

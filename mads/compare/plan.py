@@ -46,7 +46,7 @@ class Branch:
 class Cell:
     """One strategy with one seed.
 
-    steps: of a whole run, cooled or not; trunk_steps: of the trunk, which ends where its last branch leaves it
+    steps: of a whole run, cooled or not; trunk_steps: of the trunk (`trunk_end`)
     branches: by `steps`; empty without a cooldown, when the trunk is the whole run
     trunk, branch: overrides of `mads train` without run_dir, train.steps and what a single branch adds
     settings: flat key -> value, all that determines the result; digest: SHA-256 of it
@@ -78,6 +78,12 @@ def branch_at(fraction: float, steps: int, cooldown: float) -> Branch:
     """The branch that ends at `fraction` of `steps`; its decay is that of mads.train.schedule for schedule=wsd."""
     end = round(fraction * steps)
     return Branch(fraction, end - max(1, round(cooldown * end)), end)
+
+
+def trunk_end(start: int, interval: int, steps: int) -> int:
+    """Steps of a trunk that its last branch leaves at `start`: to the end of that round. A run's last decision is cut to what the
+    run still trains, so a trunk that ended at `start` would decide on less than its branch, which would have to decide again."""
+    return min(steps, -(-start // interval) * interval)
 
 
 def make_cells(config, has_gpu: bool = False, run_overrides: Sequence[str] = ()) -> list[Cell]:
@@ -181,7 +187,7 @@ def _cell(config, strategy: str, seed: int, has_gpu: bool, run_overrides: Sequen
         strategy,
         seed,
         steps,
-        branches[-1].start if branches else steps,
+        trunk_end(branches[-1].start, composed.selection.interval, steps) if branches else steps,
         branches,
         tuple([*trunk, *keep]),
         tuple([*overrides, "schedule=wsd", f"schedule.decay_fraction={config.cooldown}"]) if branches else (),

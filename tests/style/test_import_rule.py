@@ -54,6 +54,7 @@ ROOMS = {
     # Runs commands, and reads what they wrote: it knows a model's shape, to count FLOPs, and no model.
     "mads.compare": (
         "mads.config",
+        "mads.console.record",
         "mads.data",
         "mads.launch",
         "mads.logging",

@@ -18,6 +18,7 @@ RUN = [
     "train.steps=100",
     "train.global_batch_size=8",
     "schedule.warmup_steps=5",
+    "selection.interval=20",
 ]
 FILE = """
 defaults: [comparison_schema, _self_]
@@ -75,9 +76,22 @@ def test_all_are_cooled_at_the_end_and_the_branched_ones_before_it_too(compariso
     assert ends["random-1"] == [(1.0, 80, 100)]
     assert ends["mads-1"] == [(0.5, 40, 50), (0.75, 60, 75), (1.0, 80, 100)]
     mads = cells["mads-1"]
-    assert mads.trunk_steps == 80 and mads.all_steps == 80 + 10 + 15 + 20
+    assert mads.trunk_steps == 80 == cells["random-1"].trunk_steps and mads.all_steps == 80 + 10 + 15 + 20
     assert "schedule=constant" in mads.trunk and "checkpoint.keep_steps=[40,60,80]" in mads.trunk
     assert "schedule=wsd" in mads.branch and "schedule.decay_fraction=0.2" in mads.branch
+
+
+def check_trunk_end():
+    """The round that holds the step at which the last branch leaves is whole: a loop over rounds finds its end."""
+    for start, interval, steps in ((80, 20, 100), (80, 30, 100), (81, 20, 100), (80, 50, 100), (586, 25, 732), (95, 7, 100)):
+        end = 0
+        while end < start:
+            end += interval
+        assert plan.trunk_end(start, interval, steps) == min(end, steps)
+
+
+def test_a_trunk_ends_with_a_whole_round():
+    check_trunk_end()
 
 
 @pytest.mark.parametrize(
