@@ -85,3 +85,32 @@ def test_a_failing_strategy_is_listed_and_the_others_go_on_in_parallel(compariso
     assert "wild-0 failed: trunk: exit code 1" in done.stderr
     assert sorted(p.stem for p in (folder / "results").glob("*.json")) == ["mads-0", "random-0"]
     assert "wild-0" in (folder / "compare.md").read_text()
+
+
+@pytest.mark.full
+def test_a_branch_is_the_run_of_its_own_length_and_is_evaluated(comparison, tmp_path):
+    """One strategy; its cooled ends equal, number by number, runs from scratch with schedule=wsd."""
+    prepared, path = comparison
+    folder, corpus = tmp_path / "F", path.parent
+    tasks = [f"evaluation.{task}={corpus}/{task}.jsonl" for task in ("galley", "voyage")]
+    shape = ["cooldown=0.2", "branches=[0.5]", "train.steps=20", "apart=[voyage]", "destroyed.domain=[numbers]", "seeds=[1]"]
+    command = [*MADS, "compare", "--folder", folder, f"compare={path}", f"data.dir={prepared}", *tasks, *shape, "--only", "mads"]
+    done = run(command, tmp_path, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((folder / "results" / "mads-1.json").read_text())
+    assert [(p["fraction"], p["steps"]) for p in result["points"]] == [(0.5, 10), (1.0, 20)]
+    assert [d["step"] for d in result["rounds"]] == [0, 5, 10, 15]
+    for point in result["points"]:
+        scores = point["evaluation"]["tasks"]
+        assert point["evaluation"]["mean_bits_per_byte"] == scores["galley"]["bits_per_byte"] != scores["voyage"]["bits_per_byte"]
+        alone = tmp_path / f"alone-{point['steps']}"
+        overrides = ["data=prepared" if o == "data=jsonl" else o for o in OVERRIDES if not o.startswith("data.paths")]
+        schedule = ["schedule=wsd", "schedule.decay_fraction=0.2", f"train.steps={point['steps']}", "train.seed=1"]
+        own = [*overrides, *REWARD, f"data.dir={prepared}", *schedule, f"run_dir={alone}"]
+        trained = run([*MADS, "train", "--workers", "1", *own], tmp_path, timeout=900)
+        assert trained.returncode == 0, trained.stderr
+        lines = [json.loads(v) for v in (alone / "metrics.jsonl").read_text().splitlines()]
+        final = [v for v in lines if v["kind"] == "eval"][-1]
+        assert (point["tokens"], point["references"]) == (final["tokens"], pytest.approx(final["references"], abs=2e-6))
+        assert point["heldout"] == pytest.approx(final["heldout"], abs=2e-6)
+    assert "voyage (apart)" in (folder / "compare.md").read_text()
