@@ -101,7 +101,8 @@ def make_cells(config, has_gpu: bool = False, run_overrides: Sequence[str] = ())
         raise ConfigError("\n".join(errors))
     tasks = {name: _file_hash(f"evaluation.{name}", path) for name, path in config.evaluation.items()}
     order = sorted(config.strategies, key=lambda name: name != config.control)
-    cells = [_cell(config, name, seed, has_gpu, run_overrides, tasks) for seed in config.seeds for name in order]
+    made = {name: _cells_of(config, name, has_gpu, run_overrides, tasks) for name in order}
+    cells = [cell for of_seed in zip(*made.values()) for cell in of_seed]
     shared = {(cell.steps * cell.tokens_per_step, cell.settings["data"]) for cell in cells}
     if len(shared) > 1:
         sizes = sorted(
@@ -152,13 +153,13 @@ def _key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
 
 
-def _cell(config, strategy: str, seed: int, has_gpu: bool, run_overrides: Sequence[str], tasks: dict[str, str]) -> Cell:
+def _cells_of(config, strategy: str, has_gpu: bool, run_overrides: Sequence[str], tasks: dict[str, str]) -> list[Cell]:
+    """A strategy's cells, by seed. Its configuration is composed once: seeds differ in train.seed only."""
     overrides = [*config.overrides, *run_overrides, *config.strategies[strategy]]
     own = dict(OWN) | ({"schedule": "cooldown=0 keeps the runs' own schedule"} if config.cooldown else {})
     for override in overrides:
         if _key(override) in own:
             raise ConfigError(f"strategy {strategy}: {override} is set by the comparison itself: {own[_key(override)]}")
-    overrides.append(f"train.seed={seed}")
     trunk = [*overrides, "schedule=constant"] if config.cooldown else overrides
     try:
         composed = compose([*trunk, "run_dir=unused"])
@@ -183,18 +184,25 @@ def _cell(config, strategy: str, seed: int, has_gpu: bool, run_overrides: Sequen
         **{f"evaluation.{name}": value for name, value in tasks.items()},
         "compare.apart": sorted(config.apart),
     }
-    return Cell(
-        strategy,
-        seed,
-        steps,
-        trunk_end(branches[-1].start, composed.selection.interval, steps) if branches else steps,
-        branches,
-        tuple([*trunk, *keep]),
-        tuple([*overrides, "schedule=wsd", f"schedule.decay_fraction={config.cooldown}"]) if branches else (),
-        settings,
-        digest(settings),
-        composed.train.global_batch_size * composed.data.seq_length,
-    )
+    cooled = [*overrides, "schedule=wsd", f"schedule.decay_fraction={config.cooldown}"] if branches else []
+    cells = []
+    for seed in config.seeds:
+        own, chosen = settings | {"train.seed": seed}, [f"train.seed={seed}"]
+        cells.append(
+            Cell(
+                strategy,
+                seed,
+                steps,
+                trunk_end(branches[-1].start, composed.selection.interval, steps) if branches else steps,
+                branches,
+                tuple([*trunk, *keep, *chosen]),
+                tuple([*cooled, *chosen]) if cooled else (),
+                own,
+                digest(own),
+                composed.train.global_batch_size * composed.data.seq_length,
+            )
+        )
+    return cells
 
 
 def _branches(config, strategy: str, steps: int, warmup: int) -> tuple[Branch, ...]:

@@ -70,9 +70,6 @@ def test_killed_in_the_middle_and_started_again(comparison, tmp_path):
     page, table = (folder / "compare.html").read_text(), (folder / "compare.md").read_text()
     assert "| mads | 2 |" in table and "<svg" in page and "±" in table
 
-    other = run([*command, "optim.lr=0.5"], tmp_path, timeout=300)
-    expect_bad_input(other, "optim.lr: 0.001 then, 0.5 now", "choose another --folder")
-
 
 @pytest.mark.full
 def test_a_failing_strategy_is_listed_and_the_others_go_on_in_parallel(comparison, tmp_path):
@@ -85,6 +82,8 @@ def test_a_failing_strategy_is_listed_and_the_others_go_on_in_parallel(compariso
     assert "wild-0 failed: trunk: exit code 1" in done.stderr
     assert sorted(p.stem for p in (folder / "results").glob("*.json")) == ["mads-0", "random-0"]
     assert "wild-0" in (folder / "compare.md").read_text()
+    other = run([*MADS, "compare", "--folder", folder, *options, "optim.beta1=0.5"], tmp_path, timeout=300)
+    expect_bad_input(other, "optim.beta1: 0.9 then, 0.5 now", "choose another --folder")
 
 
 @pytest.mark.full

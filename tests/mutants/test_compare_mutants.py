@@ -53,6 +53,12 @@ MUTANTS = [
         ),
         f"{PLAN}:check_branches",
     ),
+    Mutant(
+        "a trunk ends where its last branch leaves it, in the middle of a round",
+        "mads.compare.plan:trunk_end",
+        lambda original: lambda start, interval, steps: start,
+        f"{PLAN}:check_trunk_end",
+    ),
 ]
 
 
