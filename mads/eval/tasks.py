@@ -105,9 +105,8 @@ def read_task(name: str, path: str | os.PathLike, limit: int | None = None) -> T
             rejects.add(error.reason, file, line, error.detail)
     if rejects.total:
         reason, _, line, detail = rejects.entries[0]
-        raise DataError(
-            f"task {name!r}: {rejects.total} lines of {file} are no examples, the first in line {line}: {reason} {detail}; mend the file"
-        )
+        count, first = rejects.total, f"line {line}: {reason} {detail}"
+        raise DataError(f"task {name!r}: {count} lines of {file} are no examples, the first in {first}; mend the file")
     if not texts:
         raise DataError(f"task {name!r}: {file} holds no example")
     if limit is not None and limit < len(texts):
