@@ -43,8 +43,6 @@ def branch_point(config: DictConfig, topology: Topology) -> Path:
 def _check(config: DictConfig, path: Path) -> None:
     if not (path / "manifest.json").is_file():
         raise ConfigError("there is no checkpoint; give a folder RUN/checkpoints/step-... of another run")
-    if path.resolve().parent.parent == Path(config.run_dir).resolve():
-        raise ConfigError(f"it is in the branch's own run_dir={config.run_dir}; choose another run_dir for the branch")
     verify(path)
     state = read_state(path)[0]
     if changed := differences(_common(trajectory(config)), _common(state["trajectory"])):

@@ -63,7 +63,7 @@ class SavedModel:
         model, weights = Decoder(self.config.model), read_weights(self.checkpoint)
         own = dict(model.named_parameters())
         if {n: p.shape for n, p in own.items()} != {n: w.shape for n, w in weights.items()}:
-            raise DataError(f"the weights in {self.checkpoint} do not fit the model in the run's config.yaml")
+            raise DataError(f"the checkpoint {self.checkpoint} does not fit the model in the run's config.yaml")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
