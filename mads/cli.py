@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, report, explain."""
+"""The command `mads`: prepare, label, doctor, train, eval, compare, report, explain."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
   doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
+  eval RUN|CHECKPOINT TASK=FILE ... [--apart TASK] [--out FILE] [--limit N] [--examples]
+                                       bits per byte of question plus right answer
+  compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]
+                                       strategies x seeds at equal tokens: a table with intervals and a page; restartable
   report RUN [--compare RUN ...]       one HTML page from a run folder
   explain RUN --sample ID --round R [--json] [--data DIR]
                                        why a sample was or was not chosen: decides the round again from the run folder
@@ -32,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "label": label,
         "doctor": doctor,
         "train": train,
+        "eval": evaluate,
+        "compare": compare,
         "report": report,
         "explain": explain,
     }
@@ -98,6 +104,7 @@ def prepare(arguments: list[str]) -> int:
         seq_length=data.seq_length,
         min_sample_tokens=data.min_sample_tokens,
         heldout_fraction=data.heldout_fraction,
+        heldout_group_field=data.heldout_group_field,
         shard_megabytes=data.shard_megabytes,
         seed=data.seed,
         max_rejected_fraction=data.max_rejected_fraction,
@@ -221,6 +228,27 @@ def train(arguments: list[str]) -> int:
         raise ConfigError(f"--workers={workers}, but this machine has {gpus} GPUs; every worker needs one of its own")
     validate(compose(overrides), workers, torch.cuda.is_available(), overrides)
     return worker.main(overrides) if workers == 1 else run_workers(workers, overrides)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`mads eval`: see mads.train.evaluation."""
+    from mads.checkpoint.manifest import CheckpointError
+    from mads.config.compose import ConfigError
+    from mads.train.evaluation import eval_command
+
+    try:
+        return eval_command(arguments)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+
+
+def compare(arguments: list[str]) -> int:
+    """`mads compare`: see mads.compare."""
+    import torch
+
+    from mads.compare.command import compare_command
+
+    return compare_command(arguments, torch.cuda.is_available())
 
 
 def report(arguments: list[str]) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from mads.data.schema import sha256_of
@@ -142,9 +143,11 @@ def find_latest(root: Path) -> Path | None:
     return path
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints, and what crashed saves left behind."""
+def prune(root: Path, keep_last: int, keep_steps: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep_last` checkpoints and those of `keep_steps`, and what crashed saves left behind."""
+    keep = {name_of(step) for step in keep_steps}
     for path in complete_checkpoints(root)[max(1, keep_last) :]:
-        shutil.rmtree(path)
+        if path.name not in keep:
+            shutil.rmtree(path)
     for path in root.glob(".saving-*"):
         shutil.rmtree(path)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class Saver:
             holds the tensors of no more than about three files.
         limit_s: the longest that rank 0 waits for another rank's files without any progress.
         say: shows a message; rank 0's is used.
+        keep_steps: steps whose checkpoints are never removed.
     """
 
     def __init__(
@@ -120,9 +121,11 @@ class Saver:
         asynchronous: bool = True,
         limit_s: float = 900.0,
         say: Callable[[str], None] = lambda text: None,
+        keep_steps: Collection[int] = (),
     ):
         self.root, self.topology, self.asynchronous = Path(root), topology, asynchronous
         self._keep_last, self._max_file_bytes, self._limit_s, self._say = keep_last, max_file_bytes, limit_s, say
+        self._keep_steps = keep_steps
         self._job: _Job | None = None
         self._unreported: list[_Job] = []
 
@@ -196,7 +199,8 @@ class Saver:
         publication = None
         if self.topology.rank == 0:
             expected = {(key, name) for key in KEYS for name in logical_shapes(engine)}
-            publication = Publication(self.root, folder, step, self.topology.world_size, expected, self._keep_last, self._limit_s)
+            ranks = self.topology.world_size
+            publication = Publication(self.root, folder, step, ranks, expected, self._keep_last, self._limit_s, self._keep_steps)
         return _Job(step, Writer(folder, self.topology.rank, not self.asynchronous, publication), publication)
 
     def _snapshot(self, engine, writer: Writer, error: str | None) -> str | None:

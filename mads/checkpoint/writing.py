@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,24 @@ class Publication:
         ranks: that write a part.
         expected: every tensor of the model, each of which must be in exactly one file.
         limit_s: the longest time without a new part.
+        keep_last, keep_steps: of `prune`.
 
     Attributes: `bytes`, of the whole checkpoint, when it is published.
     """
 
-    def __init__(self, root: Path, folder: Path, step: int, ranks: int, expected: set[Item], keep_last: int, limit_s: float):
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        step: int,
+        ranks: int,
+        expected: set[Item],
+        keep_last: int,
+        limit_s: float,
+        keep_steps: Collection[int] = (),
+    ):
         self._root, self._folder, self._step = root, folder, step
-        self._ranks, self._expected, self._keep_last = ranks, expected, keep_last
+        self._ranks, self._expected, self._keep_last, self._keep_steps = ranks, expected, keep_last, keep_steps
         self.limit_s = limit_s
         self.bytes = 0
 
@@ -138,7 +149,7 @@ class Publication:
             shutil.rmtree(self._folder, ignore_errors=True)  # on a full disk the rest would be in everyone's way
             raise
         self.bytes = sum(entry["bytes"] for entry in files.values())
-        prune(self._root, self._keep_last)
+        prune(self._root, self._keep_last, self._keep_steps)
 
     def _wait(self) -> list[dict]:
         """All parts, in rank order."""

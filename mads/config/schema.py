@@ -39,6 +39,7 @@ class DataConfig:
     seq_length: int = 128  # tokens of a packed row, and the longest sample
     min_sample_tokens: int = 16  # a shorter rest of a document is joined to the window before it, or rejected and counted
     heldout_fraction: float = 0.02  # of the documents of each domain
+    heldout_group_field: Optional[str] = None  # of data.attribute_fields: documents with the same value are held out together
     shard_megabytes: float = 400.0  # text that becomes one shard, the unit of work of a preparation
     seed: int = 0
     max_rejected_fraction: float = 0.05  # more bad input than this stops the preparation
@@ -371,9 +372,11 @@ class TrainConfig:
     micro_batch_size: int = 8  # rows per forward on one rank
     precision: str = "auto"  # fp32 | bf16; auto = bf16 on a GPU, fp32 elsewhere
     seed: int = 0
+    branch_from: Optional[str] = None  # RUN/checkpoints/step-...: go on from it in a run_dir of its own (docs/evaluation.md)
     log_interval: int = 10
     eval_interval: int = 50
     eval_samples: int = 32  # held-out samples per domain, and reference examples per task
+    eval_attributes: list[str] = field(default_factory=list)  # held-out loss by these attributes too, beside domains
     invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
     prefetch: int = 2  # micro-batches read and packed ahead by a thread
     loader_workers: int = 0  # processes that read and pack for that thread; 0 = it does so itself
@@ -387,6 +390,7 @@ class CheckpointConfig:
     interval: int = 100  # steps; 0 = only at the end
     asynchronous: bool = True  # files are written while training goes on; False = the step waits for them
     keep_last: int = 2
+    keep_steps: list[int] = field(default_factory=list)  # also saved at these steps, and never removed
     max_file_bytes: int = 2_000_000_000
 
 

@@ -190,6 +190,9 @@ def _numbers(config) -> Iterator[str]:
         yield f"data.min_sample_tokens={shortest} must lie between 2 and data.seq_length={longest}"
     if config.train.loader_workers and not config.train.prefetch:
         yield f"train.loader_workers={config.train.loader_workers} work ahead of training: set train.prefetch to 1 or more"
+    steps = config.train.steps
+    if wrong := [step for step in config.checkpoint.keep_steps if not 1 <= step <= steps]:
+        yield f"checkpoint.keep_steps={list(config.checkpoint.keep_steps)}: {wrong[0]} is no step of train.steps={steps}"
     if config.schedule.warmup_steps >= config.train.steps:
         yield f"schedule.warmup_steps={config.schedule.warmup_steps} leaves nothing of train.steps={config.train.steps}"
 

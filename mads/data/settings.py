@@ -29,6 +29,7 @@ class PrepareSettings:
     seq_length: int
     min_sample_tokens: int = 16
     heldout_fraction: float = 0.02
+    heldout_group_field: str | None = None
     shard_megabytes: float = 400.0
     seed: int = 0
     max_rejected_fraction: float = 0.05
@@ -68,6 +69,8 @@ class PrepareSettings:
     def identity(self) -> dict[str, Any]:
         """The settings as JSON values; a given tokenizer and evaluation sets are known by their content, not by their place."""
         value = dataclasses.asdict(self)
+        if self.heldout_group_field is None:  # directories that were prepared before the key existed stay what they are
+            del value["heldout_group_field"]
         value["evaluation_paths"] = {
             task: describe_files(find_files([path])) for task, path in sorted(self.evaluation_paths.items())
         }

@@ -10,6 +10,7 @@ import numpy as np
 from mads.data.schema import DataError
 from mads.noise import hash64
 
+LARGEST_HELDOUT_GROUP = 0.1  # of the different texts of its domain
 SMALLEST_HELDOUT_DOMAIN = 10  # different documents; a smaller domain is trained on as a whole
 
 
@@ -46,6 +47,43 @@ def heldout_documents(keys: np.ndarray, codes: np.ndarray, fraction: float, seed
             count = max(1, round(fraction * len(different)))
             chosen.append(different[np.argsort(hash64(seed, "heldout", 0, different), kind="stable")[:count]])
     return np.isin(keys, np.concatenate(chosen))
+
+
+def heldout_groups(
+    keys: np.ndarray, codes: np.ndarray, groups: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, dict[int, tuple[int, int] | None]]:
+    """Which documents are held out when whole groups (novels, speeches, web sites) go together: (bool [n], domain code -> (groups
+    held out, groups of the domain), or None where the domain is split by document).
+
+    In each domain groups come in the order of a hash until they hold `fraction` of its different texts. A group that holds more
+    than LARGEST_HELDOUT_GROUP of them is passed over; a domain whose other groups hold less than half of them has no groups worth
+    the name, and is split as by `heldout_documents`. Equal texts are never on both sides here either.
+
+    Args:
+        keys, codes: as for `heldout_documents`
+        groups: uint64 [n], a hash of each document's group; equal hashes in two domains are two groups
+    """
+    held, counts, single = np.zeros(len(keys), dtype=bool), {}, []
+    order = np.argsort(codes, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(keys) and fraction else []:
+        code, texts = int(codes[members[0]]), len(np.unique(keys[members]))
+        names, group_of = np.unique(groups[members], return_inverse=True)
+        pairs = np.unique(np.stack([group_of.astype(np.uint64), keys[members]]), axis=1)[0]
+        sizes = np.bincount(pairs.astype(np.int64), minlength=len(names))  # different texts of each group
+        fit = np.flatnonzero(sizes <= LARGEST_HELDOUT_GROUP * texts)
+        if 2 * sizes[fit].sum() < texts:
+            single.append(members)
+            counts[code] = None
+            continue
+        turn = fit[np.argsort(hash64(seed, "heldout-group", code, names[fit]), kind="stable")]
+        before = np.cumsum(sizes[turn]) - sizes[turn]
+        chosen = turn[before < fraction * texts]
+        held[members] = np.isin(group_of, chosen)
+        counts[code] = (len(chosen), len(names))
+    if single:
+        rest = np.concatenate(single)
+        held[rest] = heldout_documents(keys[rest], codes[rest], fraction, seed)
+    return np.isin(keys, keys[held]), counts
 
 
 def fit_documents(

@@ -30,6 +30,10 @@ class HeldOut:
         pool: the held-out part.
         attribute: losses are reported by its labels; "domain" if the pool has it.
         limit: held-out samples per label, and reference examples per task.
+        further: attributes by whose labels losses are reported too, each on samples of its own.
+
+    Raises:
+        DataError: the pool lacks one of the attributes.
     """
 
     def __init__(
@@ -42,19 +46,20 @@ class HeldOut:
         limit: int,
         rows: int,
         attribute: str = "domain",
+        further: Sequence[str] = (),
     ):
-        if attribute not in pool.attributes:
-            raise DataError(
-                f"held-out losses are reported by {attribute!r}; the prepared data has only {sorted(pool.attributes)}"
-            )
-        self.pool, self._model, self._topology = pool, model, topology
+        for name in (attribute, *further):
+            if name not in pool.attributes:
+                raise DataError(f"held-out losses are reported by {name!r}; the prepared data has only {sorted(pool.attributes)}")
+        self.pool, self._model, self._topology, self._further = pool, model, topology, tuple(further)
         samples: list[np.ndarray] = []
         self._groups: list[tuple[str, str, slice]] = []  # kind, name, samples
-        codes = np.asarray(pool.codes(attribute))
-        for code, label in enumerate(pool.labels(attribute)):
-            positions = np.flatnonzero(codes == code)
-            order = np.argsort(noise.hash64(0, "heldout", 0, pool.ids[positions]), kind="stable")
-            self._add("heldout", label, pool.tokens(np.sort(positions[order[:limit]])), samples)
+        for kind, name in [("heldout", attribute), *((f"by {name}", name) for name in further)]:
+            codes = np.asarray(pool.codes(name))
+            for code, label in enumerate(pool.labels(name)):
+                positions = np.flatnonzero(codes == code)
+                order = np.argsort(noise.hash64(0, "heldout", 0, pool.ids[positions]), kind="stable")
+                self._add(kind, label, pool.tokens(np.sort(positions[order[:limit]])), samples)
         for task in references:
             self._add("references", task.name, task.windows("report", limit, seed=0), samples)
         self._batches = FixedBatches(samples, seq_length, rows)
@@ -66,12 +71,16 @@ class HeldOut:
 
     def evaluate(self) -> dict:
         """Mean loss per target in nats: {"heldout": {label: loss}, "references": {task: loss}, "heldout_mean",
-        "references_mean"}; the means weigh labels, and tasks, equally. Collective."""
+        "references_mean"}; the means weigh labels, and tasks, equally. With further attributes also
+        {"heldout_by": {attribute: {label: loss}}}. Collective."""
         losses = spread(self._batches, self._model.sample_losses, self._topology)
         result: dict = {"heldout": {}, "references": {}}
+        by = {f"by {name}": {} for name in self._further}
         for kind, name, part in self._groups:
-            result[kind][name] = float(losses[part].sum() / self._batches.targets[part].sum())
+            (by if kind in by else result)[kind][name] = float(losses[part].sum() / self._batches.targets[part].sum())
         for kind in ("heldout", "references"):
             values = list(result[kind].values())
             result[f"{kind}_mean"] = float(np.mean(values)) if values else None
+        if by:
+            result["heldout_by"] = {name: by[f"by {name}"] for name in self._further}
         return result

@@ -64,10 +64,13 @@ def share_bars(title: str, rows: list[tuple[str, float, float]]) -> str:
     return "".join(parts) + "</svg>"
 
 
-def interval_chart(title: str, rows: list[tuple[str, float, float]], x_label: str) -> str:
-    """A dot at each mean with a bar of one standard error to both sides, and a line at zero; rows are (label, mean, se)."""
+def interval_chart(title: str, rows: list[tuple[str, float, float | None]], x_label: str) -> str:
+    """A dot at each mean with a bar of its half-width (one standard error, say) to both sides, and a line at zero.
+
+    rows: (label, mean, half-width); the width is None where it is not known
+    """
     edge = _name_room([r[0] for r in rows])
-    ends = [m + sign * se for _, m, se in rows for sign in (-1, 1)]
+    ends = [m + sign * (half or 0.0) for _, m, half in rows for sign in (-1, 1)]
     x = Scale.over(ends, edge + 6, WIDTH - 16, 0.04, (0.0,))
     bottom = 21.0 * len(rows) + 6
     parts = [_open(title, bottom + 40)]
@@ -76,11 +79,13 @@ def interval_chart(title: str, rows: list[tuple[str, float, float]], x_label: st
         parts.append(f'<line class="grid" x1="{x(v):.1f}" x2="{x(v):.1f}" y1="0" y2="{bottom}"/>')
         parts.append(f'<text class="tick" x="{x(v):.1f}" y="{bottom + 14}" text-anchor="middle">{text}</text>')
     parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{bottom}"/>')
-    for i, (name, mean, se) in enumerate(rows):
+    for i, (name, mean, half) in enumerate(rows):
         y = i * 21 + 14
         parts.append(_name(name, edge, y + 4))
-        parts.append(f'<line class="error s0" x1="{x(mean - se):.1f}" x2="{x(mean + se):.1f}" y1="{y}" y2="{y}"/>')
-        hover = f"<title>{escape(name)}: {significant(mean)} ± {significant(se)}</title>"
+        hover = f"<title>{escape(name)}: {significant(mean)}</title>"
+        if half is not None:
+            parts.append(f'<line class="error s0" x1="{x(mean - half):.1f}" x2="{x(mean + half):.1f}" y1="{y}" y2="{y}"/>')
+            hover = f"<title>{escape(name)}: {significant(mean)} ± {significant(half)}</title>"
         parts.append(f'<circle class="mark s0" cx="{x(mean):.1f}" cy="{y}" r="4">{hover}</circle>')
     middle, base = (x.start + x.end) / 2, bottom + 14 + FONT + 5
     parts.append(f'<text class="axis" x="{middle:.1f}" y="{base}" text-anchor="middle">{escape(x_label)}</text>')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mads.report.read import Point
 from mads.report.scale import FONT, Scale, escape, shorten, spread, text_width, tick_texts, ticks
@@ -17,11 +17,15 @@ DRAWN = 800  # a longer line is thinned to bucket means
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its label, (x, y) points in the order of x, and the number of its style (equal numbers look alike everywhere)."""
+    """One line: its label, (x, y) points in the order of x, and the number of its style (equal numbers look alike everywhere).
+
+    band: (x, low, high) of an area around the line, in the order of x
+    """
 
     name: str
     points: list[Point]
     style: int = 0
+    band: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 def thin(points: list[Point], limit: int = DRAWN) -> tuple[list[Point], int]:
@@ -100,8 +104,10 @@ class LineChart:
         height = 170.0 if self.small else max(280.0, 70 + 15.5 * len(drawn))
         left, top, bottom = 46.0, 28.0, height - 40
         x = Scale.over([p[0] for s in drawn for p in s.points], left, width - right)
-        y = Scale.over([p[1] for s in drawn for p in s.points], bottom, top, 0.05, self.y_include)
+        values = [p[1] for s in drawn for p in s.points] + [v for s in drawn for b in s.band for v in b[1:]]
+        y = Scale.over(values, bottom, top, 0.05, self.y_include)
         parts = [self._axes(x, y, width)]
+        parts += [self._band(s, x, y) for s in drawn if s.band]
         parts += [self._line(s, x, y) for s in drawn]
         parts += self._end_labels(drawn, labels, x, y, width - right, right - 18)
         return (
@@ -136,6 +142,11 @@ class LineChart:
             if max(map(text_width, texts), default=0.0) * 1.12 + 8 <= room:
                 break
         return list(zip(values, texts))
+
+    def _band(self, series: Series, x: Scale, y: Scale) -> str:
+        edge = [(a, high) for a, _, high in series.band] + [(a, low) for a, low, _ in reversed(series.band)]
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in edge)
+        return f'<polygon class="band {colour(series.style)}" data-series="{escape(series.name)}" points="{path}"/>'
 
     def _line(self, series: Series, x: Scale, y: Scale) -> str:
         points, k = thin(series.points)

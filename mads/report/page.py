@@ -47,7 +47,7 @@ def _variables(palette: dict[str, str]) -> str:
 
 
 _SERIES = "".join(
-    f".line.s{i},.leader.s{i},.error.s{i}{{stroke:var(--c{i})}}.mark.s{i},.label.s{i},.fill.s{i}{{fill:var(--c{i})}}"
+    f".line.s{i},.leader.s{i},.error.s{i}{{stroke:var(--c{i})}}.mark.s{i},.label.s{i},.fill.s{i},.band.s{i}{{fill:var(--c{i})}}"
     for i in range(7)
 )
 _STYLE = f"""
@@ -79,6 +79,7 @@ figure{{margin:12px 0 6px;min-width:0}} figure h3{{margin:0 0 4px;overflow-wrap:
 .chart .tick,.chart .axis{{fill:var(--muted)}} .chart text.tiny{{font-size:10.5px}}
 .grid{{stroke:var(--grid)}} .rule{{stroke:var(--rule)}} .zero{{stroke:var(--muted)}}
 .line{{fill:none;stroke-width:2;stroke-linejoin:round}} .leader{{stroke-width:.8;opacity:.55}} .error{{stroke-width:2}}
+.band{{opacity:.16}}
 .mark{{stroke:var(--bg);stroke-width:.7}} .outline{{fill:none;stroke:var(--muted)}} .key{{vertical-align:-1px;margin-right:5px}}
 {_SERIES}.chart text.label{{font-weight:600}}
 .chart text.name{{fill:var(--text)}}

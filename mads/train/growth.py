@@ -97,8 +97,9 @@ class PoolHistory:
         return max(len(pool.shards), len(Manifest.read(directory).parts[pool.part]["shards"])) if follow else len(pool.shards)
 
 
-def open_history(run_dir: str | os.PathLike, topology: Topology, fresh: bool) -> PoolHistory:
-    """Collective: the run's history, the same on every rank; only rank 0 is to append to it. A fresh run begins a new one.
+def open_history(run_dir: str | os.PathLike, topology: Topology, fresh: bool, trunk: Path | None = None) -> PoolHistory:
+    """Collective: the run's history, the same on every rank; only rank 0 is to append to it. A fresh run begins a new one, a run
+    that branches from the checkpoint `trunk` one with what was known there.
 
     Raises:
         DataError: on rank 0, RankFailedError elsewhere: the file is no pool history.
@@ -106,14 +107,25 @@ def open_history(run_dir: str | os.PathLike, topology: Topology, fresh: bool) ->
     history, error = PoolHistory(run_dir, []), None
     if topology.rank == 0:
         try:
-            if fresh and history.path.is_file():
+            if (fresh or trunk) and history.path.is_file():
                 history.path.unlink()
-            history = PoolHistory.read(run_dir)
+            history = _inherited(run_dir, trunk) if trunk else PoolHistory.read(run_dir)
         except DataError as caught:  # told to the other ranks, then raised
             error = caught
     raise_together(error, topology, "reading the pool history")
     told = broadcast_json([dataclasses.asdict(e) for e in history.entries], topology.group("control"))
     return PoolHistory(run_dir, [PoolEntry(**e) for e in told])
+
+
+def _inherited(run_dir: str | os.PathLike, trunk: Path) -> PoolHistory:
+    """The history of the trunk's run up to the checkpoint, written to the branch's folder."""
+    known = json.loads((trunk / "state.json").read_text())["loader"]["shards"]
+    history = PoolHistory(run_dir, [])
+    history.path.parent.mkdir(parents=True, exist_ok=True)
+    for entry in PoolHistory.read(trunk.parent.parent).entries:
+        if entry.shards <= known:
+            history.append(entry)
+    return history
 
 
 def open_longer(directory: str | os.PathLike, pool: Pool, shards: int) -> Pool:

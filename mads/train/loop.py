@@ -17,6 +17,7 @@ from mads.data.ledger import Ledger
 from mads.data.pool import Pool
 from mads.data.schema import DataError
 from mads.topology import Topology
+from mads.train.branch import branch_point
 from mads.train.growth import PoolEntry, grow, open_history
 from mads.train.invariants import ReplicaGuard
 from mads.train.journal import Journal
@@ -30,7 +31,8 @@ class ResumeError(RuntimeError):
 
 
 class Trainer:
-    """One run, on this rank. `run` goes on from the newest checkpoint in the run folder, if there is one.
+    """One run, on this rank. `run` goes on from the newest checkpoint in the run folder, if there is one; a branch begins with a
+    checkpoint of another run.
 
     Args:
         config: a validated configuration.
@@ -53,9 +55,13 @@ class Trainer:
             config.checkpoint.asynchronous,
             config.parallel.control_timeout_s / 2,  # sooner than the ranks that wait for rank 0 give up
             self.journal.message,
+            tuple(config.checkpoint.keep_steps),
         )
         checkpoint = self._find_checkpoint()  # before the model is built: other settings are told at once
-        self.history = open_history(self.root, topology, fresh=checkpoint is None)
+        trunk = None
+        if checkpoint is None and config.train.branch_from is not None:
+            checkpoint = trunk = branch_point(config, topology)
+        self.history = open_history(self.root, topology, fresh=checkpoint is None, trunk=trunk)
         self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
         resumed = self._resume(checkpoint) if checkpoint else None
         self.guard = ReplicaGuard(self.parts.engine, config.train.invariant_interval)
@@ -115,7 +121,8 @@ class Trainer:
                 self.guard.check(self.step, self.batch, self.parts.console.pending)
         if self.step % config.train.eval_interval == 0 or self.step == config.train.steps:
             self._evaluate()
-        if last or (config.checkpoint.interval and self.step % config.checkpoint.interval == 0):
+        due = config.checkpoint.interval and self.step % config.checkpoint.interval == 0
+        if last or due or self.step in config.checkpoint.keep_steps:
             self._save()
         self._tell_saves()
 
@@ -228,8 +235,9 @@ class Trainer:
         parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
+        verb = "resuming" if path.parent.parent == self.root else "branching from"
         self.journal.message(
-            f"resuming {path.name}: step {self.step}, round {parts.console.round - 1}, "
+            f"{verb} {path.name}: step {self.step}, round {parts.console.round - 1}, "
             f"{parts.loader.tokens_left:,} tokens of the decision left"
         )
         return self.step

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
-from mads.checkpoint.canonical import read_weights
-from mads.checkpoint.manifest import find_latest
 from mads.data.batch import make_batch
-from mads.data.schema import DataError, Manifest, sha256_of
-from mads.data.tokenizer import Tokenizer
+from mads.data.schema import sha256_of
 from mads.label.bits import BitsPerByte
 from mads.label.pretrained import one_thread
-from mads.model.decoder import Decoder
+from mads.train.inference import SavedModel
 
 
 class CheckpointPerplexity(BitsPerByte):
@@ -48,20 +42,11 @@ class CheckpointPerplexity(BitsPerByte):
         max_fit_documents: int = 1000,
     ):
         super().__init__(bins, seed, max_fit_documents)
-        folder = Path(run_dir)
-        path = find_latest(folder / "checkpoints")
-        if path is None or not (folder / "config.yaml").is_file():
-            raise DataError(f"{run_dir} is no folder of a run: it has no checkpoint or no config.yaml")
-        config = OmegaConf.load(folder / "config.yaml")
-        data = config.data.dir if data_dir is None else data_dir
-        record = Manifest.read(data).tokenizer
-        self._tokenizer = Tokenizer.open(Path(data) / record["file"], record["kind"])
-        if self._tokenizer.vocab_size > config.model.vocab_size:
-            sizes = f"{self._tokenizer.vocab_size} ids, the model of {run_dir} has {config.model.vocab_size}"
-            raise DataError(f"the tokenizer of {data} has {sizes}; give the run's own as data_dir")
-        self.max_length = min(max_length, config.data.seq_length)
-        self._hash = f"{sha256_of(path / 'manifest.json')} {sha256_of(Path(data) / record['file'])}"
-        self._model = _load(path, config.model, os.fspath(run_dir))
+        saved = SavedModel.find(run_dir, data_dir)
+        self._tokenizer = saved.tokenizer
+        self.max_length = min(max_length, saved.config.data.seq_length)
+        self._hash = f"{sha256_of(saved.checkpoint / 'manifest.json')} {sha256_of(saved.tokenizer_file)}"
+        self._model = saved.load()
 
     def parameters(self) -> dict[str, Any]:
         return super().parameters() | {"checkpoint": self._hash, "max_length": self.max_length}
@@ -79,15 +64,3 @@ class CheckpointPerplexity(BitsPerByte):
                 first, whole = (self._tokenizer.decode(part).encode() for part in (tokens[:1], tokens))
                 size[i] = len(whole) - len(first)
         return nats, size
-
-
-def _load(path: Path, config, run_dir: str) -> Decoder:
-    """The checkpoint's model."""
-    model, weights = Decoder(config), read_weights(path)
-    own = dict(model.named_parameters())
-    if {n: p.shape for n, p in own.items()} != {n: w.shape for n, w in weights.items()}:
-        raise DataError(f"the checkpoint {path.name} of {run_dir} does not fit the model in its config.yaml")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
-    return model.eval()

@@ -217,6 +217,7 @@ def build_parts(
         seq_length,
         config.train.eval_samples,
         config.train.micro_batch_size,
+        further=tuple(config.train.eval_attributes),
     )
     loader = Loader(
         pool,

@@ -61,7 +61,19 @@ ROOMS = {
         "mads.train.growth",
         "mads.train.members",
     ),
+    # Runs commands, and reads what they wrote: it knows a model's shape, to count FLOPs, and no model.
+    "mads.compare": (
+        "mads.config",
+        "mads.console.record",
+        "mads.data",
+        "mads.launch",
+        "mads.logging",
+        "mads.model.shape",
+        "mads.report",
+    ),
     "mads.cli": (
+        "mads.checkpoint.manifest",
+        "mads.compare",
         "mads.config",
         "mads.data",
         "mads.doctor",
@@ -69,6 +81,7 @@ ROOMS = {
         "mads.label",
         "mads.launch",
         "mads.report",
+        "mads.train.evaluation",
         "mads.train.worker",
     ),
 }

@@ -57,6 +57,7 @@ def prepare(
     """
     directory = Path(directory)
     _check(source, labellers, workers)
+    _check_groups(source, settings.heldout_group_field, append)
     identity = {
         "settings": settings.identity(),
         "source": source.describe(hashed=False),
@@ -103,6 +104,21 @@ def _check(source: Source, labellers: dict[str, Labeller], workers: int) -> None
                 f"attribute {name!r} is read from the fields {missing}, which the source does not give: add them to "
                 f"data.attribute_fields, now {list(source.attribute_fields)}"
             )
+
+
+def _check_groups(source: Source, field: str | None, append: bool) -> None:
+    if field is None:
+        return
+    if field not in source.attribute_fields:
+        raise DataError(
+            f"data.heldout_group_field={field!r} is not among the fields that the source gives: add it to data.attribute_fields, "
+            f"now {list(source.attribute_fields)}"
+        )
+    if append:
+        raise DataError(
+            f"data.heldout_group_field={field!r} cannot be kept when documents are added: a directory does not keep which groups "
+            "its documents belong to, so a group could come to lie on both sides. Prepare everything anew, or leave the key out"
+        )
 
 
 def _outcome(job: Job, progress: Callable[[str], None]) -> Manifest:

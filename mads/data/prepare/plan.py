@@ -17,7 +17,7 @@ from mads.data.prepare.removals import find_removals, known_keys
 from mads.data.prepare.survey import Surveyed, read_surveys
 from mads.data.rejects import raise_if_too_many
 from mads.data.schema import DataError
-from mads.data.split import fit_documents, heldout_documents
+from mads.data.split import fit_documents, heldout_documents, heldout_groups
 from mads.label.base import open_labeller
 
 TRAIN, HELDOUT, REMOVED = 0, 1, 2
@@ -39,7 +39,7 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
     removed = removals.removed
     state = np.full(documents, REMOVED, dtype=np.uint8)
     kept = np.flatnonzero(~removed)
-    state[kept] = _heldout(job, found, kept)
+    state[kept], split = _heldout(job, found, kept)
     if not len(kept):
         raise DataError(f"nothing is left of {documents} documents: {_listed(removals.counts)}; see data.hygiene")
     shards = _units(found) if job.takes_tokens else _cut(found.sizes, kept, settings.shard_megabytes * 1e6)
@@ -64,6 +64,7 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
         "first_rejected": found.first_rejected,
         "removed": removals.counts,
         "contamination": removals.contamination,
+        "heldout_groups": split,
         "shards": shards,
         "bytes": [int(found.sizes[first:last][state[first:last] != REMOVED].sum()) for first, last in shards],
         "fit_megabytes": round(float(found.sizes[tokenizer].sum()) / 1e6, 1),
@@ -78,6 +79,7 @@ def make_plan(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
         [note]
         + ([f"removed {_listed(removals.counts)}; listed in {job.list_name('removed')}"] if removals.counts else [])
         + removals.notes()
+        + _split_notes(settings.heldout_group_field, split)
         + [f"attribute {name} has {len(new)} further labels: {', '.join(new[:10])}" for name, new in labels.items()]
     )
 
@@ -101,14 +103,27 @@ def _new_labels(job: Job, found: Surveyed, kept: np.ndarray) -> dict[str, list[s
     return new
 
 
-def _heldout(job: Job, found: Surveyed, kept: np.ndarray) -> np.ndarray:
-    """TRAIN or HELDOUT for each of `kept`. What equals a document of an earlier generation stays on its side."""
-    settings, keys = job.settings, found.keys[kept]
-    held = heldout_documents(keys, found.codes[kept], settings.heldout_fraction, settings.seed)
+def _heldout(job: Job, found: Surveyed, kept: np.ndarray) -> tuple[np.ndarray, dict[str, list[int] | None]]:
+    """(TRAIN or HELDOUT for each of `kept`; domain -> [groups held out, all], None: by document). What equals a document of an
+    earlier generation stays on its side."""
+    settings, keys, split = job.settings, found.keys[kept], {}
+    if settings.heldout_group_field is None:
+        held = heldout_documents(keys, found.codes[kept], settings.heldout_fraction, settings.seed)
+    else:
+        held, counts = heldout_groups(keys, found.codes[kept], found.groups[kept], settings.heldout_fraction, settings.seed)
+        split = {found.domains[code]: count for code, count in counts.items()}
     if job.before is not None:
         held &= ~np.isin(keys, known_keys(job, "train")[:, 0])
         held |= np.isin(keys, known_keys(job, "heldout")[:, 0])
-    return np.where(held, HELDOUT, TRAIN).astype(np.uint8)
+    return np.where(held, HELDOUT, TRAIN).astype(np.uint8), split
+
+
+def _split_notes(field: str | None, split: dict[str, list[int] | None]) -> list[str]:
+    """How the domains were split, for people."""
+    whole = [f"{domain} {count[0]} of {count[1]}" for domain, count in sorted(split.items()) if count is not None]
+    single = sorted(domain for domain, count in split.items() if count is None)
+    notes = [f"held out whole groups of {field!r}: {', '.join(whole)}"] if whole else []
+    return notes + ([f"note: held out by document, for want of small groups of {field!r}: {', '.join(single)}"] if single else [])
 
 
 def _cut(sizes: np.ndarray, kept: np.ndarray, shard_bytes: float) -> list[tuple[int, int]]:

@@ -52,6 +52,8 @@ def seal(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
         "removed": plan.about["removed"],
         "contamination": plan.about["contamination"],
     }
+    if job.settings.heldout_group_field is not None:
+        generation["heldout_groups"] = plan.about["heldout_groups"]
     generations = [*(job.before.generations if job.before is not None else []), generation]
     manifest = Manifest(
         job.settings.seq_length, dict(sorted(files.items())), parts, schemas, references["counts"], tokenizer, generations

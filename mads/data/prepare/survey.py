@@ -46,6 +46,7 @@ class _Columns:
     keys: array = field(default_factory=lambda: array("Q"))  # key, check, key, check, ...
     sizes: array = field(default_factory=lambda: array("I"))
     lines: array = field(default_factory=lambda: array("q"))
+    groups: array = field(default_factory=lambda: array("Q"))
 
 
 def survey_group(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
@@ -57,7 +58,7 @@ def survey_group(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]
         marks: Marks = []
         before = len(columns.sizes)
         for document in job.source.read(unit, rejects, marks=marks):
-            size = _add(columns, document)
+            size = _add(columns, document, job.settings.heldout_group_field)
             domains.add(document.domain)
             origins.add(document.origin)
             for name, codes in categories.items():
@@ -93,12 +94,15 @@ def survey_group(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]
     return []
 
 
-def _add(columns: _Columns, document: Document) -> int:
+def _add(columns: _Columns, document: Document, group_field: str | None) -> int:
     raw = document.text.encode("utf-8")
     key, check = text_keys(raw)
     columns.keys.extend((key, check))
     columns.sizes.append(len(raw))
     columns.lines.append(document.line)
+    if group_field is not None:
+        value = document.fields[group_field]
+        columns.groups.append(text_keys(f"{type(value).__name__}:{value}".encode())[0])
     return len(raw)
 
 
@@ -118,6 +122,7 @@ class Surveyed:
     """All surveys of a source joined, in input order: one entry a document.
 
     pairs: uint64 [n, 2], key and check of each text (mads.data.split.text_keys); sizes: uint32 [n], bytes; lines: int64 [n]
+    groups: uint64 [n], a hash of each document's value under data.heldout_group_field; without it [0]
     codes, origin_codes: int32 [n], index into `domains` and `origins`
     categories: field -> codes int32 [n], index into values[field]
     contaminated: (index, detail, examples) of each document that shares a gram with examples (mads.hygiene.contamination.Hit)
@@ -127,6 +132,7 @@ class Surveyed:
     pairs: np.ndarray
     sizes: np.ndarray
     lines: np.ndarray
+    groups: np.ndarray
     codes: np.ndarray
     domains: tuple[str, ...]
     origin_codes: np.ndarray
@@ -180,7 +186,7 @@ def read_surveys(job: Job) -> Surveyed:
         before += len(columns["sizes"][-1])
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return Surveyed(
-        *(joined[name] for name in ("keys", "sizes", "lines", "domains")),
+        *(joined[name] for name in ("keys", "sizes", "lines", "groups", "domains")),
         tuple(domains.values),
         joined["origins"],
         tuple(origins.values),

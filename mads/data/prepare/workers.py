@@ -179,6 +179,13 @@ class _Progress:
         if time.monotonic() - self._shown < _SHOW_S or not self._board.is_open:
             return
         self._shown = time.monotonic()
+        try:
+            self._show_stage_under_way()
+        except FileNotFoundError:  # a worker has closed the board while it was read
+            if self._board.is_open:
+                raise
+
+    def _show_stage_under_way(self) -> None:
         done = self._board.done()
         for stage in STAGES:
             names = tasks_of(self._job, stage)

@@ -6,7 +6,7 @@ import yaml
 from mads.cli import main
 
 
-@pytest.mark.parametrize("command", ["prepare", "label", "doctor", "train", "report"])
+@pytest.mark.parametrize("command", ["prepare", "label", "doctor", "train", "compare", "report"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

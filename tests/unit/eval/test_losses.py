@@ -133,3 +133,14 @@ def test_the_limit_takes_the_same_few_samples_of_every_label_every_time(director
 def test_an_attribute_that_the_pool_lacks_is_named(directory):
     with pytest.raises(DataError, match=r"reported by 'mood'; the prepared data has only \['domain', 'quality', 'topic'\]"):
         HeldOut(FakeModel(), Pool.open(directory, "heldout"), [], OneRank(), 32, 3, 4, "mood")
+
+
+def test_further_attributes_are_reported_beside_domains(directory):
+    pool = Pool.open(directory, "heldout")
+    plain, quality = (HeldOut(FakeModel(), pool, [], OneRank(), 32, 3, 4, name).evaluate() for name in ("domain", "quality"))
+    both = HeldOut(FakeModel(), pool, [], OneRank(), 32, 3, 4, further=["quality", "domain"]).evaluate()
+    by = both.pop("heldout_by")
+    assert both == plain and "heldout_by" not in plain
+    assert by["quality"] == pytest.approx(quality["heldout"]) and by["domain"] == pytest.approx(plain["heldout"])
+    with pytest.raises(DataError, match="reported by 'mood'"):
+        HeldOut(FakeModel(), pool, [], OneRank(), 32, 3, 4, further=["mood"])
