@@ -80,11 +80,12 @@ def _report(error: Exception, where: Place | None, code: int) -> int:
 
 
 def choose_device(where: Place) -> torch.device:
-    """This rank's GPU, or the CPU with its share of the cores."""
+    """This rank's GPU, or the CPU with its share of the cores, or with the threads that the user asked for."""
     if torch.cuda.is_available():
         torch.cuda.set_device(where.local_rank)
         return torch.device("cuda", where.local_rank)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // where.local_world_size))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // where.local_world_size))
     return torch.device("cpu")
 
 
