@@ -154,6 +154,12 @@ def _place_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
+def cpu_threads(where: Place) -> int:
+    """Threads of a worker without a GPU: OMP_NUM_THREADS if it is set, as everywhere; else its share of the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else max(1, (os.cpu_count() or 1) // where.local_world_size)
+
+
 def free_port() -> int:
     """A port that nobody uses and, where possible, none that the system gives to programs that ask for any: between this call
     and the moment when rank 0 listens, seconds later, every connection of this machine draws one of those."""

@@ -7,17 +7,11 @@ from types import SimpleNamespace
 import pytest
 from command_support import LAUNCHER_VARIABLES, MADS, expect_bad_input, run, settings
 from harness import run_ranks
-from run_support import OVERRIDES, PREPARE, REWARD, prepare_small, run_config, trainer, write_corpus
+from run_support import OVERRIDES, PREPARE, REWARD, run_config, trainer, write_corpus
 
 from mads.cli import main
-from mads.data.schema import DataError
 
 ATTRIBUTES = "['domain', 'quality', 'topic']"
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_small(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +42,6 @@ def mads(capsys, monkeypatch, tmp_path):
 def check_trains(prepared, run_dir, *overrides):
     """In a pool's worker, which has everything imported: three steps."""
     trainer(run_config(str(prepared), str(run_dir), "selection=random", "train.steps=3", *overrides)).run()
-
-
-def check_refuses_other_data(prepared, run_dir):
-    with pytest.raises(DataError, match="fingerprint"):
-        check_trains(prepared, run_dir)
 
 
 @pytest.mark.parametrize(
@@ -178,14 +167,11 @@ def test_windows_longer_than_any_document_are_prepared_and_trained(mads, corpus,
     assert '"end"' in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_a_run_folder_goes_on_only_with_its_own_settings_and_data(mads, prepared, tmp_path):
+def test_a_run_folder_goes_on_only_with_its_own_settings(mads, prepared, tmp_path):
+    """That it does not go on with other data: dist/test_resume.py."""
     run_ranks(1, check_trains, prepared, tmp_path / "run")
-    own = settings(prepared, tmp_path / "run", "selection=random", "train.steps=3")
-    expect_bad_input(mads("train", "--workers", 1, *own, "optim.lr=5e-4"), "optim.lr: 0.001 then, 0.0005 now", "another run_dir")
-    folder = write_corpus(tmp_path / "other", seed=1)
-    other = ["prepare", *PREPARE, f"data.paths=[{folder}/corpus.jsonl]", f"data.dir={tmp_path}/other/prepared"]
-    assert main(other) == 0
-    run_ranks(1, check_refuses_other_data, tmp_path / "other" / "prepared", tmp_path / "run")
+    other = settings(prepared, tmp_path / "run", "selection=random", "train.steps=3", "optim.lr=5e-4")
+    expect_bad_input(mads("train", "--workers", 1, *other), "optim.lr: 0.001 then, 0.0005 now", "another run_dir")
 
 
 def test_wandb_online_without_a_key_stops_before_training(prepared, tmp_path):

@@ -7,14 +7,8 @@ import signal
 import numpy as np
 import pytest
 from command_support import MADS, alive, children, expect_bad_input, run, settings, start, wait_until
-from run_support import curve, prepare_small
+from run_support import curve
 from safetensors.numpy import load_file
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_small(tmp_path_factory.mktemp("corpus"))
-
 
 FULL = pytest.mark.full
 LONG = ["train.steps=60", "selection.interval=20", "checkpoint.interval=10", "train.eval_interval=30", "checkpoint.keep_last=9"]

@@ -8,7 +8,7 @@ import pytest
 from command_support import MADS, REPOSITORY, environment, run, settings
 from harness import run_ranks
 from mads.launch.processes import free_port
-from run_support import PREPARE, curve, prepare_small, trainer, write_corpus
+from run_support import PREPARE, curve, trainer, write_corpus
 
 from mads.config.compose import compose
 from mads.config.validate import validate
@@ -31,11 +31,6 @@ SMALL = [
     "train.log_interval=1",
     "schedule.warmup_steps=2",
 ]
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_small(tmp_path_factory.mktemp("quick"))
 
 
 def check_trains(overrides):
