@@ -14,13 +14,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 RANKS = "dist"  # the folder whose tests are a part of their own
 NO_TESTS = 5  # pytest's exit code when a selection leaves none
 GRACE_S = 30.0  # what a part gets to end its processes
+POLL_S = 0.2
 
 
 def commands(tests: Path, arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -33,39 +35,45 @@ def commands(tests: Path, arguments: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
+class Part:
+    """A pytest process whose output goes to a file: a pipe would stay open as long as a child that outlives it."""
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path, log: Path):
+        self.name, self.rest, self.held = name, "", []
+        with open(log, "wb") as out:
+            self.process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+        self.lines = open(log, encoding="utf-8", errors="replace")
+
+    def show(self) -> bool:
+        """Print what is new, but hold what follows the first header of pytest's report; returns whether the process has ended."""
+        ended = self.process.poll() is not None  # before reading, so that nothing is written after the last look
+        *lines, self.rest = (self.rest + self.lines.read()).split("\n")
+        self.held += lines + ([self.rest] if ended and self.rest else [])
+        report = next((i for i, line in enumerate(self.held) if line.startswith("=====")), len(self.held))
+        now, self.held = (self.held, []) if ended else (self.held[:report], self.held[report:])
+        for line in now:
+            print(f"{self.name}| {line}", flush=True)
+        return ended
+
+
 def run(tests: Path, arguments: Sequence[str]) -> int:
     """Run both parts to their end; returns 0 if both passed, else the exit code of the first that did not."""
-    writing, processes, readers = threading.Lock(), {}, []
-    for part, command in commands(tests, arguments).items():
-        processes[part] = subprocess.Popen(
-            command, cwd=tests.parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        readers.append(threading.Thread(target=_show, args=(part, processes[part].stdout, writing)))
-        readers[-1].start()
-    try:
-        codes = {part: process.wait() for part, process in processes.items()}
-    except BaseException:  # Ctrl-C went to the parts as well; a signal to this process alone did not
-        _end(list(processes.values()))
-        raise
-    for reader in readers:
-        reader.join()
-    ran = {part: code for part, code in codes.items() if code != NO_TESTS} or codes
-    print(", ".join(f"{part}: {'passed' if code == 0 else f'exit code {code}'}" for part, code in codes.items()), flush=True)
-    return next((abs(code) for code in ran.values() if code), 0)
-
-
-def _show(part: str, lines, writing: threading.Lock) -> None:
-    """Print a part's lines as they come; from the first section of pytest's report on, all together at the end."""
-    held = []
-    for line in lines:
-        held.append(f"{part}| {line if line.endswith(chr(10)) else line + chr(10)}")
-        if not held[0].startswith(f"{part}| ====="):
-            with writing:
-                sys.stdout.write(held.pop())
-                sys.stdout.flush()
-    with writing:
-        sys.stdout.writelines(held)
-        sys.stdout.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [Part(n, c, tests.parent, Path(folder) / n) for n, c in commands(tests, arguments).items()]
+        try:
+            running = parts
+            while running := [part for part in running if not part.show()]:
+                time.sleep(POLL_S)
+        except BaseException:  # Ctrl-C went to the parts as well; a signal to this process alone did not
+            _end([part.process for part in parts])
+            for part in parts:
+                part.show()
+            raise
+    codes = {part.name: part.process.returncode for part in parts}
+    words = {0: "passed", NO_TESTS: "no test"}
+    print(", ".join(f"{name}: {words.get(code, f'exit code {code}')}" for name, code in codes.items()), flush=True)
+    ran = [code for code in codes.values() if code != NO_TESTS] or [NO_TESTS]
+    return next((abs(code) for code in ran if code), 0)
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
@@ -77,6 +85,7 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
             process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
 
 def main(arguments: Sequence[str]) -> int:
