@@ -7,6 +7,7 @@ from harness import run_ranks
 
 RATE = 2e-3
 FULL = pytest.mark.full
+DIFFERENCE, GHOST = "finite_difference", "ghost"
 
 
 def _trained(stage, dtype=torch.float32, accumulation=1, steps=3):
@@ -104,9 +105,6 @@ def _everything(built):
     engine = built.engine.engine
     state["counters"] = torch.tensor([engine.global_steps, engine.micro_steps, engine.skipped_steps, built.engine.state.steps])
     return state
-
-
-DIFFERENCE, GHOST = "finite_difference", "ghost"
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_without_references_only_selections_without_rewards_work(mads, without_r
     expect_bad_input(
         mads("train", "--workers", 1, *settings(without_references, tmp_path / "run")), "reference", "selection=random"
     )
-    run_ranks(1, check_trains, without_references, tmp_path / "run")
+    run_ranks(1, check_trains, without_references, tmp_path / "run", timeout=120)
     evaluation = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert evaluation["references"] == {} and evaluation["heldout"]
 
@@ -163,13 +163,13 @@ def test_windows_longer_than_any_document_are_prepared_and_trained(mads, corpus,
     overrides = [*settings(tmp_path / "long", tmp_path / "run", "selection=random", "data.seq_length=2048")]
     expect_bad_input(mads("train", "--workers", 1, *overrides), "16384 tokens", "smaller batch")
     small = ["train.global_batch_size=2", "train.micro_batch_size=1"]
-    run_ranks(1, check_trains, tmp_path / "long", tmp_path / "run", *long[:1], *small)
+    run_ranks(1, check_trains, tmp_path / "long", tmp_path / "run", *long[:1], *small, timeout=120)
     assert '"end"' in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_a_run_folder_goes_on_only_with_its_own_settings(mads, prepared, tmp_path):
     """That it does not go on with other data: dist/test_resume.py."""
-    run_ranks(1, check_trains, prepared, tmp_path / "run")
+    run_ranks(1, check_trains, prepared, tmp_path / "run", timeout=120)
     other = settings(prepared, tmp_path / "run", "selection=random", "train.steps=3", "optim.lr=5e-4")
     expect_bad_input(mads("train", "--workers", 1, *other), "optim.lr: 0.001 then, 0.0005 now", "another run_dir")
 

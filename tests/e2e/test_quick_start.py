@@ -70,13 +70,13 @@ def test_make_demo_trains_a_run_and_its_control_and_reports_both(tmp_path):
     assert ">mads<" in page and ">random<" in page
     again = run([*MADS, "train", *overrides, "run_dir=runs/mads"], tmp_path)
     assert again.returncode == 0 and "is finished: 12 of 12 steps" in again.stdout
-    run_ranks(2, check_trains, [*overrides, f"data.dir={tmp_path}/prepared", f"run_dir={tmp_path}/pool"])
+    run_ranks(2, check_trains, [*overrides, f"data.dir={tmp_path}/prepared", f"run_dir={tmp_path}/pool"], timeout=120)
     assert curve(tmp_path / "pool") == (metrics, decisions), "`mads train` computes what a trainer computes"
 
 
 def test_deepspeed_and_torchrun_compute_what_mads_train_computes(prepared, tmp_path):
     """All three equal the trainer in a pool: these two here, `mads train` in the test above."""
-    run_ranks(2, check_trains, settings(prepared, tmp_path / "pool", "train.steps=3"))
+    run_ranks(2, check_trains, settings(prepared, tmp_path / "pool", "train.steps=3"), timeout=120)
     expected = curve(tmp_path / "pool")
     assert len([m for m in expected[0] if m["kind"] == "train"]) == 3
     for name in ("deepspeed", "torchrun"):
