@@ -5,6 +5,7 @@ MADS ?= $(VENV)/bin/mads
 INSTALLED ?= $(VENV)/installed
 DEMO ?=
 FULL ?=
+TEST ?=
 HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 
 .PHONY: demo test test-full mutants clean
@@ -17,8 +18,9 @@ $(VENV)/installed: pyproject.toml constraints/cpu.txt
 demo: $(INSTALLED)
 	bash $(HERE)launch/demo.sh $(MADS) $(DEMO)
 
+# Two pytest processes: the distributed tests beside all others. TEST='-k words' passes options to both.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/side_by_side.py $(TEST)
 
 # Everything exhaustive, for hours; may be stopped and goes on where it was. FULL='--suite NAME --limit 20' passes options.
 test-full: $(INSTALLED)

@@ -28,12 +28,6 @@ class Ended:
     cpu_seconds: float
 
 
-def cpu_threads(processes: int) -> int:
-    """Threads of one of so many processes on this machine: OMP_NUM_THREADS if it is set, else its share of the cores."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) > 0 else max(1, len(os.sched_getaffinity(0)) // processes)
-
-
 def child_environment(threads: int, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of a child: this process's, without its place in a job, with so many threads for every library."""
     kept = {k: v for k, v in environment.items() if k not in LAUNCHED}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ PARENT = "MADS_PARENT"  # process id of the `mads train` that started a worker
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 5.0  # what a worker gets between SIGTERM and SIGKILL
 POLL_S = 0.1
+OWN_PORTS = range(15000, 32768)  # below those that Linux draws from
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def place() -> Place | None:
 
 def become_single_process() -> Place:
     """Make this process a job of one."""
-    os.environ.update(_place_variables(0, 1, _free_port()))
+    os.environ.update(_place_variables(0, 1, free_port()))
     return place()
 
 
@@ -88,7 +90,7 @@ def run_workers(workers: int, overrides: Sequence[str]) -> int:
     # On a CPU each worker gets its share of the cores: with more threads than cores OpenMP spins, a step takes many times longer.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     environment[PARENT] = str(os.getpid())
-    port = _free_port()
+    port = free_port()
     received: list[int] = []
     # Handlers only take a note, so that no worker is started and then forgotten.
     previous = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in STOP_SIGNALS}
@@ -152,7 +154,21 @@ def _place_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def cpu_threads(where: Place) -> int:
+    """Threads of a worker without a GPU: OMP_NUM_THREADS if it is set, as everywhere; else its share of the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else max(1, (os.cpu_count() or 1) // where.local_world_size)
+
+
+def free_port() -> int:
+    """A port that nobody uses and, where possible, none that the system gives to programs that ask for any: between this call
+    and the moment when rank 0 listens, seconds later, every connection of this machine draws one of those."""
+    ports = random.SystemRandom().sample(OWN_PORTS, 20)
+    for port in (*ports, 0):
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return s.getsockname()[1]
+    raise ConfigError("no free port on 127.0.0.1")

@@ -1,7 +1,6 @@
 """Real processes of the mads command, for the end-to-end tests."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -36,12 +35,6 @@ def start(command, cwd, log):
     """Start without waiting; stdout and stderr go to the file `log`."""
     with open(log, "wb") as out:
         return subprocess.Popen([str(c) for c in command], cwd=cwd, env=environment(), stdout=out, stderr=subprocess.STDOUT)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 def children(pid):

@@ -36,5 +36,13 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> str:
+    """The directory of the tiny prepared corpus of run_support, for all tests that only read it."""
+    from run_support import prepare_small
+
+    return str(prepare_small(tmp_path_factory.mktemp("corpus")))
+
+
 def pytest_sessionfinish():
     harness.close_pools()

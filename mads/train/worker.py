@@ -16,8 +16,7 @@ from mads.checkpoint.manifest import CheckpointError
 from mads.config.compose import ConfigError, compose
 from mads.config.validate import validate
 from mads.data.schema import DataError
-from mads.launch.children import cpu_threads
-from mads.launch.processes import Place, become_single_process, place, prepare_worker, strip_launcher_arguments
+from mads.launch.processes import Place, become_single_process, cpu_threads, place, prepare_worker, strip_launcher_arguments
 from mads.topology import Topology, grid_of, initialize_process_group, shut_down
 
 # What a user can mend: shown as a message, without a traceback.
@@ -81,11 +80,11 @@ def _report(error: Exception, where: Place | None, code: int) -> int:
 
 
 def choose_device(where: Place) -> torch.device:
-    """This rank's GPU, or the CPU with its threads: OMP_NUM_THREADS, or its share of the cores."""
+    """This rank's GPU, or the CPU."""
     if torch.cuda.is_available():
         torch.cuda.set_device(where.local_rank)
         return torch.device("cuda", where.local_rank)
-    torch.set_num_threads(cpu_threads(where.local_world_size))
+    torch.set_num_threads(cpu_threads(where))
     return torch.device("cpu")
 
 

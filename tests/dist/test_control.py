@@ -4,12 +4,7 @@ rewards are computed in every round."""
 import numpy as np
 import pytest
 from harness import run_ranks
-from run_support import curve, prepare_small
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return str(prepare_small(tmp_path_factory.mktemp("corpus")))
+from run_support import curve
 
 
 def train(prepared, run_dir, overrides):

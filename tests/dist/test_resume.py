@@ -12,11 +12,6 @@ from run_support import curve, prepare_small
 from mads.logging.decisions import decision_path, read_decision
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return str(prepare_small(tmp_path_factory.mktemp("corpus")))
-
-
 def train_until(prepared, run_dir, stops, overrides):
     """Train in as many lives as there are stops, each a new Trainer that resumes; returns state hashes of the last."""
     import torch.distributed as dist

@@ -7,6 +7,7 @@ from harness import run_ranks
 
 RATE = 2e-3
 FULL = pytest.mark.full
+DIFFERENCE, GHOST = "finite_difference", "ghost"
 
 
 def _trained(stage, dtype=torch.float32, accumulation=1, steps=3):
@@ -61,8 +62,11 @@ def test_rewards_equal_exact_dot_products_in_bf16():
     run_ranks(2, check_exactness, [0, 1, 2, 3], "ghost", "bfloat16", 0.98, 3, timeout=180)
 
 
-def check_trace(stages, mode, accumulation, dtype_name="float32"):
-    """Losses after a reward pass equal those of an undisturbed run bit for bit; parameters, moments, RNG and counters too."""
+def check_trace(stages, modes, accumulation, dtype_name="float32"):
+    """Losses after a reward pass equal those of an undisturbed run bit for bit; parameters, moments, RNG and counters too.
+
+    modes: how rewards are computed before each of two steps
+    """
     import model_support as support
     import reward_cases as cases
     import torch.distributed as dist
@@ -77,12 +81,11 @@ def check_trace(stages, mode, accumulation, dtype_name="float32"):
             torch.manual_seed(7)
             built = _trained(stage, dtype, accumulation)
             rng = torch.get_rng_state()
-            rewarder = cases.rewarder(built, mode)
             losses = []
-            for step in range(2):
+            for step, mode in enumerate(modes):
                 if disturb:
                     before = _everything(built)
-                    rewards = rewarder(None, samples, step).rewards
+                    rewards = cases.rewarder(built, mode)(None, samples, step).rewards
                     assert np.abs(rewards).max() > 0
                     after = _everything(built)
                     assert all(torch.equal(before[k], after[k]) for k in before), (stage, mode)
@@ -90,8 +93,8 @@ def check_trace(stages, mode, accumulation, dtype_name="float32"):
                 losses.append(built.engine.train_step(micro, valid, RATE).loss)
             assert torch.equal(rng, torch.get_rng_state())
             runs.append((losses, _everything(built)))
-        assert runs[0][0] == runs[1][0], (stage, mode, accumulation)
-        assert all(torch.equal(runs[0][1][k], runs[1][1][k]) for k in runs[0][1]), (stage, mode, accumulation)
+        assert runs[0][0] == runs[1][0], (stage, modes, accumulation)
+        assert all(torch.equal(runs[0][1][k], runs[1][1][k]) for k in runs[0][1]), (stage, modes, accumulation)
 
 
 def _everything(built):
@@ -104,14 +107,23 @@ def _everything(built):
     return state
 
 
-@pytest.mark.parametrize("mode", ["finite_difference", "ghost"])
-@pytest.mark.parametrize("world, accumulation", [pytest.param(1, 2, marks=FULL), pytest.param(2, 1, marks=FULL), (2, 2)])
-def test_reward_pass_leaves_no_trace(mode, world, accumulation):
-    run_ranks(world, check_trace, [0, 1, 2, 3], mode, accumulation, timeout=180)
+@pytest.mark.parametrize(
+    "world, accumulation, modes",
+    [
+        (2, 2, (DIFFERENCE, GHOST)),
+        *(
+            pytest.param(world, accumulation, (mode, mode), marks=FULL)
+            for world, accumulation in ((1, 2), (2, 1), (2, 2))
+            for mode in (DIFFERENCE, GHOST)
+        ),
+    ],
+)
+def test_reward_pass_leaves_no_trace(world, accumulation, modes):
+    run_ranks(world, check_trace, [0, 1, 2, 3], modes, accumulation, timeout=180)
 
 
 def test_reward_pass_leaves_no_trace_in_bf16():
-    run_ranks(2, check_trace, [0, 1, 2, 3], "ghost", 2, "bfloat16", timeout=180)
+    run_ranks(2, check_trace, [0, 1, 2, 3], (GHOST, GHOST), 2, "bfloat16", timeout=180)
 
 
 def check_refusals():

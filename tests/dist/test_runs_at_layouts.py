@@ -7,17 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import run_ranks
-from run_support import curve, prepare_small
+from run_support import curve
 
 from mads.logging.decisions import read_decision
 
 SIZES = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "cp": "context_parallel_size"}
 MODEL = ["model.num_key_value_heads=4", "model.num_layers=2", "reward=ghost", "optim.eps=1e-4", "schedule.warmup_steps=2"]
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return str(prepare_small(tmp_path_factory.mktemp("corpus")))
 
 
 def layout(zero=1, sequence_parallel=False, **sizes):

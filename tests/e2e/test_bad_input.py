@@ -6,16 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 from command_support import LAUNCHER_VARIABLES, MADS, expect_bad_input, run, settings
-from run_support import OVERRIDES, PREPARE, REWARD, prepare_small, write_corpus
+from harness import run_ranks
+from run_support import OVERRIDES, PREPARE, REWARD, run_config, trainer, write_corpus
 
 from mads.cli import main
 
 ATTRIBUTES = "['domain', 'quality', 'topic']"
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_small(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +37,11 @@ def mads(capsys, monkeypatch, tmp_path):
         return SimpleNamespace(returncode=code, stdout=out, stderr=err)
 
     return call
+
+
+def check_trains(prepared, run_dir, *overrides):
+    """In a pool's worker, which has everything imported: three steps."""
+    trainer(run_config(str(prepared), str(run_dir), "selection=random", "train.steps=3", *overrides)).run()
 
 
 @pytest.mark.parametrize(
@@ -149,8 +150,7 @@ def test_without_references_only_selections_without_rewards_work(mads, without_r
     expect_bad_input(
         mads("train", "--workers", 1, *settings(without_references, tmp_path / "run")), "reference", "selection=random"
     )
-    done = run([*MADS, "train", *settings(without_references, tmp_path / "run", "selection=random", "train.steps=3")], tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_ranks(1, check_trains, without_references, tmp_path / "run", timeout=120)
     evaluation = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert evaluation["references"] == {} and evaluation["heldout"]
 
@@ -162,21 +162,16 @@ def test_windows_longer_than_any_document_are_prepared_and_trained(mads, corpus,
     assert manifest["parts"]["train"]["samples"] == manifest["parts"]["train"]["documents"], "one sample a document"
     overrides = [*settings(tmp_path / "long", tmp_path / "run", "selection=random", "data.seq_length=2048")]
     expect_bad_input(mads("train", "--workers", 1, *overrides), "16384 tokens", "smaller batch")
-    small = ["train.global_batch_size=2", "train.micro_batch_size=1", "train.steps=3"]
-    done = run([*MADS, "train", *overrides, *small], tmp_path)
-    assert done.returncode == 0, done.stderr
+    small = ["train.global_batch_size=2", "train.micro_batch_size=1"]
+    run_ranks(1, check_trains, tmp_path / "long", tmp_path / "run", *long[:1], *small, timeout=120)
+    assert '"end"' in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_a_run_folder_goes_on_only_with_its_own_settings_and_data(prepared, tmp_path):
-    train = [*MADS, "train"]
-    assert run([*train, *settings(prepared, "run", "selection=random", "train.steps=3")], tmp_path).returncode == 0
-    done = run([*train, *settings(prepared, "run", "selection=random", "train.steps=3", "optim.lr=5e-4")], tmp_path)
-    expect_bad_input(done, "optim.lr: 0.001 then, 0.0005 now", "another run_dir")
-    folder = write_corpus(tmp_path / "other", seed=1)
-    other = ["prepare", *PREPARE, f"data.paths=[{folder}/corpus.jsonl]", f"data.dir={tmp_path}/other/prepared"]
-    assert main(other) == 0
-    done = run([*train, *settings(tmp_path / "other" / "prepared", "run", "selection=random", "train.steps=3")], tmp_path)
-    expect_bad_input(done, "fingerprint")
+def test_a_run_folder_goes_on_only_with_its_own_settings(mads, prepared, tmp_path):
+    """That it does not go on with other data: dist/test_resume.py."""
+    run_ranks(1, check_trains, prepared, tmp_path / "run", timeout=120)
+    other = settings(prepared, tmp_path / "run", "selection=random", "train.steps=3", "optim.lr=5e-4")
+    expect_bad_input(mads("train", "--workers", 1, *other), "optim.lr: 0.001 then, 0.0005 now", "another run_dir")
 
 
 def test_wandb_online_without_a_key_stops_before_training(prepared, tmp_path):

@@ -7,15 +7,10 @@ import signal
 import numpy as np
 import pytest
 from command_support import MADS, alive, children, expect_bad_input, run, settings, start, wait_until
-from run_support import curve, prepare_small
+from run_support import curve
 from safetensors.numpy import load_file
 
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_small(tmp_path_factory.mktemp("corpus"))
-
-
+FULL = pytest.mark.full
 LONG = ["train.steps=60", "selection.interval=20", "checkpoint.interval=10", "train.eval_interval=30", "checkpoint.keep_last=9"]
 ENDLESS = ["train.steps=100000", "selection=random", "train.eval_interval=100000"]
 
@@ -44,6 +39,7 @@ def test_k6_killed_between_checkpoints_and_restarted_equals_the_undisturbed_run_
     os.kill(workers[1], signal.SIGKILL)
     assert process.wait(timeout=30) == 128 + signal.SIGKILL
     assert not any(alive(worker) for worker in workers)
+    assert "worker 1 was killed by signal 9" in (tmp_path / "log").read_text()
     saved = max(int(p.name.split("-")[1]) for p in (run_dir / "checkpoints").glob("step-*"))
     reached = trained_steps(run_dir)
     assert 20 <= saved < 60 and saved <= reached < 60
@@ -57,7 +53,7 @@ def test_k6_killed_between_checkpoints_and_restarted_equals_the_undisturbed_run_
         assert np.array_equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("to_end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_end", [pytest.param(signal.SIGINT, marks=FULL), signal.SIGTERM])
 def test_a_signal_to_the_command_ends_all_workers(prepared, tmp_path, to_end):
     process = start([*MADS, "train", "--workers", 2, *settings(prepared, tmp_path / "run", *ENDLESS)], tmp_path, tmp_path / "log")
     wait_until(lambda: trained_steps(tmp_path / "run") >= 3 or process.poll() is not None, "no train line")
@@ -70,18 +66,19 @@ def test_a_signal_to_the_command_ends_all_workers(prepared, tmp_path, to_end):
     assert f"{to_end.name} received" in said and "Traceback" not in said
 
 
-def test_p7_a_killed_worker_and_a_killed_command_leave_no_process_behind(prepared, tmp_path):
-    for victim in ("worker", "command"):
-        run_dir = tmp_path / victim
-        process = start([*MADS, "train", "--workers", 2, *settings(prepared, run_dir, *ENDLESS)], tmp_path, tmp_path / "log")
-        wait_until(lambda d=run_dir, p=process: trained_steps(d) >= 3 or p.poll() is not None, "no train line")
-        workers = children(process.pid)
-        assert len(workers) == 2
-        os.kill(workers[0] if victim == "worker" else process.pid, signal.SIGKILL)
-        assert process.wait(timeout=30) == (128 + signal.SIGKILL if victim == "worker" else -signal.SIGKILL)
-        wait_until(lambda w=workers: not any(map(alive, w)), f"workers {workers} outlive the {victim}", timeout=30)
-        if victim == "worker":
-            assert "worker 0 was killed by signal 9" in (tmp_path / "log").read_text()
+# In `make test` a worker is killed by the test of K6.
+@pytest.mark.parametrize("victim", ["command", pytest.param("worker", marks=FULL)])
+def test_p7_a_killed_worker_and_a_killed_command_leave_no_process_behind(prepared, tmp_path, victim):
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    process = start([*MADS, "train", "--workers", 2, *settings(prepared, run_dir, *ENDLESS)], tmp_path, log)
+    wait_until(lambda: trained_steps(run_dir) >= 3 or process.poll() is not None, "no train line")
+    workers = children(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[0] if victim == "worker" else process.pid, signal.SIGKILL)
+    assert process.wait(timeout=30) == (128 + signal.SIGKILL if victim == "worker" else -signal.SIGKILL)
+    wait_until(lambda: not any(map(alive, workers)), f"workers {workers} outlive the {victim}", timeout=30)
+    if victim == "worker":
+        assert "worker 0 was killed by signal 9" in log.read_text()
 
 
 def test_a_loss_that_is_not_finite_ends_all_ranks_with_its_name(prepared, tmp_path):
@@ -92,9 +89,11 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_its_name(prepared, tmp_pa
     assert "the step was not taken" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_what_a_worker_finds_wrong_ends_all_with_exit_code_2_and_one_message(prepared, tmp_path):
-    done = run([*MADS, "train", "--workers", 2, *settings(tmp_path / "nothing", tmp_path / "run")], tmp_path)
-    expect_bad_input(done, str(tmp_path / "nothing"), "no manifest.json", "mads prepare")
+@pytest.mark.parametrize("found_by", [pytest.param("every rank", marks=FULL), "rank 0"])
+def test_what_a_worker_finds_wrong_ends_all_with_exit_code_2_and_one_message(prepared, tmp_path, found_by):
     (tmp_path / "file").write_text("")
-    done = run([*MADS, "train", "--workers", 2, *settings(prepared, tmp_path / "file")], tmp_path)
-    expect_bad_input(done, f"run_dir={tmp_path / 'file'} cannot be written", "choose another run_dir")
+    places, words = {
+        "every rank": ((tmp_path / "nothing", tmp_path / "run"), (str(tmp_path / "nothing"), "no manifest.json", "mads prepare")),
+        "rank 0": ((prepared, tmp_path / "file"), (f"run_dir={tmp_path / 'file'} cannot be written", "choose another run_dir")),
+    }[found_by]
+    expect_bad_input(run([*MADS, "train", "--workers", 2, *settings(*places)], tmp_path), *words)

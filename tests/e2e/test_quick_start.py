@@ -5,8 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_support import MADS, REPOSITORY, environment, free_port, run, settings
-from run_support import PREPARE, curve, write_corpus
+from command_support import MADS, REPOSITORY, environment, run, settings
+from harness import run_ranks
+from mads.launch.processes import free_port
+from run_support import PREPARE, curve, trainer, write_corpus
+
+from mads.config.compose import compose
+from mads.config.validate import validate
 
 CORPUS = [
     *PREPARE,
@@ -17,28 +22,28 @@ CORPUS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = write_corpus(tmp_path_factory.mktemp("quick"))
-    done = run([*MADS, "prepare", *CORPUS], cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return folder / "prepared"
+SMALL = [
+    "train.steps=12",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+    "selection.interval=5",
+    "train.eval_interval=6",
+    "train.log_interval=1",
+    "schedule.warmup_steps=2",
+]
+
+
+def check_trains(overrides):
+    """The same run in workers of a pool, which have everything imported."""
+    config = compose(overrides)
+    validate(config, 2)
+    trainer(config).run()
 
 
 def test_make_demo_trains_a_run_and_its_control_and_reports_both(tmp_path):
     """The README's first command as it is written, after the installation, on a small corpus and a small model."""
     write_corpus(tmp_path)
-    overrides = [
-        *CORPUS,
-        "train.steps=12",
-        "train.global_batch_size=8",
-        "train.micro_batch_size=2",
-        "selection.interval=5",
-        "train.eval_interval=6",
-        "train.log_interval=1",
-        "schedule.warmup_steps=2",
-    ]
+    overrides = [*CORPUS, *SMALL]
     make = ["make", "-f", REPOSITORY / "Makefile", "demo", "INSTALLED=", f"MADS={Path(MADS[0]).parent / 'mads'}"]
     done = run([*make, f"DEMO={' '.join(overrides)}"], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -65,33 +70,29 @@ def test_make_demo_trains_a_run_and_its_control_and_reports_both(tmp_path):
     assert ">mads<" in page and ">random<" in page
     again = run([*MADS, "train", *overrides, "run_dir=runs/mads"], tmp_path)
     assert again.returncode == 0 and "is finished: 12 of 12 steps" in again.stdout
+    run_ranks(2, check_trains, [*overrides, f"data.dir={tmp_path}/prepared", f"run_dir={tmp_path}/pool"], timeout=120)
+    assert curve(tmp_path / "pool") == (metrics, decisions), "`mads train` computes what a trainer computes"
 
 
-def test_deepspeed_torchrun_and_mads_train_compute_the_same(prepared, tmp_path):
-    commands = {
-        "deepspeed": ["bash", REPOSITORY / "launch" / "deepspeed.sh"],
-        "torchrun": ["bash", REPOSITORY / "launch" / "torchrun.sh"],
-        "mads": [*MADS, "train", "--workers", 2],
-    }
-    python = MADS[0]
-    port = free_port()
-    curves = {}
-    for name, command in commands.items():
-        overrides = settings(prepared, tmp_path / name, "train.steps=3")
-        done = run([*command, *overrides], tmp_path, PROCESSES="2", PYTHON=python, MASTER_PORT=port)
+def test_deepspeed_and_torchrun_compute_what_mads_train_computes(prepared, tmp_path):
+    """All three equal the trainer in a pool: these two here, `mads train` in the test above."""
+    run_ranks(2, check_trains, settings(prepared, tmp_path / "pool", "train.steps=3"), timeout=120)
+    expected = curve(tmp_path / "pool")
+    assert len([m for m in expected[0] if m["kind"] == "train"]) == 3
+    for name in ("deepspeed", "torchrun"):
+        command = ["bash", REPOSITORY / "launch" / f"{name}.sh", *settings(prepared, tmp_path / name, "train.steps=3")]
+        done = run(command, tmp_path, PROCESSES="2", PYTHON=MADS[0], MASTER_PORT=str(free_port()))
         assert done.returncode == 0, (name, done.stderr[-3000:])
-        curves[name] = curve(tmp_path / name)
+        assert curve(tmp_path / name) == expected, name
         assert json.loads((tmp_path / name / "environment.json").read_text())["world_size"] == 2
-    assert len([m for m in curves["mads"][0] if m["kind"] == "train"]) == 3
-    assert curves["deepspeed"] == curves["mads"] and curves["torchrun"] == curves["mads"]
 
 
-def test_bad_input_to_any_launcher_is_told_once(prepared, tmp_path):
-    for script in ("deepspeed.sh", "torchrun.sh"):
-        command = ["bash", REPOSITORY / "launch" / script, *settings(prepared, tmp_path / "run", "train.nonsense=3")]
-        done = run(command, tmp_path, PROCESSES="2", PYTHON=MADS[0], MASTER_PORT=free_port())
-        assert done.returncode != 0
-        assert done.stderr.count("Key 'nonsense' not in 'TrainConfig'") == 1, done.stderr
+@pytest.mark.parametrize("script", ["deepspeed.sh", pytest.param("torchrun.sh", marks=pytest.mark.full)])
+def test_bad_input_to_any_launcher_is_told_once(prepared, tmp_path, script):
+    command = ["bash", REPOSITORY / "launch" / script, *settings(prepared, tmp_path / "run", "train.nonsense=3")]
+    done = run(command, tmp_path, PROCESSES="2", PYTHON=MADS[0], MASTER_PORT=str(free_port()))
+    assert done.returncode != 0
+    assert done.stderr.count("Key 'nonsense' not in 'TrainConfig'") == 1, done.stderr
 
 
 def test_the_shell_scripts_parse():

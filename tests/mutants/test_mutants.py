@@ -293,7 +293,7 @@ MUTANTS = [
         _restored_by_subtraction,
         f"{REWARDS}:check_trace",
         world=2,
-        args=([1], "finite_difference", 1),
+        args=([1], ("finite_difference",) * 2, 1),
         red=("RuntimeError",),
     ),
     Mutant(
@@ -302,7 +302,7 @@ MUTANTS = [
         lambda original: lambda self: None,
         f"{REWARDS}:check_trace",
         world=2,
-        args=([3], "finite_difference", 1),
+        args=([3], ("finite_difference",) * 2, 1),
     ),
     Mutant(
         "a reward pass leaves its gradients behind",
@@ -310,7 +310,7 @@ MUTANTS = [
         lambda original: lambda self: None,
         f"{REWARDS}:check_trace",
         world=2,
-        args=([3], "ghost", 1),
+        args=([3], ("ghost",) * 2, 1),
     ),
     Mutant(
         "the embedding adds nothing to ghost products",
