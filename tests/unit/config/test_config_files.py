@@ -39,7 +39,7 @@ def overrides_for(choice: str) -> list[str]:
         "data/prepared": ["data.dir=elsewhere"],
         "agents/perplexity": ["data/attributes=perplexity"],
         "agents/learnability": ["data/attributes=perplexity"],
-        "selection/mix": ["selection.shares={news: 0.4, books: 0.6}"],
+        "selection/mix": ["++selection.shares={news: 0.4, books: 0.6}"],
         "selection/perplexity_filter": ["data/attributes=perplexity"],
         "selection/dsir": ["data/attributes=dsir"],
     }
