@@ -35,6 +35,8 @@ from collections.abc import Callable
 from multiprocessing import connection, get_context
 from typing import Any
 
+# Imported once for all workers. The last two are what the first optimizer and the first engine would import in each: seconds.
+PRELOADED = ["torch", "deepspeed", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"]
 START_TIMEOUT_S = 180.0  # the first pool imports torch and deepspeed once
 # Each group has a thread that gloo wakes a hundred times a second for nothing; with hundreds of groups (every engine makes some,
 # and nobody ends them) four ranks spend half of their time on it. A pool with more is replaced after the call.
@@ -143,7 +145,7 @@ def _worker(rank: int, world: int, folder: str, pipe: connection.Connection) -> 
 class _Pool:
     def __init__(self, world: int):
         context = get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch._dynamo", "deepspeed"])  # optimizers import dynamo: seconds a worker
+        context.set_forkserver_preload(PRELOADED)
         os.environ["OMP_NUM_THREADS"] = "1"
         self.world = world
         self.folder = tempfile.mkdtemp(prefix="ranks-")
