@@ -55,7 +55,7 @@ class Key:
 class Group:
     """The label, or joint cell of labels, by which the decision shared its tokens.
 
-    share: of the budget (strata); least, most: tokens (bounds, None: no maximum); held: tokens of the label that may be chosen
+    share: of the budget (strata); natural: what it would be if the agents did not tilt the shares; least, most: tokens (bounds, None: no maximum); held: tokens of the label that may be chosen
     chosen_tokens: of the label; ahead, tokens_ahead: samples of the label that come before this one
     due, last_due: the budget at which this sample, and the last one that was taken, has its turn (strata)
     """
@@ -67,6 +67,7 @@ class Group:
     ahead: int
     tokens_ahead: int
     share: float | None = None
+    natural: float | None = None
     least: int | None = None
     most: int | None = None
     due: float | None = None
@@ -266,7 +267,9 @@ def _by_quota(plan: Plan, own: _Rows, counted: _Count) -> tuple[bool, str, Key |
     due = np.empty(len(order))
     due[order] = dues(plan, shares, rows.cells[order], rows.weights[order], before)
     last = int(np.lexsort((rows.ties, due))[-1])
-    group = _group(plan, own, counted, share=float(shares[cell[0]]), last_due=float(due[last]))
+    natural = replace(plan.split, tilt=None).resolved(counted.held)[cell[0]] if plan.split.tilt is not None else None
+    natural = None if natural is None else float(natural)
+    group = _group(plan, own, counted, share=float(shares[cell[0]]), natural=natural, last_due=float(due[last]))
     if shares[cell[0]] == 0:
         return False, NO_SHARE, _key(plan, rows, last), group
     mine = float(dues(plan, shares, cell, own.weights, np.array([counted.cell_tokens_ahead]))[0])

@@ -205,7 +205,11 @@ class Explainer:
     def _quota(self, s: Standing, group: str) -> list[str]:
         g, budget = s.group, self.replayed.record.budget_tokens
         met = "" if s.taken else ": the label's quota was met by samples before it"
+        tilted = []
+        if g.natural is not None:
+            tilted = [f"The agents' weights turn the natural share {g.natural:.4g} of its label {group} into {g.share:.4g}."]
         return [
+            *tilted,
             f"Its label {group} has {g.share:.4g} of the {budget:,} tokens, a quota of {g.share * budget:,.1f}; {g.ahead:,} "
             f"samples with {g.tokens_ahead:,} tokens of the label come before it ({self._noise(s)}).",
             f"So it is due at a budget of {g.due:,.1f} tokens, the last one taken was due at {g.last_due:,.1f}{met}.",

@@ -34,7 +34,8 @@ CASES = {
     "paper random": (PAPER, 0),
     "paper": (PAPER, 3),
     "mads warm-up": ([], 0),
-    "mads": ([], 3),
+    "mads": (["selection.selector=gumbel"], 3),
+    "mads by shares": (["selection.temperature=0.5", "selection.share_floor=0.2"], 3),
     "threshold": (["selection.exchange=threshold", *OTHER_AGENTS], 3),
     "bounds": (["selection.bounds={domain: {news: [0.5, 0.6], code: [0, 0.1]}}", "selection.max_uses=2"], 3),
     "minima": (["selection.bounds={domain: {news: [0.6, 1.0], code: [0.4, 1.0]}}", "selection.exchange=threshold"], 2),
@@ -110,9 +111,9 @@ def test_a_strategy_of_ones_own_is_explained_through_its_recipe(directory, tmp_p
 
 
 def look_at_mads(run, round_, found):
-    """S is a loop's, the key is S / temperature + noise, and the ranks are those of a sort by (uses, key)."""
+    """S is a loop's, the key is A S / temperature + noise for A agents, and the ranks are those of a sort by (uses, key)."""
     best, keys = max(scores_by_a_loop(run, round_, e) for e in found), []
-    temperature = OmegaConf.load(run / "config.yaml").selection.temperature
+    temperature = OmegaConf.load(run / "config.yaml").selection.temperature / len(found[0].agents)
     for e in found:
         total = scores_by_a_loop(run, round_, e)
         assert e.standing.total == pytest.approx(total, abs=1e-14) and sum(w.given for w in e.agents) == pytest.approx(total)
@@ -125,6 +126,23 @@ def look_at_mads(run, round_, found):
     assert [found[i].chosen for i in order] == [True] * count + [False] * (len(found) - count)
     assert {e.standing.last.id for e in found} == {found[order[count - 1]].id}
     assert any("fewer uses come first" in " ".join(e.why) for e in found) and any(e.uses for e in found)
+
+
+def look_at_mads_by_shares(run, round_, found):
+    """Every cell's share is that of the equation, by a loop over samples, and the words name both shares."""
+    temperature, tilted, natural = 0.5 / 3, {}, {}
+    cell_of = lambda e: tuple(e.labels[w.agent] for w in e.agents)  # noqa: E731
+    for e in found:
+        assert sum(w.given for w in e.agents) == pytest.approx(scores_by_a_loop(run, round_, e))
+        natural[cell_of(e)] = natural.get(cell_of(e), 0) + e.tokens
+        tilted[cell_of(e)] = tilted.get(cell_of(e), 0) + e.tokens * np.exp(scores_by_a_loop(run, round_, e) / temperature)
+    for e in found:
+        share = natural[cell_of(e)] / sum(natural.values())
+        assert e.standing.group.natural == pytest.approx(share)
+        expected = 0.8 * tilted[cell_of(e)] / sum(tilted.values()) + 0.2 * share
+        assert e.standing.group.share == pytest.approx(expected, rel=1e-9)
+        assert any(f"natural share {share:.4g}" in line and f"into {expected:.4g}" in line for line in e.why)
+    assert len({e.standing.group.share for e in found}) > 2
 
 
 def look_at_paper(run, round_, found):
