@@ -24,7 +24,7 @@ def settings(prepared, run_dir, *overrides):
     return [*OVERRIDES, *rewards, f"data.dir={prepared}", f"run_dir={run_dir}", *overrides]
 
 
-def run(command, cwd, timeout=120, **variables):
+def run(command, cwd, timeout=300, **variables):
     """Run to the end; stdout and stderr are text."""
     return subprocess.run(
         [str(c) for c in command], cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=timeout

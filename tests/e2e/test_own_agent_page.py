@@ -42,7 +42,7 @@ def call(folder, run_dir, *overrides):
     line = f"{blocks()['bash'].strip()} " + " ".join(f"'{o}'" for o in tiny)
     path = f"{Path(sys.executable).parent}:{environment()['PATH']}"
     return subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=environment(PATH=path), capture_output=True, text=True, timeout=120
+        ["bash", "-c", line], cwd=folder, env=environment(PATH=path), capture_output=True, text=True, timeout=300
     )
 
 
