@@ -21,8 +21,8 @@ CHOOSES = {
         "random": (),
     },
 }
-# Selectors of one selection only: the others have no band to be random in, a column has no cells to give shares to.
-ONLY = {"random": "column", "auto": "mads", "shares": "mads"}
+# Selectors of one kind of selection only, by a key that it has: a band to be random in, cells to give shares to.
+ONLY = {"random": "band", "auto": "share_floor", "shares": "share_floor"}
 
 
 def selection_rules(config: Any, overrides: Sequence[str]) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _ignored(s: Any, overrides: Sequence[str]) -> Iterator[str]:
         chosen = s.get(chooser)
         if chosen is None:
             continue
-        allowed = [v for v in values if ONLY.get(v, s.name) == s.name]
+        allowed = [v for v in values if ONLY.get(v, "name") in s]
         if chosen not in allowed:
             yield f"selection.{chooser}={chosen!r} is not one of {', '.join(allowed)}"
             continue

@@ -56,3 +56,8 @@ def spread(batches: FixedBatches, values_of: Callable[[list[PackedBatch]], list[
     for i, v in zip(collectives.ragged_all_gather(index, control), collectives.ragged_all_gather(value, control)):
         result[i] = v
     return result
+
+
+def first_rank(values: np.ndarray, topology) -> np.ndarray:
+    """Rank 0's float64 values, on every rank: for numbers that follow from the same losses but may differ in their last bit."""
+    return collectives.broadcast_array(values, topology.group("control"), np.float64)

@@ -55,7 +55,8 @@ class Key:
 class Group:
     """The label, or joint cell of labels, by which the decision shared its tokens.
 
-    share: of the budget (strata); natural: what it would be if the agents did not tilt the shares; least, most: tokens (bounds, None: no maximum); held: tokens of the label that may be chosen
+    share: of the budget (strata); natural: what it would be if the agents did not tilt the shares
+    least, most: tokens (bounds, None: no maximum); held: tokens of the label that may be chosen
     chosen_tokens: of the label; ahead, tokens_ahead: samples of the label that come before this one
     due, last_due: the budget at which this sample, and the last one that was taken, has its turn (strata)
     """

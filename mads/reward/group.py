@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mads.collectives import broadcast_array
+from mads.eval.losses import first_rank
 from mads.noise import hash64, uniform
 from mads.reward.outcomes import fit_outcomes
 from mads.reward.probes import Probes, RoundRewards
@@ -71,7 +71,7 @@ class GroupRewarder:
         diagnostics |= {"steps": self._config.steps, "slope": fit.slope, "explained": fit.explained}
         diagnostics["flops"] = flops + (single.direction["flops"] if single else 0)
         # Rank 0's, whatever the last bit of a matrix product is elsewhere.
-        rewards = broadcast_array(rewards, self._context.topology.group("control"), np.float64)
+        rewards = first_rank(rewards, self._context.topology)
         targets = np.array([max(0, len(s) - 1) for s in samples], dtype=np.int64)
         return RoundRewards(probes, rewards, targets, diagnostics, seconds)
 

@@ -55,6 +55,7 @@ def _without_targets(batch: PackedBatch) -> PackedBatch:
 
 
 def tokens_of(samples: Sequence[np.ndarray]) -> int:
+    """Tokens of all samples together."""
     return sum(len(s) for s in samples)
 
 

@@ -53,7 +53,10 @@ def test_what_goes_together_passes(overrides, key, value):
         ([FIXED, "selection.theta={quality: 1}"], ["selection.theta names ['quality']", "['domain', 'quality', 'topic']"]),
         ([FIXED, "selection.theta={quality: 1, domain: -1, topic: 1}"], ["selection.theta=", "not negative"]),
         ([FIXED, "selection.theta={quality: 0, domain: 0, topic: 0}"], ["selection.theta=", "not all 0"]),
-        (["selection.selector=top_k", "selection.temperature=0.5"], ["selection.temperature=0.5", "choose gumbel"]),
+        (
+            ["selection.selector=top_k", "selection.temperature=0.5"],
+            ["selection.temperature=0.5", "choose auto or shares or gumbel"],
+        ),
         (["selection=top_quality", "selection.temperature=1"], ["selection.temperature=1.0", "choose gumbel"]),
         (["selection=column", "selection.selector=gumbel"], ["selector=gumbel needs selection.temperature"]),
         (["selection=column", "selection.selector=random"], ["selection.selector=random", "selection.band"]),
