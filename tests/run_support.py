@@ -41,7 +41,7 @@ OVERRIDES = [
     "logging.console=false",
     "train.invariant_interval=4",
 ]
-REWARD = ["selection.probes=40", "reward.reference_examples=8", "reward.rows_per_batch=4"]
+REWARD = ["reward=auto", "selection.probes=40", "reward.reference_examples=8", "reward.rows_per_batch=4"]
 
 
 def sentences(rng, words, count):
@@ -87,6 +87,8 @@ def prepare_small(folder: Path) -> Path:
 def run_config(prepared, run_dir, *overrides, world=1):
     selection = "mads" if not any(o.startswith("selection=") for o in overrides) else ""
     common = OVERRIDES + (REWARD if selection else [])
+    if any(o.startswith("reward=") for o in overrides):
+        common = [o for o in common if o != "reward=auto"]
     if any(o == "reward=displacement" for o in overrides):  # which does not read the references at one point
         common = [o for o in common if not o.startswith("reward.reference_examples")]
     config = compose([*common, f"data.dir={prepared}", f"run_dir={run_dir}", *overrides])

@@ -35,13 +35,25 @@ OPEN_FIELDS = (
 )
 
 
+MADS_REWARD = "reward=group"  # what one-step rewards miss, group probes see: benchmarks/reward_truth.md
+
+
 def _marked(override: str) -> str:
     key = override.split("=", 1)[0]
     return "++" + override if any(key == f or key.startswith(f + ".") for f in OPEN_FIELDS) else override
 
 
+def _with_rewards(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with the rewards that go with the selection if they choose none: group probes for `mads`, in front, so that
+    keys of `reward` still count. An experiment chooses for itself."""
+    chosen = {key: value for key, _, value in (o.partition("=") for o in overrides)}
+    if chosen.get("selection", "mads") != "mads" or "reward" in chosen or "experiment" in chosen:
+        return list(overrides)
+    return [MADS_REWARD, *overrides]
+
+
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose conf/ with Hydra overrides.
+    """Compose conf/ with Hydra overrides. selection=mads, which is the default, brings reward=group if nothing chooses rewards.
 
     Raises:
         ConfigError: for an unknown key, a wrong type or an unknown choice of a group.
@@ -50,7 +62,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module="mads.conf", version_base="1.3"):
-            config = hydra_compose("config", overrides=[_marked(o) for o in overrides])
+            config = hydra_compose("config", overrides=[_marked(o) for o in _with_rewards(overrides)])
         OmegaConf.resolve(config)
         _check_fields(config)
     except (HydraException, OmegaConfBaseException) as error:

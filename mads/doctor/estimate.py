@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mads.config.parallel_rules import replica_size
-from mads.config.validate import WITHOUT_AGENTS, precision_of
+from mads.config.validate import MIXING, STEPPING, WITHOUT_AGENTS, precision_of
 from mads.doctor.activations import (
     FLOAT32,
     Setting,
@@ -120,6 +120,7 @@ def estimates(config, cluster: Cluster) -> list[Estimate]:
     ranks = batch.replicas * p.context_parallel_size
     bf16 = precision_of(config, True) == "bf16"
     training, rewarding = setting_of(config), None
+    mode = "loss" if config.selection.name in MIXING else config.reward.mode
     if config.selection.name not in WITHOUT_AGENTS:  # rewards run without dropout
         rewarding = replace(setting_of(config, config.reward.rows_per_batch), hidden_dropout=0.0, attention_dropout=0.0)
     result = []
@@ -142,7 +143,11 @@ def estimates(config, cluster: Cluster) -> list[Estimate]:
             "optimizer step": resident + states.buckets + states.step + (states.gathered if p.zero_stage == 3 else 0),
             "start": _start_bytes(share, p.zero_stage, bf16) + CONTEXT_BYTES,
         }
-        if rewarding is not None:
+        if rewarding is not None and mode in STEPPING:
+            # A copy of all that steps change, beside a backward pass of the rewards' batches or the step itself.
+            busy = states.gathered + states.buckets + sum(_kept(rewarding, share, in_flight).values())
+            moments["reward steps"] = resident + states.weights + states.optimizer + max(busy, states.buckets + states.step)
+        if rewarding is not None and mode not in ("displacement", "group", "loss"):
             # The fullest moment is that of the reference gradient, whose batches leave gradients of their own.
             vectors = reward_bytes(share.parameters, ranks, p.zero_stage)
             gradient = vectors + training.element * share.parameters // (ranks if p.zero_stage == 3 else 1)

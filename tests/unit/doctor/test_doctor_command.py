@@ -140,7 +140,7 @@ def test_a_longer_pipeline_holds_fewer_micro_batches_on_later_stages():
 def test_rewards_need_memory_that_a_random_selection_does_not():
     both = [compose([*BASE, "data.dir=x", "model=paper_1b3", f"selection={s}"]) for s in ("random", "mads")]
     random, mads = (fullest(estimates(config, Cluster(1, 8, 80 * GIB))) for config in both)
-    assert "reward round" not in random.moments and mads.worst_moment == "reward round"
+    assert "reward round" not in random.moments and mads.worst_moment == "reward steps"
     assert mads.moments["backward"] == random.moments["backward"]
 
 
