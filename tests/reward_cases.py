@@ -4,7 +4,7 @@ import model_support as support
 import numpy as np
 import torch
 
-from mads.config.schema import FiniteDifferenceRewardConfig, RewardConfig
+from mads.config.schema import FiniteDifferenceRewardConfig, GhostRewardConfig
 from mads.data.batch import make_batch
 from mads.model.decoder import Decoder
 from mads.reward.influence import Rewarder
@@ -22,7 +22,7 @@ def references(seed=11):
 
 def rewarder(built, mode, rows=3):
     common = {"mode": mode, "reference_examples": 5, "rows_per_batch": rows}
-    cfg = FiniteDifferenceRewardConfig(**common) if mode == "finite_difference" else RewardConfig(**common)
+    cfg = (FiniteDifferenceRewardConfig if mode == "finite_difference" else GhostRewardConfig)(**common)
     sizes = {n: shape.numel() for n, shape in built.engine.logical_shapes.items()}
     model = EngineRewardModel(built.engine)
     optim = built.config.optim

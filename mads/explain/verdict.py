@@ -263,6 +263,8 @@ def as_text(e: Explanation) -> str:
         lines += [*_table(rows), ""]
     if s.total is not None:
         lines.append(f"  {'S' if s.unit == 'sample' else 'S, mean of the shard'} = {_number(s.total)}")
+    elif s.group is not None and s.group.natural is not None:  # not a key of the order: it has set the shares
+        lines.append(f"  S = {_number(sum(word.given for word in e.agents))}")
     lines += [f"  order: {ORDERS.get(s.order, s.order)}", f"  this one: {_key(s.key, s)}"]
     if s.last is not None:
         lines.append(f"  last one: {_key(s.last, s)}, id {s.last.id}")

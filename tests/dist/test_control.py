@@ -19,7 +19,8 @@ def train(prepared, run_dir, overrides):
 @pytest.mark.parametrize("zero, reward", [(1, "finite_difference"), (3, "ghost")])
 def test_x6_uniform_scores_with_selection_on_equal_plain_shuffled_training(prepared, tmp_path, zero, reward):
     # A rate this small leaves weights far below the last bit of the noise.
-    indifferent = ["selection.agent_rate=1e-30", "selection.warmup_rounds=0", f"reward={reward}", f"parallel=zero{zero}"]
+    indifferent = ["selection.agent_rate=1e-30", "selection.warmup_rounds=0", "selection.selector=gumbel"]
+    indifferent += [f"reward={reward}", f"parallel=zero{zero}"]
     chosen = run_ranks(2, train, prepared, str(tmp_path / "mads"), indifferent, timeout=180)
     shuffled = run_ranks(2, train, prepared, str(tmp_path / "random"), ["selection=random", f"parallel=zero{zero}"], timeout=180)
     (ours, decided), (theirs, drawn) = curve(tmp_path / "mads"), curve(tmp_path / "random")
