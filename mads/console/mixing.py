@@ -68,5 +68,5 @@ MIXERS = {"odm": _odm, "ado": _ado, "aioli": _aioli}
 def build_mixing(config: Any, limits: Limits) -> MixingStrategy:
     """The strategy of a selection config whose name is in MIXERS."""
     probes, signal, agent = MIXERS[config.name](config)
-    learning = Learning(probes, LossRule(), AdditiveCollaboration(0.0), signal, lambda: [agent()])
+    learning = Learning(probes, LossRule(), AdditiveCollaboration(0.0), signal=signal, own_agents=lambda: [agent()])
     return MixingStrategy(config.name, config.attribute, learning, limits)
