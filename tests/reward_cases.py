@@ -20,8 +20,8 @@ def references(seed=11):
     ]
 
 
-def rewarder(built, mode, rows=3):
-    common = {"mode": mode, "reference_examples": 5, "rows_per_batch": rows}
+def rewarder(built, mode, rows=3, **settings):
+    common = {"mode": mode, "reference_examples": 5, "rows_per_batch": rows, **settings}
     cfg = (FiniteDifferenceRewardConfig if mode == "finite_difference" else GhostRewardConfig)(**common)
     sizes = {n: shape.numel() for n, shape in built.engine.logical_shapes.items()}
     model = EngineRewardModel(built.engine)
@@ -29,10 +29,11 @@ def rewarder(built, mode, rows=3):
     return Rewarder(model, references(), built.topology, sizes, optim.beta2, optim.eps, 32, 0, cfg)
 
 
-def exact(built, weights, moments, samples, round_=0):
+def exact(built, weights, moments, samples, round_=0, plain=False):
     """(rewards, |v|) by plain autograd in float64 from the definition, one sample at a time.
 
     weights, moments: whole tensors by logical name
+    plain: v is the references' gradient
     """
     module = Decoder(built.config.model).double()
     steps = built.engine.state.steps
@@ -56,7 +57,7 @@ def exact(built, weights, moments, samples, round_=0):
     beta2, v = built.config.optim.beta2, {}
     for n, g in zip(names, total):
         hat = (beta2 * moments[n].double() + (1 - beta2) * g**2) / (1 - beta2 ** (steps + 1))
-        v[n] = g / (hat.sqrt() + built.config.optim.eps + 0.3 * hat.mean().sqrt())
+        v[n] = g if plain else g / (hat.sqrt() + built.config.optim.eps + 0.3 * hat.mean().sqrt())
     norm = torch.sqrt(sum((x**2).sum() for x in v.values()))
     rewards = [sum((v[n] / norm * g).sum() for n, g in zip(names, gradient(s))).item() / (len(s) - 1) for s in samples]
     return np.array(rewards), float(norm)

@@ -246,7 +246,8 @@ class DirectionRewardConfig(RewardConfig):
     """One-step rewards, along one direction."""
 
     reference_examples: int = 64  # per task and round, from its direction part
-    damping: float = 0.3  # delta of the preconditioner
+    preconditioner: str = "adam"  # or "none": the plain gradient of the references
+    damping: float = 0.3  # delta of preconditioner=adam
 
 
 @dataclass
@@ -290,7 +291,8 @@ class GroupRewardConfig(RewardConfig):
 class BlendRewardConfig(GroupRewardConfig):
     """reward=blend: group probes for levels, one-step rewards inside labels."""
 
-    damping: float = 0.3  # of the one-step rewards' direction
+    preconditioner: str = "adam"  # of the one-step rewards' direction; or "none"
+    damping: float = 0.3  # delta of preconditioner=adam
 
 
 @dataclass

@@ -139,6 +139,7 @@ CHOICES = {
     "logging.wandb": ("disabled", "offline", "online"),
     "data.tokenizer.kind": ("sentencepiece", "huggingface"),
     "selection.shares": ("uniform", "natural"),
+    "reward.preconditioner": ("adam", "none"),
     "selection.attribution": ("joint", "marginal"),
     "selection.agent_update": ("exponentiated", "mean"),
     "selection.exchange": ("auto", "gather", "threshold"),
@@ -283,6 +284,9 @@ def _is_pair(bound) -> bool:
 
 def _ignored(config, overrides) -> Iterator[str]:
     name = config.selection.name
+    damped = [o for o in overrides if o.lstrip("+~").startswith("reward.damping=")]
+    if damped and config.reward.get("preconditioner") == "none":
+        yield f"{damped[0]}: reward.preconditioner=none does not use it; leave it out"
     if name not in WITHOUT_AGENTS and name not in MIXING:
         return
     used = [f"reward.{key}" for key in MIXING.get(name, ())]

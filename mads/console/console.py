@@ -255,7 +255,7 @@ class Console:
             budget_tokens=int(budget),
             reused=decision.reused,
             hash=DecisionHeader.of(self.round, decision.ids).hash,
-            notes=list(decision.notes),
+            notes=[*decision.notes, *(measured.notes if measured else ())],
             direction=dict(measured.direction) if measured else {},
             seconds=seconds,
             states={agent.name: agent.state() for agent in self.agents},

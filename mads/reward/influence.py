@@ -18,6 +18,9 @@ from mads.reward.probes import Probes, RoundRewards
 from mads.reward.reference import ReferenceTask
 from mads.train.interface import RewardModel
 
+CHECKED = 16  # probes whose finite difference is taken with half the step too
+MOST_ERROR = 0.1  # relative difference of the two from which the round's record has a note
+
 
 def resolve_mode(mode: str, dtype: torch.dtype) -> str:
     """`auto` is the finite difference for fp32 parameters and the ghost product otherwise.
@@ -76,11 +79,10 @@ class Rewarder:
     def _windows(self, round_: int) -> list[list[np.ndarray]]:
         return [task.windows("direction", self._config.reference_examples, self._seed, round_) for task in self._references]
 
-    def flops(self, samples: Sequence[np.ndarray], round_: int) -> float:
+    def flops(self, samples: Sequence[np.ndarray], round_: int, references: bool = True) -> float:
         """Of one call: the references' gradient; of the probes, two forward passes, or one with an output-gradient pass."""
-        references = sum(len(window) for windows in self._windows(round_) for window in windows)
-        probed = sum(len(sample) for sample in samples)
-        return self._flops_per_token * (references + probed * 2 / 3)
+        read = sum(len(window) for windows in self._windows(round_) for window in windows) if references else 0
+        return self._flops_per_token * (read + sum(len(sample) for sample in samples) * 2 / 3)
 
     def direction(self, round_: int) -> Direction:
         """v for this round: the equal-weight mean over tasks of token means over the full text, preconditioned."""
@@ -97,11 +99,12 @@ class Rewarder:
             mine.append(batch)
             mine_weights.append(of_segment[batch.segments] * (1.0 if index is not None else 0.0))
         gradient = self._model.gradient(mine, mine_weights)
-        moment, steps = self._model.second_moment()
-        vector = preconditioned(
-            gradient, moment, steps, self._sizes, self._beta2, self._eps, self._config.damping, self._model.totals
-        )
-        return make_direction(vector, self._model.totals)
+        if self._config.preconditioner == "adam":
+            moment, steps = self._model.second_moment()
+            gradient = preconditioned(
+                gradient, moment, steps, self._sizes, self._beta2, self._eps, self._config.damping, self._model.totals
+            )
+        return make_direction(gradient, self._model.totals)
 
     def rewards(self, direction: Direction, samples: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(rewards per target, targets) of token arrays, in their order."""
@@ -112,8 +115,17 @@ class Rewarder:
             sums = self._finite_difference(batches, direction)
         return sums / np.maximum(1, batches.targets), batches.targets
 
-    def _finite_difference(self, batches: FixedBatches, direction: Direction) -> np.ndarray:
-        step = getattr(self._config, "relative_step", 1e-4) * self._model.parameter_norm()
+    def step_error(self, direction: Direction, samples: Sequence[np.ndarray], rewards: np.ndarray) -> float:
+        """By how much rewards at half the step differ from `rewards`, root mean square relative to theirs. A step that is too
+        long shows the third derivative in it, one that is too short the rounding of two losses that are nearly equal."""
+        batches = FixedBatches(samples, self._seq_length, self._config.rows_per_batch)
+        half = self._finite_difference(batches, direction, 0.5) / np.maximum(1, batches.targets)
+        size = float(np.sqrt(np.mean(half**2)))
+        return float(np.sqrt(np.mean((rewards - half) ** 2))) / size if size > 0 else 0.0
+
+    def _finite_difference(self, batches: FixedBatches, direction: Direction, part: float = 1.0) -> np.ndarray:
+        """part: of the configured step."""
+        step = part * getattr(self._config, "relative_step", 1e-4) * self._model.parameter_norm()
         sides = []
         for sign in (+1.0, -1.0):
             with self._model.shifted(direction.vector, sign * step):
@@ -131,7 +143,19 @@ class Rewarder:
             direction = self.direction(round_)
             between = time.perf_counter()
             rewards, targets = self.rewards(direction, samples)
+            checked, notes, error = min(CHECKED, len(samples)), [], None
+            if self.mode == "finite_difference":
+                error = self.step_error(direction, samples[:checked], rewards[:checked])
         ended = time.perf_counter()
         diagnostics = {"mode": self.mode, "norm": direction.norm, "shares": direction.shares, "top_share": direction.top_share}
         diagnostics["flops"] = self.flops(samples, round_)
-        return RoundRewards(probes, rewards, targets, diagnostics, {"reference": between - started, "probes": ended - between})
+        if error is not None:
+            diagnostics["step_error"] = error
+            diagnostics["flops"] += self.flops(samples[:checked], round_, references=False)
+            if error > MOST_ERROR:
+                notes = [
+                    f"rewards at half the finite difference's step differ by {error:.0%} (first {checked} probes): set another "
+                    "reward.relative_step with reward=finite_difference, or use reward=ghost"
+                ]
+        seconds = {"reference": between - started, "probes": ended - between}
+        return RoundRewards(probes, rewards, targets, diagnostics, seconds, notes=notes)

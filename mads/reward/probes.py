@@ -83,6 +83,7 @@ class RoundRewards:
     direction: diagnostics of the reward direction, JSON values
     seconds: phase (reference, probes) -> wall seconds
     references: reference task -> mean token loss of its direction part, for selections that ask for it
+    notes: what was not as it should be, for the record
     """
 
     probes: Probes
@@ -91,6 +92,7 @@ class RoundRewards:
     direction: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     references: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def draw_probes(

@@ -16,6 +16,7 @@ from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
 from mads.data.pool import Pool
 from mads.data.schema import DataError
+from mads.model.shape import flops_per_token
 from mads.topology import Topology
 from mads.train.branch import branch_point
 from mads.train.growth import PoolEntry, grow, open_history
@@ -146,6 +147,9 @@ class Trainer:
             probes = parts.console.draw_probes()
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
             rewards = parts.rewarder(probes, parts.pool.tokens(probes.positions), parts.console.round, rate)
+            share = rewards.direction["flops"] / self._interval_flops()
+            rewards.direction["share of the interval"] = share
+            self.journal.message(f"round {parts.console.round}: rewards cost {share:.2%} of the training of an interval")
         interval = min(self._interval(parts.console.round), config.train.steps - self.step)
         budget = int(interval * config.train.global_batch_size * config.data.seq_length * (1 + config.selection.margin))
         ids, record = parts.console.decide(rewards, parts.ledger.counts, budget, self.step, self.tokens)
@@ -155,6 +159,12 @@ class Trainer:
             record.notes.append(grown)
             self.journal.message(f"round {record.round}: {grown}")
         self.journal.decision(record, ids)
+
+    def _interval_flops(self) -> float:
+        """Of the training of the round to come, if it is as long as an interval."""
+        config = self.config
+        tokens = self._interval(self.parts.console.round) * config.train.global_batch_size * config.data.seq_length
+        return tokens * flops_per_token(config.model, config.data.seq_length)
 
     def _evaluate(self) -> None:
         with self.journal.phase("evaluation"):

@@ -58,6 +58,27 @@ def test_a_rank_without_a_batch_of_its_own_adds_nothing():
     run_ranks(2, check_exactness, [1, 3], "ghost", "float32", 0.999999, 3, 100)
 
 
+def check_the_step_and_the_plain_gradient():
+    import model_support as support
+    import reward_cases as cases
+
+    samples, built = support.random_samples(13, seed=5), _trained(1)
+    weights = {n: built.engine.state.full(p, "weight") for n, p in built.engine.parameters}
+    moments = {n: built.engine.state.full(p, "exp_avg_sq") for n, p in built.engine.parameters}
+    expected, norm = cases.exact(built, weights, moments, samples, plain=True)
+    found = cases.rewarder(built, "ghost", preconditioner="none")(None, samples, 0)
+    np.testing.assert_allclose(found.rewards, expected, atol=1e-4 * np.abs(expected).max())
+    assert found.direction["norm"] == pytest.approx(norm, rel=1e-3) and "step_error" not in found.direction
+    good, long, short = (cases.rewarder(built, "finite_difference", relative_step=e)(None, samples, 0) for e in (1e-4, 0.5, 1e-8))
+    assert good.direction["step_error"] < 0.1 and good.notes == []
+    for bad in (long, short):
+        assert bad.direction["step_error"] > 0.1 and "set another reward.relative_step" in bad.notes[0]
+
+
+def test_a_step_that_is_too_long_or_too_short_is_told_and_the_plain_gradient_is_a_choice():
+    run_ranks(2, check_the_step_and_the_plain_gradient)
+
+
 def test_rewards_equal_exact_dot_products_in_bf16():
     run_ranks(2, check_exactness, [0, 1, 2, 3], "ghost", "bfloat16", 0.98, 3, timeout=180)
 

@@ -152,6 +152,7 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
         (["selection.bounds.domain.a=[0.5]"], 1, False, ["selection.bounds.domain: {'a': [0.5]}", "pairs"]),
         (["selection.bounds.domain={a: [0.5,1], b: [0.6,1]}"], 1, False, ["the least shares add up to 1.1, more than 1"]),
         (["selection=random", "reward=ghost"], 1, False, ["reward=ghost: selection=random uses neither"]),
+        (["reward=ghost", "reward.preconditioner=none", "reward.damping=0.1"], 1, False, ["reward.damping=0.1: reward.precond"]),
         (["selection=stratified", "reward.damping=0.1"], 1, False, ["reward.damping=0.1: selection=stratified"]),
         (["selection=random", "~agents.members.topic"], 1, False, ["~agents.members.topic: selection=random"]),
         (["selection=odm", "agents=joint"], 1, False, ["agents=joint: selection=odm uses", "but reward.rows_per_batch;"]),
