@@ -75,7 +75,7 @@ class Console:
         raise_together(error, self.topology, "binding the agents to the pool")
         labels = {agent.name: list(agent.labels) for agent in self.agents}
         assert_equal_on_ranks(labels, self.topology.group("control"), "the agents' labels")
-        self.pool, self._shares = pool, {}
+        self.pool, self._shares, self._errors = pool, {}, {}
 
     def rebind(self, pool: Any) -> None:
         """Collective, between two rounds: go on with a longer pool, whose first samples are those of the one before. Agents
@@ -191,7 +191,9 @@ class Console:
         self._progress(f"round {self.round}: {len(self.agents)} agents learn from {len(positions)} probes")
         learning, targets, importance = self.strategy.learning, measured.targets, measured.probes.importance
         scaled = scale_rewards(measured.rewards, targets, importance, learning.rule.scale, self.pool.ids[positions])
-        learned = self._attributed(scaled, positions, targets * importance)
+        learned, scale = self._attributed(scaled, positions, targets * importance)
+        spread = np.ptp(measured.rewards)
+        self._errors = {name: e * np.ptp(scaled) / (spread * scale) for name, e in measured.errors.items() if spread * scale > 0}
         values = {}
         for agent in self.agents:
             own = measured.probes.of_agent(agent.name)
@@ -203,18 +205,18 @@ class Console:
         self.theta = broadcast_array(theta, control, np.float64)  # rank 0's, whatever the last bit of exp() is elsewhere
         return values
 
-    def _attributed(self, rewards: np.ndarray, positions: np.ndarray, counted: np.ndarray) -> dict[str, np.ndarray]:
-        """What each agent learns from, float64 [n]."""
+    def _attributed(self, rewards: np.ndarray, positions: np.ndarray, counted: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+        """(what each agent learns from, float64 [n]; by what the rewards were divided)."""
         labelled = [agent for agent in self.agents if is_label_agent(agent)]
         if self.strategy.learning.attribution == "marginal" or not labelled:
-            return {agent.name: rewards for agent in self.agents}
+            return {agent.name: rewards for agent in self.agents}, 1.0
         attributes = list(dict.fromkeys(agent.attribute for agent in labelled))
         view = self.pool.view(positions)
         codes, sizes = [view.codes(a) for a in attributes], [len(view.labels(a)) for a in attributes]
         parts, scale = own_parts(codes, sizes, rewards, counted)
         parts, whole = (v / scale if scale > 0 else np.zeros_like(v) for v in (parts, rewards))
         by_attribute = dict(zip(attributes, parts))
-        return {a.name: by_attribute[a.attribute] if is_label_agent(a) else whole for a in self.agents}
+        return {a.name: by_attribute[a.attribute] if is_label_agent(a) else whole for a in self.agents}, scale
 
     # ------------------------------------------------------------ the record
 
@@ -233,6 +235,11 @@ class Console:
             records = agent.describe()
             if measured is None:  # what was learned in an earlier round is not this round's
                 records = [dataclasses.replace(r, reward_mean=None, reward_se=None, probes=0, probe_tokens=0) for r in records]
+            elif agent.name in self._errors:
+                errors = self._errors[agent.name]
+                records = [
+                    r if r.reward_se is None else dataclasses.replace(r, reward_se=float(e)) for r, e in zip(records, errors)
+                ]
             labels[agent.name] = self._with_chosen_share(records, agent.attribute, decision)
         seen = {agent.attribute for agent in self.agents}
         for attribute in self.pool.attributes:  # the mix of every attribute, whether an agent sees it or not

@@ -73,7 +73,9 @@ class GroupRewarder:
         # Rank 0's, whatever the last bit of a matrix product is elsewhere.
         rewards = first_rank(rewards, self._context.topology)
         targets = np.array([max(0, len(s) - 1) for s in samples], dtype=np.int64)
-        return RoundRewards(probes, rewards, targets, diagnostics, seconds, notes=single.notes if single else [])
+        return RoundRewards(
+            probes, rewards, targets, diagnostics, seconds, notes=single.notes if single else [], errors=fit.errors
+        )
 
     def _groups(self, probes: Probes, round_: int) -> list[list[int]]:
         """Probes of each group in the order in which they are trained on: every label's own draws, then `control` draws of the

@@ -13,12 +13,13 @@ _LEAST = 1e-6  # a variance is held above this part of the outcomes' variance
 
 @dataclass(frozen=True)
 class Outcomes:
-    """effects: agent -> float64 [labels], posterior means
+    """effects: agent -> float64 [labels], posterior means; errors: their posterior standard deviations
     slope: c, of the given means
     explained: part of the outcomes' variance that effects and means explain together, 0 where outcomes are all equal
     """
 
     effects: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
     slope: float
     explained: float
 
@@ -41,7 +42,7 @@ def fit_outcomes(
     total = float(y @ y)
     effects = {agent: np.zeros(sizes[agent]) for agent in shares}
     if len(y) < 3 or np.ptp(outcomes) <= 1e-12 * np.abs(outcomes).max():
-        return Outcomes(effects, 0.0, 0.0)
+        return Outcomes(effects, {agent: np.zeros(sizes[agent]) for agent in shares}, 0.0, 0.0)
     slope = 0.0
     if means is not None and np.ptp(means) > 0:
         m = means - means.mean()
@@ -53,7 +54,7 @@ def fit_outcomes(
     owner = np.repeat(np.arange(len(agents)), [sizes[a] for a in agents])
     scale = float(y @ y) / len(y)
     tau, sigma = np.full(len(agents), scale), scale
-    mean = np.zeros(design.shape[1])
+    mean, left = np.zeros(design.shape[1]), np.zeros(design.shape[1])
     for _ in range(_STEPS if scale > 0 else 0):
         prior = tau[owner]
         covariance = (design * prior) @ design.T + sigma * np.eye(len(y))
@@ -65,9 +66,10 @@ def fit_outcomes(
         error = y - design @ mean
         fitted = np.einsum("ij,ji->", gain, design)  # effective number of parameters
         sigma = max(_LEAST * scale, float(error @ error) / max(1.0, len(y) - fitted))
-    effects = dict(zip(agents, np.split(mean, np.cumsum([sizes[a] for a in agents])[:-1])))
+    cuts = np.cumsum([sizes[a] for a in agents])[:-1]
+    effects, errors = (dict(zip(agents, np.split(v, cuts))) for v in (mean, np.sqrt(np.maximum(left, 0.0))))
     error = y - design @ mean
-    return Outcomes(effects, slope, 1.0 - float(error @ error) / total)
+    return Outcomes(effects, errors, slope, 1.0 - float(error @ error) / total)
 
 
 def _variances(square: np.ndarray, owner: np.ndarray, agents: int, least: float) -> np.ndarray:

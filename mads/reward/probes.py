@@ -84,6 +84,8 @@ class RoundRewards:
     seconds: phase (reference, probes) -> wall seconds
     references: reference task -> mean token loss of its direction part, for selections that ask for it
     notes: what was not as it should be, for the record
+    errors: agent -> float64 [labels], standard errors of the labels' levels in units of the rewards, where the spread of single
+        rewards does not tell them; records show them
     """
 
     probes: Probes
@@ -93,6 +95,7 @@ class RoundRewards:
     seconds: dict[str, float] = field(default_factory=dict)
     references: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    errors: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def draw_probes(

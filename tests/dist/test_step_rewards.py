@@ -150,6 +150,7 @@ def check_groups(stages):
                 for i in taken:
                     share[probes.codes[agent][i]] += len(samples[i]) / held
                 rows[agent].append(share)
+        assert all(len(result.errors[a]) == size and result.errors[a].max() > 0 for a, size in probes.sizes.items())
         assert len(gains) == 3 + 2 + 1 == result.direction["groups"]
         assert ReferenceLoss(context, "direction", 4, 3)() == pytest.approx(reference_loss(base), rel=1e-5)
         fit = fit_outcomes(np.array(gains), {a: np.array(r) for a, r in rows.items()}, probes.sizes)

@@ -54,6 +54,16 @@ def test_an_agent_that_makes_no_difference_is_shrunk_away():
     assert np.mean(sizes_of["topic"]) < 0.1 * np.mean(sizes_of["domain"])  # with one variance for both it is above 0.11
 
 
+def test_errors_cover_the_truth_as_often_as_they_say():
+    inside = []
+    for seed in range(40):
+        y, shares, sizes, truth, _ = _groups(seed, 0.5)
+        found = fit_outcomes(y, shares, sizes)
+        centre = truth["domain"] - truth["domain"].mean()
+        inside += (np.abs(found.effects["domain"] - found.effects["domain"].mean() - centre) < 2 * found.errors["domain"]).tolist()
+    assert 0.85 < np.mean(inside) <= 1.0
+
+
 def test_given_means_count_as_far_as_outcomes_agree_with_them():
     slopes = {True: [], False: []}
     for seed in range(20):
