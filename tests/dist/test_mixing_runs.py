@@ -134,6 +134,8 @@ def test_records_show_the_mix_that_was_asked_for_and_kept(whole, name):
         assert decision["theta"] == {"domain": 1.0}
         mode = {} if decision["round"] == 0 else {"mode": "reference_loss" if name == "aioli" else "loss"}
         assert decision["direction"].get("mode") == mode.get("mode")
-        assert len(decision["direction"]) == (5 if name == "aioli" and mode else 3 * len(mode))  # two tasks, mode, and what it cost
+        assert len(decision["direction"]) == (
+            5 if name == "aioli" and mode else 3 * len(mode)
+        )  # two tasks, mode, and what it cost
     moved = {"odm": 2, "ado": 3, "aioli": 1}[name]  # the first round whose mix follows losses; eps_2 = 1/3
     assert all(mix == mixes[0] for mix in mixes[:moved]) and mixes[moved] != mixes[0]

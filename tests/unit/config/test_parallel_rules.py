@@ -54,11 +54,15 @@ def refusal(overrides, world):
         ),
         (["parallel.offload_param.device=cpu"], 1, ["offload_param.device=cpu", "zero_stage=3", "not 1"]),
         (
-            ["parallel.offload_optimizer={device: nvme, nvme_path: disk}", "parallel=zero2"],
+            ["parallel.offload_optimizer={device: nvme, nvme_path: disk}", "parallel=zero2", "reward=auto"],
             1,
             ["offload_optimizer.device=nvme", "zero_stage=3, not 2", "offload_optimizer.device=cpu"],
         ),
-        (["parallel.offload_param.device=nvme", "parallel=zero3"], 1, ["offload_param.device=nvme", "offload_param.nvme_path"]),
+        (
+            ["parallel.offload_param.device=nvme", "parallel=zero3", "reward=auto"],
+            1,
+            ["offload_param.device=nvme", "offload_param.nvme_path"],
+        ),
         (
             ["parallel.offload_optimizer={device: cpu, nvme_path: disk}"],
             1,

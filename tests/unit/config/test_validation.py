@@ -28,6 +28,8 @@ WHERE = {
     "selection.decay": ["selection=aioli"],
     "selection.ridge": ["selection=aioli"],
     "reward.relative_step": ["reward=finite_difference"],
+    "reward.damping": ["reward=auto"],
+    "reward.preconditioner": ["reward=auto"],
     **{f"reward.{key}": ["reward=displacement"] for key in ("steps", "step_rows", "rate_factor")},
     "reward.control": ["reward=group"],
     "selection.first_interval": ["selection.first_interval=3"],
@@ -120,6 +122,12 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
         (["train.steps=20"], 1, False, ["schedule.warmup_steps=20", "train.steps=20"]),
         (["reward=finite_difference", "train.precision=bf16"], 1, False, ["reward=finite_difference", "reward=ghost"]),
         (["reward=finite_difference"], 1, True, ["reward=finite_difference needs fp32"]),
+        (
+            ["parallel=zero3", "parallel.offload_optimizer={device: nvme, nvme_path: disk}"],
+            1,
+            False,
+            ["reward=group takes steps and undoes them", "not with offload to nvme", "device=cpu", "reward=auto"],
+        ),
         (["model.attention=flash"], 1, False, ["model.attention=flash needs a GPU"]),
         (["data.tokenizer.kind=huggingface"], 1, False, ["data.tokenizer.path", "tokenizer.json"]),
         (

@@ -60,7 +60,9 @@ def test_errors_cover_the_truth_as_often_as_they_say():
         y, shares, sizes, truth, _ = _groups(seed, 0.5)
         found = fit_outcomes(y, shares, sizes)
         centre = truth["domain"] - truth["domain"].mean()
-        inside += (np.abs(found.effects["domain"] - found.effects["domain"].mean() - centre) < 2 * found.errors["domain"]).tolist()
+        inside += (
+            np.abs(found.effects["domain"] - found.effects["domain"].mean() - centre) < 2 * found.errors["domain"]
+        ).tolist()
     assert 0.85 < np.mean(inside) <= 1.0
 
 
