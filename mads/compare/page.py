@@ -84,7 +84,10 @@ def _what(comparison: Comparison) -> str:
 
 def _warnings(comparison: Comparison) -> list[str]:
     """What keeps the numbers from being compared as they are."""
-    found = [f"No result: {cell} ({why})." for cell, why in comparison.missing.items()]
+    by_reason: dict[str, list[str]] = {}
+    for cell, why in comparison.missing.items():
+        by_reason.setdefault(why, []).append(cell)
+    found = [f"No result ({why}): {', '.join(cells)}." for why, cells in by_reason.items()]
     if comparison.roles.control not in comparison.cells:
         found.append(f"The control {comparison.roles.control} has no result, so nothing is compared with it.")
     if len(_commits(comparison)) > 1:

@@ -15,7 +15,7 @@ from mads.data.schema import DataError
 from mads.logging.environment import ENVIRONMENT
 from mads.logging.metrics import DECISIONS, METRICS, read_lines
 
-SELECTION_PHASES = ("reference", "probes", "update", "scoring", "exchange", "decision")
+SELECTION_PHASES = ("reference", "probes", "groups", "update", "scoring", "exchange", "decision")
 Point = tuple[float, float]
 
 
