@@ -166,7 +166,7 @@ def test_time_and_selection_overhead_add_up(runs):
         for v in lines:
             if v["kind"] == "phase":
                 spent[v["name"]] = spent.get(v["name"], 0) + v["seconds"]
-        phases = ["reference", "probes", "update", "scoring", "exchange", "decision"]
+        phases = ["reference", "probes", "groups", "update", "scoring", "exchange", "decision"]
         expected = [f"{spent[p] / wall:.2%}" if p in spent else "–" for p in phases]
         assert page.row("time", run.name)[1:] == [*expected, f"{sum(spent.get(p, 0) for p in phases) / wall:.2%}"]
 
