@@ -60,8 +60,10 @@ def test_k5_interrupted_in_three_ways_the_same_command_gives_the_same_bytes(corp
 
     process = start(corpus, out, log)
     wait_until(lambda: (done / "shards-00000").exists() or process.poll() is not None, "no shard")
+    workers = children(process.pid)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    wait_until(lambda: not any(alive(worker) for worker in workers), "workers are left")  # else the next command joins them
     assert process.returncode == -signal.SIGKILL, log.read_text()
 
     again = run(command(corpus, out, 2), tmp_path)
