@@ -284,7 +284,7 @@ class GroupRewardConfig(RewardConfig):
     step_rows: int = 8  # packed rows of one step
     rate_factor: float = 1.0  # times the learning rate of the run
     control: int = 2  # groups drawn from the whole pool, beside the labels'
-    reference_examples: int = 16  # per task, from its direction part, measured after each group
+    reference_examples: int = 8  # per task, from its direction part, measured after each group
 
 
 @dataclass
