@@ -54,12 +54,13 @@ def reference_loss(model: EngineRewardModel, references: ReferenceSet) -> float:
     return sum(float((model.sample_losses([batch])[0] * weight).sum()) for batch, weight in references.batches)
 
 
-def losses_after(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int | None) -> dict:
+def losses_after(
+    run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, only: np.ndarray | None
+) -> dict[str, float]:
     """Reference losses by part after `steps` further steps from the checkpoint at its learning rate. Half of every batch is drawn
-    from the whole pool, the same rows for every domain; the other half from `domain` (None: from the whole pool too)."""
+    from the whole pool, the same rows for every label; the other half from the positions `only` (None: the whole pool too)."""
     canonical.load(run.checkpoint, engine, run.topology)
     half = run.config.train.global_batch_size // 2
-    only = None if domain is None else np.flatnonzero(np.asarray(run.pool.codes("domain")) == domain)
     common = run.batches(steps, 100 + seed, rows=half)
     other = run.batches(steps, 200 + seed, only=only, rows=half)
     rate = run.rate(engine.state.steps)
@@ -109,7 +110,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         base = losses_after(run, engine, references, arguments.steps, seed, None)
         for domain, label in enumerate(labels):
-            after = losses_after(run, engine, references, arguments.steps, seed, domain)
+            only = np.flatnonzero(np.asarray(run.pool.codes("domain")) == domain)
+            after = losses_after(run, engine, references, arguments.steps, seed, only)
             for part in references:
                 gains[part][seed, domain] = base[part] - after[part]
             print(

@@ -21,6 +21,7 @@ import torch
 from mads.launch.processes import become_single_process
 
 from benchmarks.exact_model import ReferenceSet
+from benchmarks.label_truth import losses_after
 from benchmarks.rank_statistics import spearman, split_half_reliability
 from benchmarks.trained_run import TrainedRun
 from mads.checkpoint import canonical
@@ -46,24 +47,6 @@ KINDS = {
     "group, 3 steps": GroupRewardConfig(mode="group", steps=3),
     "blend, 3 steps": BlendRewardConfig(mode="blend", steps=3),
 }
-
-
-def reference_loss(model: EngineRewardModel, references: ReferenceSet) -> float:
-    return sum(float((model.sample_losses([batch])[0] * weight).sum()) for batch, weight in references.batches)
-
-
-def gain_of(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, only: np.ndarray | None) -> dict:
-    """Reference losses by part after `steps` further steps from the checkpoint. Half of every batch is drawn from the whole pool,
-    the same rows for every label; the other half from the positions `only` (None: from the whole pool too)."""
-    canonical.load(run.checkpoint, engine, run.topology)
-    half = run.config.train.global_batch_size // 2
-    common, other = run.batches(steps, 100 + seed, rows=half), run.batches(steps, 200 + seed, only=only, rows=half)
-    rate = run.rate(engine.state.steps)
-    for _ in range(steps):
-        first, second = common.next(), other.next()
-        engine.train_step(first.micro_batches + second.micro_batches, first.valid_tokens + second.valid_tokens, rate)
-    model = EngineRewardModel(engine)
-    return {part: reference_loss(model, r) for part, r in references.items()}
 
 
 def rewards_of(run: TrainedRun, engine: TrainEngine, kind, probes: Probes, samples: list, round_: int):
@@ -105,10 +88,8 @@ def halves(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, s
     probes = Probes(drawn, np.ones(len(drawn)), {}, True)
     kind = DisplacementRewardConfig(mode="displacement")
     rewards, *_ = rewards_of(run, engine, kind, probes, run.pool.tokens(drawn), seed)
-    ranked = drawn[np.argsort(rewards)]
-    return [
-        gain_of(run, engine, references, steps, seed, half) for half in (ranked[len(ranked) // 2 :], ranked[: len(ranked) // 2])
-    ]
+    ranked, half = drawn[np.argsort(rewards)], len(drawn) // 2
+    return [losses_after(run, engine, references, steps, seed, part) for part in (ranked[half:], ranked[:half])]
 
 
 def main() -> None:
@@ -155,14 +136,14 @@ def main() -> None:
         for seed in range(2):
             keep("kinds", f"{name}/{seed}", lambda name=name, seed=seed: means(name, seed))
     for seed in range(arguments.seeds):
-        keep("gain", f"{seed}/none", lambda seed=seed: gain_of(run, engine, references, arguments.steps, seed, None))
+        keep("gain", f"{seed}/none", lambda seed=seed: losses_after(run, engine, references, arguments.steps, seed, None))
         for agent in AGENTS:
             for j, label in enumerate(run.pool.labels(agent)):
                 only = np.flatnonzero(np.asarray(run.pool.codes(agent)) == j)
                 keep(
                     "gain",
                     f"{seed}/{agent}/{label}",
-                    lambda only=only, seed=seed: gain_of(run, engine, references, arguments.steps, seed, only),
+                    lambda only=only, seed=seed: losses_after(run, engine, references, arguments.steps, seed, only),
                 )
         for j, label in enumerate(run.pool.labels("domain") if arguments.halves else ()):
             keep(

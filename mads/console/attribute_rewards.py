@@ -1,11 +1,12 @@
 """Which agent a reward belongs to: the label agents' effects are told apart before each learns from its own.
 
 Labels of different attributes go together (good domains hold good documents). An agent that learned from the rewards as they
-are would claim what is another's too, and a sum of such agents would count it twice. METHOD: an additive model of the rewards
+are would claim what is another's too, and a sum of such agents would count it twice. So an additive model of the rewards
 
     r(x) = mu + sum_A e_{A, label_A(x)} + interaction of the joint cell + noise,   e_A ~ N(0, tau_A^2)
 
-with a variance for each agent (mads.agents.joint.fit_additive, EM); agent A then learns from r(x) less the others' effects.
+is fitted, with a variance for each agent (mads.agents.joint.fit_additive, EM); agent A then learns from r(x) less the others'
+effects.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def own_parts(
 
     The scale is the standard deviation between labels, all agents together: the root of the summed variances of the labels'
     mean own parts, each label with its probes' weight, noise included. Rewards divided by it tell a label's gain in units in
-    which noise alone cannot look large after shrinking. It is 0 if labels do not differ at all.
+    which noise alone cannot look large after shrinking; rewards of group probes are shrunk before, so theirs can. It is 0 if
+    labels do not differ at all.
 
     Args:
         codes: of each agent, integers [n] below its size
