@@ -85,7 +85,7 @@ def halves(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, s
     of_domain = np.flatnonzero(np.asarray(run.pool.codes("domain")) == domain)
     order = np.argsort(hash64(seed, "benchmark/halves", 0, run.pool.ids[of_domain]), kind="stable")
     drawn = np.sort(of_domain[order[:count]])
-    probes = Probes(drawn, np.ones(len(drawn)), {}, True)
+    probes = Probes(drawn, run.pool.ids[drawn], np.ones(len(drawn)), {}, True)
     kind = DisplacementRewardConfig(mode="displacement")
     rewards, *_ = rewards_of(run, engine, kind, probes, run.pool.tokens(drawn), seed)
     ranked, half = drawn[np.argsort(rewards)], len(drawn) // 2

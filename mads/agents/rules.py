@@ -52,7 +52,12 @@ class LearningRule(Protocol):
 
 
 def scale_rewards(
-    rewards: np.ndarray, targets: np.ndarray, importance: np.ndarray, mode: str, ids: np.ndarray | None = None
+    rewards: np.ndarray,
+    targets: np.ndarray,
+    importance: np.ndarray,
+    mode: str,
+    ids: np.ndarray | None = None,
+    spread: float | None = None,
 ) -> np.ndarray:
     """One round's rewards on one scale, float64 [n]. Every probe counts with importance * targets.
 
@@ -62,6 +67,7 @@ def scale_rewards(
 
     Args:
         ids: names of the probes for the error message, int64 [n]; positions if not given.
+        spread: divide by it instead of by the rewards' own root mean square or standard deviation; all zeros if it is 0.
 
     Raises:
         ValueError: without probes or targets, if a reward is not finite, or for an unknown mode.
@@ -91,11 +97,13 @@ def scale_rewards(
     rewards = rewards / largest  # so that squares of tiny rewards do not underflow
     weight = weight / weight.sum()
     if mode == "rms":
-        rms = np.sqrt((weight * rewards**2).sum())
-        return rewards / rms if rms > 0 else np.zeros_like(rewards)
-    centred = rewards - (weight * rewards).sum()
-    spread = np.sqrt((weight * centred**2).sum())
-    return centred / spread if spread > _ROUNDING else np.zeros_like(rewards)
+        unit, least = np.sqrt((weight * rewards**2).sum()), 0.0
+    else:
+        rewards = rewards - (weight * rewards).sum()
+        unit, least = np.sqrt((weight * rewards**2).sum()), _ROUNDING
+    if spread is not None:
+        unit, least = spread / largest, 0.0
+    return rewards / unit if unit > least else np.zeros_like(rewards)
 
 
 def _sum_by_label(codes: np.ndarray, labels: int, values: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mads.config.compose import ConfigError, compose, differences, trajectory
+from mads.config.rounds import round_end
 from mads.config.validate import validate
 from mads.data.schema import Manifest, sha256_of
 
@@ -80,10 +81,10 @@ def branch_at(fraction: float, steps: int, cooldown: float) -> Branch:
     return Branch(fraction, end - max(1, round(cooldown * end)), end)
 
 
-def trunk_end(start: int, interval: int, steps: int) -> int:
+def trunk_end(start: int, selection: Any, steps: int) -> int:
     """Steps of a trunk that its last branch leaves at `start`: to the end of that round. A run's last decision is cut to what the
     run still trains, so a trunk that ended at `start` would decide on less than its branch, which would have to decide again."""
-    return min(steps, -(-start // interval) * interval)
+    return min(steps, round_end(selection, start))
 
 
 def make_cells(config, has_gpu: bool = False, run_overrides: Sequence[str] = ()) -> list[Cell]:
@@ -193,7 +194,7 @@ def _cells_of(config, strategy: str, has_gpu: bool, run_overrides: Sequence[str]
                 strategy,
                 seed,
                 steps,
-                trunk_end(branches[-1].start, composed.selection.interval, steps) if branches else steps,
+                trunk_end(branches[-1].start, composed.selection, steps) if branches else steps,
                 branches,
                 tuple([*trunk, *keep, *chosen]),
                 tuple([*cooled, *chosen]) if cooled else (),

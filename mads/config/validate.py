@@ -191,6 +191,12 @@ def _numbers(config) -> Iterator[str]:
         yield f"data.min_sample_tokens={shortest} must lie between 2 and data.seq_length={longest}"
     if config.train.loader_workers and not config.train.prefetch:
         yield f"train.loader_workers={config.train.loader_workers} work ahead of training: set train.prefetch to 1 or more"
+    first, interval = config.selection.first_interval, config.selection.interval
+    if first is not None and first > interval:
+        yield (
+            f"selection.first_interval={first} is more than selection.interval={interval}: it is for short first rounds; leave it "
+            "out, or raise selection.warmup_rounds for a longer start without agents"
+        )
     steps = config.train.steps
     if wrong := [step for step in config.checkpoint.keep_steps if not 1 <= step <= steps]:
         yield f"checkpoint.keep_steps={list(config.checkpoint.keep_steps)}: {wrong[0]} is no step of train.steps={steps}"

@@ -190,8 +190,8 @@ class Console:
         assert_equal_on_ranks(fingerprint, control, f"the rewards of round {self.round} (hash)")
         self._progress(f"round {self.round}: {len(self.agents)} agents learn from {len(positions)} probes")
         learning, targets, importance = self.strategy.learning, measured.targets, measured.probes.importance
-        scaled = scale_rewards(measured.rewards, targets, importance, learning.rule.scale, self.pool.ids[positions])
-        learned, scale = self._attributed(scaled, positions, targets * importance)
+        scaled = scale_rewards(measured.rewards, targets, importance, learning.rule.scale, self.pool.ids[positions], measured.scale)
+        learned, scale = self._attributed(scaled, positions, targets * importance, measured.scale is None)
         spread = np.ptp(measured.rewards)
         self._errors = {name: e * np.ptp(scaled) / (spread * scale) for name, e in measured.errors.items() if spread * scale > 0}
         values = {}
@@ -205,8 +205,10 @@ class Console:
         self.theta = broadcast_array(theta, control, np.float64)  # rank 0's, whatever the last bit of exp() is elsewhere
         return values
 
-    def _attributed(self, rewards: np.ndarray, positions: np.ndarray, counted: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        """(what each agent learns from, float64 [n]; by what the rewards were divided)."""
+    def _attributed(
+        self, rewards: np.ndarray, positions: np.ndarray, counted: np.ndarray, rescaled: bool
+    ) -> tuple[dict[str, np.ndarray], float]:
+        """(what each agent learns from, float64 [n]; by what the rewards were divided: 1 if they are not to be rescaled)."""
         labelled = [agent for agent in self.agents if is_label_agent(agent)]
         if self.strategy.learning.attribution == "marginal" or not labelled:
             return {agent.name: rewards for agent in self.agents}, 1.0
@@ -214,6 +216,7 @@ class Console:
         view = self.pool.view(positions)
         codes, sizes = [view.codes(a) for a in attributes], [len(view.labels(a)) for a in attributes]
         parts, scale = own_parts(codes, sizes, rewards, counted)
+        scale = scale if rescaled else 1.0
         parts, whole = (v / scale if scale > 0 else np.zeros_like(v) for v in (parts, rewards))
         by_attribute = dict(zip(attributes, parts))
         return {a.name: by_attribute[a.attribute] if is_label_agent(a) else whole for a in self.agents}, scale

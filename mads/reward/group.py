@@ -23,6 +23,7 @@ from mads.noise import hash64, uniform
 from mads.reward.outcomes import fit_outcomes
 from mads.reward.probes import Probes, RoundRewards
 from mads.reward.steps import ReferenceLoss, RewardContext, take, tokens_of
+from mads.train.interface import NonFiniteError
 
 
 class GroupRewarder:
@@ -49,17 +50,19 @@ class GroupRewarder:
         groups = self._groups(probes, round_)
         measure = ReferenceLoss(self._context, "direction", self._config.reference_examples, round_)
         outcomes, taken, trained = [], [], 0
+        notes = list(single.notes) if single else []
         with self._context.model.rehearsal() as rehearsal:
             start = measure()
             for i, order in enumerate(groups):
                 if i:
                     rehearsal.rewind()
-                members = self._train(rehearsal, samples, order, rate)
-                outcomes.append(start - measure())
+                members, whole = self._train(rehearsal, samples, order, rate)
+                outcomes.append(start - measure() if whole else np.nan)
                 taken.append(members)
                 trained += tokens_of([samples[m] for m in members])
+        outcomes = self._finite(np.array(outcomes), notes)
         lengths = np.array([len(s) for s in samples], dtype=np.float64)
-        fit = fit_outcomes(np.array(outcomes), _shares(probes, taken, lengths), probes.sizes, self._means(single, taken, lengths))
+        fit = fit_outcomes(outcomes, _shares(probes, taken, lengths), probes.sizes, self._means(single, taken, lengths))
         rewards = np.zeros(len(samples))
         for agent, codes in probes.codes.items():
             rewards += fit.effects[agent][codes]
@@ -73,15 +76,13 @@ class GroupRewarder:
         # Rank 0's, whatever the last bit of a matrix product is elsewhere.
         rewards = first_rank(rewards, self._context.topology)
         targets = np.array([max(0, len(s) - 1) for s in samples], dtype=np.int64)
-        return RoundRewards(
-            probes, rewards, targets, diagnostics, seconds, notes=single.notes if single else [], errors=fit.errors
-        )
+        return RoundRewards(probes, rewards, targets, diagnostics, seconds, notes=notes, errors=fit.errors, scale=fit.scale)
 
     def _groups(self, probes: Probes, round_: int) -> list[list[int]]:
         """Probes of each group in the order in which they are trained on: every label's own draws, then `control` draws of the
         whole pool."""
-        places = np.arange(len(probes.positions))
-        noise = hash64(self._context.seed, "group_probe", round_, probes.positions)
+        places = np.arange(len(probes.ids))
+        noise = hash64(self._context.seed, "group_probe", round_, probes.ids)
         groups = []
         for agent, codes in probes.codes.items():
             for label in range(probes.sizes[agent]):
@@ -89,19 +90,39 @@ class GroupRewarder:
                 if len(members):
                     groups.append(members[np.argsort(noise[members], kind="stable")].tolist())
         for draw in range(self._config.control):
-            u = uniform(self._context.seed, f"group_probe/control/{draw}", round_, probes.positions)
+            u = uniform(self._context.seed, f"group_probe/control/{draw}", round_, probes.ids)
             # Exponential clocks with rates `importance`: the first ones are a sample of the pool, whatever was drawn more often.
             groups.append(np.argsort(-np.log(u) / probes.importance, kind="stable").tolist())
         return groups
 
-    def _train(self, rehearsal, samples: Sequence[np.ndarray], order: list[int], rate: float) -> list[int]:
-        """Places of all samples that were trained on, with repetition."""
+    def _train(self, rehearsal, samples: Sequence[np.ndarray], order: list[int], rate: float) -> tuple[list[int], bool]:
+        """(places of all samples that were trained on, with repetition; whether every loss and gradient was finite)."""
         trained, start = [], 0
         for _ in range(self._config.steps):
             chosen, start = take(samples, order, start, self._config.step_rows * self._context.seq_length)
-            self._context.step(rehearsal, [samples[i] for i in chosen], rate * self._config.rate_factor)
             trained += chosen
-        return trained
+            try:
+                self._context.step(rehearsal, [samples[i] for i in chosen], rate * self._config.rate_factor)
+            except NonFiniteError:  # on every rank
+                return trained, False
+        return trained, True
+
+    @staticmethod
+    def _finite(outcomes: np.ndarray, notes: list[str]) -> np.ndarray:
+        """Groups that made the model diverge have the worst outcome of the others; the note counts them.
+
+        Raises:
+            ValueError: if no group is left.
+        """
+        lost = ~np.isfinite(outcomes)
+        if lost.all():
+            raise ValueError(
+                f"all {len(outcomes)} group probes ended with a loss or gradient that is not finite: the model is diverging; lower "
+                "optim.lr, or reward.rate_factor if training itself is stable"
+            )
+        if lost.any():
+            notes.append(f"{lost.sum()} of {len(outcomes)} group probes were not finite and count as the worst of the others")
+        return np.where(lost, outcomes[~lost].min(), outcomes)
 
     @staticmethod
     def _means(single: RoundRewards | None, taken: list[list[int]], lengths: np.ndarray) -> np.ndarray | None:

@@ -16,12 +16,14 @@ class Outcomes:
     """effects: agent -> float64 [labels], posterior means; errors: their posterior standard deviations
     slope: c, of the given means
     explained: part of the outcomes' variance that effects and means explain together, 0 where outcomes are all equal
+    scale: standard deviation of the outcomes, noise included, 0 where they are all equal
     """
 
     effects: dict[str, np.ndarray]
     errors: dict[str, np.ndarray]
     slope: float
     explained: float
+    scale: float
 
 
 def fit_outcomes(
@@ -42,7 +44,7 @@ def fit_outcomes(
     total = float(y @ y)
     effects = {agent: np.zeros(sizes[agent]) for agent in shares}
     if len(y) < 3 or np.ptp(outcomes) <= 1e-12 * np.abs(outcomes).max():
-        return Outcomes(effects, {agent: np.zeros(sizes[agent]) for agent in shares}, 0.0, 0.0)
+        return Outcomes(effects, {agent: np.zeros(sizes[agent]) for agent in shares}, 0.0, 0.0, 0.0)
     slope = 0.0
     if means is not None and np.ptp(means) > 0:
         m = means - means.mean()
@@ -69,7 +71,7 @@ def fit_outcomes(
     cuts = np.cumsum([sizes[a] for a in agents])[:-1]
     effects, errors = (dict(zip(agents, np.split(v, cuts))) for v in (mean, np.sqrt(np.maximum(left, 0.0))))
     error = y - design @ mean
-    return Outcomes(effects, errors, slope, 1.0 - float(error @ error) / total)
+    return Outcomes(effects, errors, slope, 1.0 - float(error @ error) / total, float(np.sqrt(total / len(y))))
 
 
 def _variances(square: np.ndarray, owner: np.ndarray, agents: int, least: float) -> np.ndarray:

@@ -55,7 +55,7 @@ ProbePlan = PerAgentProbes | SharedProbes
 class Probes:
     """The n probes of one round, each once.
 
-    positions: int64 [n], ascending places in the pool
+    positions: int64 [n], ascending places in the pool; ids: int64 [n], the samples' ids
     importance: float64 [n], inverse inclusion probability, mean 1
     members: agent -> bool [n], the probes that the agent drew
     shared: whether each agent learns from all probes, or from those that it drew
@@ -63,6 +63,7 @@ class Probes:
     """
 
     positions: np.ndarray
+    ids: np.ndarray
     importance: np.ndarray
     members: dict[str, np.ndarray]
     shared: bool
@@ -86,6 +87,9 @@ class RoundRewards:
     notes: what was not as it should be, for the record
     errors: agent -> float64 [labels], standard errors of the labels' levels in units of the rewards, where the spread of single
         rewards does not tell them; records show them
+    scale: of rewards that are shrunk already: the standard deviation, in units of the rewards, of what they were shrunk from;
+        the console measures gains in it, so that rewards that are mostly noise move little. None: rewards of single probes,
+        which the agents' rules shrink
     """
 
     probes: Probes
@@ -96,6 +100,7 @@ class RoundRewards:
     references: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     errors: dict[str, np.ndarray] = field(default_factory=dict)
+    scale: float | None = None
 
 
 def draw_probes(
@@ -151,7 +156,7 @@ def draw_probes(
     members = {agent: np.isin(positions, own, assume_unique=True) for agent, own in drawn.items()}
     codes = {agent: np.asarray(view.codes(attribute)[positions]) for agent, attribute in attributes.items()}
     sizes = {agent: len(view.labels(attribute)) for agent, attribute in attributes.items()}
-    return Probes(positions, importance / importance.mean(), members, plan.shared, codes, sizes)
+    return Probes(positions, np.asarray(view.ids[positions]), importance / importance.mean(), members, plan.shared, codes, sizes)
 
 
 def _quota(sizes: np.ndarray, count: int, agent: str) -> np.ndarray:

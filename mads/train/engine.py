@@ -16,12 +16,9 @@ from mads.data.batch import PackedBatch
 from mads.layout import counts_on, layout_of, logical_shape, named_logical_parameters
 from mads.tensor import Objective
 from mads.topology import MPU, Topology
+from mads.train.interface import NonFiniteError
 from mads.train.optimizer_state import optimizer_state_of
 from mads.train.zero import zero_settings
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite. The parameters are those before the step."""
 
 
 @dataclass(frozen=True)

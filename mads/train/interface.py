@@ -18,6 +18,10 @@ from mads.data.batch import PackedBatch
 Vector = dict[str, torch.Tensor]
 
 
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite. The parameters are those before the step."""
+
+
 class Rehearsal(Protocol):
     """Optimizer steps that are taken and undone. Collective, as all of RewardModel."""
 

@@ -12,6 +12,7 @@ from mads.checkpoint import canonical
 from mads.checkpoint.manifest import find_latest
 from mads.checkpoint.saver import Saver
 from mads.config.compose import differences, trajectory
+from mads.config.rounds import round_steps
 from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
 from mads.data.pool import Pool
@@ -130,14 +131,9 @@ class Trainer:
     # ------------------------------------------------------------ selection
 
     def _selection_due(self) -> bool:
-        """Every `interval` steps of a round; sooner if the decided samples ran out (a pool smaller than an interval)."""
+        """At the end of a round's steps; sooner if the decided samples ran out (a pool smaller than an interval)."""
         round_, steps_in_round = self.parts.console.round, self.step - self.round_start
-        return round_ == 0 or steps_in_round >= self._interval(round_ - 1) or self.parts.loader.exhausted
-
-    def _interval(self, round_: int) -> int:
-        """Optimizer steps of a round."""
-        selection = self.config.selection
-        return selection.interval if round_ or selection.first_interval is None else selection.first_interval
+        return round_ == 0 or steps_in_round >= round_steps(self.config.selection, round_ - 1) or self.parts.loader.exhausted
 
     def _select(self) -> None:
         config, parts = self.config, self.parts
@@ -150,7 +146,7 @@ class Trainer:
             share = rewards.direction["flops"] / self._interval_flops()
             rewards.direction["share of the interval"] = share
             self.journal.message(f"round {parts.console.round}: rewards cost {share:.2%} of the training of an interval")
-        interval = min(self._interval(parts.console.round), config.train.steps - self.step)
+        interval = min(round_steps(config.selection, parts.console.round), config.train.steps - self.step)
         budget = int(interval * config.train.global_batch_size * config.data.seq_length * (1 + config.selection.margin))
         ids, record = parts.console.decide(rewards, parts.ledger.counts, budget, self.step, self.tokens)
         parts.loader.begin_round(parts.console.round - 1, ids)
@@ -163,7 +159,7 @@ class Trainer:
     def _interval_flops(self) -> float:
         """Of the training of the round to come, if it is as long as an interval."""
         config = self.config
-        tokens = self._interval(self.parts.console.round) * config.train.global_batch_size * config.data.seq_length
+        tokens = round_steps(config.selection, self.parts.console.round) * config.train.global_batch_size * config.data.seq_length
         return tokens * flops_per_token(config.model, config.data.seq_length)
 
     def _evaluate(self) -> None:

@@ -47,7 +47,7 @@ def train(config, where: Place) -> int:
     # Imported here: they load deepspeed, which takes seconds, and bad input should be reported at once.
     from mads.collectives import ReplicaMismatchError
     from mads.console.exchange import RankFailedError
-    from mads.train.engine import NonFiniteError
+    from mads.train.interface import NonFiniteError
     from mads.train.loop import ResumeError, Trainer
 
     device = choose_device(where)

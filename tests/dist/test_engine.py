@@ -65,7 +65,7 @@ def check_non_finite(stages, dtype_name):
     import model_support as support
     import torch.distributed as dist
 
-    from mads.train.engine import NonFiniteError
+    from mads.train.interface import NonFiniteError
 
     rank, world = dist.get_rank(), dist.get_world_size()
     rows = support.global_batch(2 * world, seed=3)

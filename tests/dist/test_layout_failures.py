@@ -13,7 +13,7 @@ def check_non_finite(grid, zero, more):
     import layouts
     import model_support
 
-    from mads.train.engine import NonFiniteError
+    from mads.train.interface import NonFiniteError
 
     built = layouts.make(grid, zero, *more)
     layouts.step(built, layouts.rows_of_step(0), 1e-3)

@@ -197,7 +197,7 @@ def test_a_rehearsed_step_takes_any_number_of_micro_batches(grid, zero):
 
 def check_refusals(zero):
     """An exception inside restores; what is asked wrongly is told on every rank; nesting and use after the end are errors."""
-    from mads.train.engine import NonFiniteError
+    from mads.train.interface import NonFiniteError
 
     built = _built({"dp": 2}, zero, [])
     rank, model = built.topology.rank, built.model

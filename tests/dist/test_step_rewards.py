@@ -37,7 +37,7 @@ def _probes(count):
     rng = np.random.default_rng(0)
     codes = {"domain": rng.integers(0, 3, count), "quality": rng.integers(0, 2, count)}
     members = {"domain": np.arange(count) % 2 == 0, "quality": np.arange(count) % 2 == 1}
-    return Probes(np.arange(count) * 7, np.ones(count), members, True, codes, {"domain": 3, "quality": 2})
+    return Probes(np.arange(count) * 7, np.arange(count) * 7, np.ones(count), members, True, codes, {"domain": 3, "quality": 2})
 
 
 def _losses(module, samples):
@@ -174,3 +174,38 @@ def check_groups(stages):
 @pytest.mark.parametrize("world", [1, 2])
 def test_group_probes_are_steps_on_each_labels_probes_judged_by_the_references(world):
     run_ranks(world, check_groups, [0, 1, 3], timeout=180)
+
+
+def check_divergence(stage):
+    """One group's first step throws the model out of the finite numbers, then all groups' do."""
+    import model_support as support
+
+    from mads.config.schema import GroupRewardConfig
+    from mads.reward.group import GroupRewarder
+    from mads.reward.steps import RewardContext
+
+    class Shaken(RewardContext):
+        taken = {"steps": 0, "diverging": [3]}
+
+        def step(self, rehearsal, samples, rate):
+            self.taken["steps"] += 1
+            super().step(rehearsal, samples, 1e30 if self.taken["steps"] in self.taken["diverging"] else rate)
+
+    built = _trained(stage)
+    context = _context(built)
+    shaken = Shaken(**{field.name: getattr(context, field.name) for field in dataclasses.fields(context)})
+    before = context.model.digest()
+    config = GroupRewardConfig(mode="group", steps=2, step_rows=1, control=1, reference_examples=4)
+    samples, probes = support.random_samples(12, seed=5), _probes(12)
+    result = GroupRewarder(shaken, config)(probes, samples, 3, RATE)
+    assert shaken.taken["steps"] >= 11 and np.isfinite(result.rewards).all() and context.model.digest() == before
+    assert result.notes == ["1 of 6 group probes were not finite and count as the worst of the others"]
+    shaken.taken["diverging"] = range(100)
+    with pytest.raises(ValueError, match="all 6 group probes .* reward.rate_factor"):
+        GroupRewarder(shaken, config)(probes, samples, 3, RATE)
+    assert context.model.digest() == before
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_groups_that_diverge_count_as_the_worst_and_leave_no_trace(stage):
+    run_ranks(2, check_divergence, stage, timeout=120)

@@ -56,7 +56,7 @@ MUTANTS = [
     Mutant(
         "a trunk ends where its last branch leaves it, in the middle of a round",
         "mads.compare.plan:trunk_end",
-        lambda original: lambda start, interval, steps: start,
+        lambda original: lambda start, selection, steps: start,
         f"{PLAN}:check_trunk_end",
     ),
 ]

@@ -10,6 +10,7 @@ from test_mutants import check_caught, outcome
 from mads.agents.rules import standardised_gain
 
 TELLING, SHARES = "unit/console/test_attribution.py", "unit/console/test_tilt.py"
+NOISE = "unit/console/test_noise_rounds.py"
 OUTCOMES, STEPS = "unit/reward/test_outcomes.py", "dist/test_step_rewards.py"
 
 
@@ -37,6 +38,12 @@ MUTANTS = [
         "mads.console.attribute_rewards:_between",
         lambda original: lambda codes, size, rewards, counted: original(codes, size, rewards, np.ones_like(counted)),
         f"{TELLING}:test_scale_is_the_spread_between_labels_and_one_agent_keeps_its_rewards",
+    ),
+    Mutant(
+        "rewards of groups are measured by their own spread",
+        "mads.console.console:scale_rewards",
+        lambda original: lambda rewards, targets, importance, mode, ids, spread: original(rewards, targets, importance, mode, ids),
+        f"{NOISE}:check_noise_moves_little",
     ),
     Mutant(
         "the floor of a cell's share is forgotten",

@@ -32,6 +32,15 @@ def test_zscore_scale_is_invariant_to_affine_changes():
     np.testing.assert_allclose(scale_rewards(7 * rewards + 3, targets, importance, "zscore"), scaled, atol=1e-10)
 
 
+@pytest.mark.parametrize("mode", ["rms", "zscore"])
+def test_a_given_spread_is_the_unit(mode):
+    _, rewards, targets, importance = _probes()
+    centre = np.average(rewards, weights=targets * importance) if mode == "zscore" else 0.0
+    scaled = scale_rewards(rewards * 1e-9, targets, importance, mode, spread=4e-9)
+    np.testing.assert_allclose(scaled, (rewards - centre) / 4, atol=1e-12)
+    assert not scale_rewards(rewards, targets, importance, mode, spread=0.0).any()
+
+
 def test_degenerate_rewards_have_defined_scales():
     targets, ones = np.array([10, 20, 30]), np.ones(3)
     equal = np.full(3, 0.1)

@@ -8,7 +8,7 @@ import pytest
 import mads.compare.plan as plan
 from mads.config.comparison import compose_comparison, launcher_overrides, split_overrides
 from mads.config.compose import ConfigError
-from mads.config.schema import WSDScheduleConfig
+from mads.config.schema import SelectionConfig, WSDScheduleConfig
 from mads.train.schedule import learning_rate
 
 RUN = [
@@ -87,7 +87,10 @@ def check_trunk_end():
         end = 0
         while end < start:
             end += interval
-        assert plan.trunk_end(start, interval, steps) == min(end, steps)
+        assert plan.trunk_end(start, SelectionConfig("mads", interval), steps) == min(end, steps)
+    # Decisions at 10, 20, 40, 80, 130, 180, ...: the round that begins at 80 ends at 130.
+    for start, end in ((80, 80), (81, 130), (130, 130), (131, 180)):
+        assert plan.trunk_end(start, SelectionConfig("mads", 50, 10), 732) == end
 
 
 def test_a_trunk_ends_with_a_whole_round():

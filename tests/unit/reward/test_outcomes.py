@@ -78,4 +78,5 @@ def test_given_means_count_as_far_as_outcomes_agree_with_them():
 def test_outcomes_that_are_equal_say_nothing():
     _, shares, sizes, _, means = _groups(0, 0.0)
     found = fit_outcomes(np.full(15, 0.7), shares, sizes, means)
+    assert found.scale == 0
     assert found.slope == 0 and found.explained == 0 and not any(e.any() for e in found.effects.values())
