@@ -185,7 +185,7 @@ class MadsSelectionConfig(SelectionConfig):
     probes: int = 512
     attribution: str = "joint"  # each agent learns from what the others do not explain; marginal: from the rewards as they are
     agent_update: str = "exponentiated"  # weights are logarithms of shares that follow gains; mean: weights follow mean rewards
-    agent_rate: float = 0.5
+    agent_rate: float = 0.5  # exponentiated: what a gain of one standard deviation adds to a weight; mean: the part of the way
     collaboration: str = "multiplicative"  # multiplicative | additive | fixed: how theta follows the agents' rewards
     theta_rate: float = 0.5  # multiplicative and additive
     theta_floor: float = 0.05  # multiplicative
@@ -282,8 +282,9 @@ class DisplacementRewardConfig(RewardConfig):
 class GroupRewardConfig(RewardConfig):
     """reward=group: real steps on each label's probes, judged by the reference loss."""
 
-    steps: int = 1  # for each label
-    step_rows: int = 8  # packed rows of one step
+    steps: int = 8  # for each label, at rates that fall linearly
+    step_rows: int = 2  # packed rows of the label in one step
+    mix_rows: int = 2  # and of what the run is being trained on, the same ones for every label
     rate_factor: float = 1.0  # times the learning rate of the run
     control: int = 2  # groups drawn from the whole pool, beside the labels'
     reference_examples: int = 8  # per task, from its direction part, measured after each group

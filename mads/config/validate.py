@@ -84,7 +84,7 @@ RANGES = {
     "selection.max_uses": "[1, inf)",
     "selection.probes": "[1, inf)",
     "selection.probes_per_agent": "[1, inf)",
-    "selection.agent_rate": "(0, 1]",
+    "selection.agent_rate": "(0, inf)",
     "selection.theta_rate": "[0, inf)",
     "selection.theta_floor": "[0, 1)",
     "selection.temperature": "(0, inf)",
@@ -196,6 +196,12 @@ def _numbers(config) -> Iterator[str]:
         yield (
             f"selection.first_interval={first} is more than selection.interval={interval}: it is for short first rounds; leave it "
             "out, or raise selection.warmup_rounds for a longer start without agents"
+        )
+    rate = config.selection.get("agent_rate")
+    if rate is not None and rate > 1 and config.selection.get("agent_update", "mean") == "mean":
+        yield (
+            f"selection.agent_rate={rate} is how far weights move toward the rewards' means: at most 1; only "
+            "selection.agent_update=exponentiated takes more"
         )
     steps = config.train.steps
     if wrong := [step for step in config.checkpoint.keep_steps if not 1 <= step <= steps]:

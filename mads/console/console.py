@@ -190,7 +190,9 @@ class Console:
         assert_equal_on_ranks(fingerprint, control, f"the rewards of round {self.round} (hash)")
         self._progress(f"round {self.round}: {len(self.agents)} agents learn from {len(positions)} probes")
         learning, targets, importance = self.strategy.learning, measured.targets, measured.probes.importance
-        scaled = scale_rewards(measured.rewards, targets, importance, learning.rule.scale, self.pool.ids[positions], measured.scale)
+        scaled = scale_rewards(
+            measured.rewards, targets, importance, learning.rule.scale, self.pool.ids[positions], measured.scale
+        )
         learned, scale = self._attributed(scaled, positions, targets * importance, measured.scale is None)
         spread = np.ptp(measured.rewards)
         self._errors = {name: e * np.ptp(scaled) / (spread * scale) for name, e in measured.errors.items() if spread * scale > 0}

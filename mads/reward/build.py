@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +14,20 @@ from mads.reward.losses import LossSignal
 from mads.reward.probes import Probes, RoundRewards
 from mads.reward.steps import RewardContext
 
-RoundRewarder = Callable[[Probes, Sequence[np.ndarray], int, float], RoundRewards]  # probes, their tokens, round, learning rate
+
+class RoundRewarder(Protocol):
+    """Rewards of a round; called by all ranks together."""
+
+    def __call__(
+        self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float, mix: Sequence[np.ndarray] = ()
+    ) -> RoundRewards:
+        """samples: the probes' tokens; rate: of the training step to come; mix: tokens of samples of the last round's decision, as
+        many as `mix_tokens` of the configuration asks for."""
+
+
+def mix_tokens(config, seq_length: int) -> int:
+    """Tokens of what is being trained on that the rewards of a RewardConfig want beside the probes."""
+    return config.get("mix_rows", 0) * config.get("steps", 0) * seq_length
 
 
 def build_rewarder(context: RewardContext, sizes: dict[str, int], optim, config, signal: str = "reward") -> RoundRewarder:

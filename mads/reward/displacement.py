@@ -34,11 +34,14 @@ class DisplacementRewarder:
     def __init__(self, context: RewardContext, config):
         self._context, self._config = context, config
 
-    def __call__(self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float) -> RoundRewards:
+    def __call__(
+        self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float, mix: Sequence[np.ndarray] = ()
+    ) -> RoundRewards:
         """Rewards of the round's probes, whose tokens are `samples`. The model is left bit for bit as it was.
 
         Args:
             rate: learning rate of the training step to come; the steps here take it times `rate_factor`.
+            mix: not used.
         """
         context, config = self._context, self._config
         started = time.perf_counter()

@@ -1,7 +1,10 @@
 """Rewards by group probes: train a few real steps on samples of one label, measure the references, go back.
 
-For every label j of every agent A, from the model as it is: k optimizer steps on batches of the probes that A drew with label j;
-y_b is by how much they lower the reference loss. All groups start from the same state and are measured on the same examples. What
+For every label j of every agent A, from the model as it is: k optimizer steps, at rates that fall linearly to rate / k, on batches of
+probes that A drew with label j beside samples of what the run is being trained on, the same ones for every label; y_b is by how much
+they lower the reference loss. One step says little: nine tenths of it are the momentum that all groups share, and what a gradient
+gains at first along steep directions, the next steps lose again. Labels alone say little about a mix: a model that sees nothing
+else forgets, and a label that the mix lacks would look harmful. All groups start from the same state and are measured on the same examples. What
 a group is made of, X_b (its tokens' share of every label of every agent), is known, so the outcomes are regressed on it,
 
     y_b = mu + c m_b + sum_A sum_l X_{b,A,l} e_{A,l} + noise,   e_A ~ N(0, tau_A^2)
@@ -20,7 +23,7 @@ import numpy as np
 
 from mads.eval.losses import first_rank
 from mads.noise import hash64, uniform
-from mads.reward.outcomes import fit_outcomes
+from mads.reward.outcomes import fit_outcomes, winsorised
 from mads.reward.probes import Probes, RoundRewards
 from mads.reward.steps import ReferenceLoss, RewardContext, take, tokens_of
 from mads.train.interface import NonFiniteError
@@ -38,10 +41,13 @@ class GroupRewarder:
         self._context, self._config, self._one_step = context, config, one_step
         self.mode = "group" if one_step is None else "blend"
 
-    def __call__(self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float) -> RoundRewards:
+    def __call__(
+        self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float, mix: Sequence[np.ndarray] = ()
+    ) -> RoundRewards:
         """Rewards of the round's probes, whose tokens are `samples`. The model is left bit for bit as it was.
 
         Args:
+            mix: tokens of samples that the run was trained on in the last round; none: a draw of the whole pool from the probes
             rate: learning rate of the training step to come; the steps here take it times `rate_factor`.
         """
         single = self._one_step(probes, samples, round_, rate) if self._one_step else None
@@ -49,6 +55,7 @@ class GroupRewarder:
         started = time.perf_counter()
         groups = self._groups(probes, round_)
         measure = ReferenceLoss(self._context, "direction", self._config.reference_examples, round_)
+        mix = list(mix) or [samples[i] for i in self._draw(probes, round_, "mix")]
         outcomes, taken, trained = [], [], 0
         notes = list(single.notes) if single else []
         with self._context.model.rehearsal() as rehearsal:
@@ -56,11 +63,11 @@ class GroupRewarder:
             for i, order in enumerate(groups):
                 if i:
                     rehearsal.rewind()
-                members, whole = self._train(rehearsal, samples, order, rate)
+                members, tokens, whole = self._train(rehearsal, samples, order, mix, rate)
                 outcomes.append(start - measure() if whole else np.nan)
                 taken.append(members)
-                trained += tokens_of([samples[m] for m in members])
-        outcomes = self._finite(np.array(outcomes), notes)
+                trained += tokens
+        outcomes = winsorised(self._finite(np.array(outcomes), notes))
         lengths = np.array([len(s) for s in samples], dtype=np.float64)
         fit = fit_outcomes(outcomes, _shares(probes, taken, lengths), probes.sizes, self._means(single, taken, lengths))
         rewards = np.zeros(len(samples))
@@ -89,23 +96,31 @@ class GroupRewarder:
                 members = places[probes.members[agent] & (codes == label)]
                 if len(members):
                     groups.append(members[np.argsort(noise[members], kind="stable")].tolist())
-        for draw in range(self._config.control):
-            u = uniform(self._context.seed, f"group_probe/control/{draw}", round_, probes.ids)
-            # Exponential clocks with rates `importance`: the first ones are a sample of the pool, whatever was drawn more often.
-            groups.append(np.argsort(-np.log(u) / probes.importance, kind="stable").tolist())
-        return groups
+        return groups + [self._draw(probes, round_, f"control/{draw}") for draw in range(self._config.control)]
 
-    def _train(self, rehearsal, samples: Sequence[np.ndarray], order: list[int], rate: float) -> tuple[list[int], bool]:
-        """(places of all samples that were trained on, with repetition; whether every loss and gradient was finite)."""
-        trained, start = [], 0
-        for _ in range(self._config.steps):
-            chosen, start = take(samples, order, start, self._config.step_rows * self._context.seq_length)
-            trained += chosen
+    def _draw(self, probes: Probes, round_: int, name: str) -> list[int]:
+        """Probes in an order whose first ones are a sample of the pool, whatever was drawn more often: exponential clocks with
+        rates `importance`."""
+        u = uniform(self._context.seed, f"group_probe/{name}", round_, probes.ids)
+        return np.argsort(-np.log(u) / probes.importance, kind="stable").tolist()
+
+    def _train(
+        self, rehearsal, samples: Sequence[np.ndarray], order: list[int], mix: Sequence[np.ndarray], rate: float
+    ) -> tuple[list[int], int, bool]:
+        """(places of all of `samples` that were trained on, with repetition; tokens, the mix's included; whether every loss and
+        gradient was finite)."""
+        config, row = self._config, self._context.seq_length
+        trained, tokens, start, mix_start = [], 0, 0, 0
+        for step in range(config.steps):
+            chosen, start = take(samples, order, start, config.step_rows * row)
+            beside, mix_start = take(mix, range(len(mix)), mix_start, config.mix_rows * row) if config.mix_rows else ([], 0)
+            batch = [samples[i] for i in chosen] + [mix[i] for i in beside]
+            trained, tokens = trained + chosen, tokens + tokens_of(batch)
             try:
-                self._context.step(rehearsal, [samples[i] for i in chosen], rate * self._config.rate_factor)
+                self._context.step(rehearsal, batch, rate * config.rate_factor * (1 - step / config.steps))
             except NonFiniteError:  # on every rank
-                return trained, False
-        return trained, True
+                return trained, tokens, False
+        return trained, tokens, True
 
     @staticmethod
     def _finite(outcomes: np.ndarray, notes: list[str]) -> np.ndarray:

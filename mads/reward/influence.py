@@ -132,7 +132,9 @@ class Rewarder:
                 sides.append(spread(batches, self._model.sample_losses, self._topology))
         return (sides[0] - sides[1]) / (2.0 * step)
 
-    def __call__(self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float = 0.0) -> RoundRewards:
+    def __call__(
+        self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float = 0.0, mix: Sequence[np.ndarray] = ()
+    ) -> RoundRewards:
         """Rewards of the round's probes, whose tokens are `samples`. The model is left bit for bit as it was.
 
         Args:

@@ -31,7 +31,9 @@ class LossSignal:
         batches = self._context.batches(samples)
         return self._context.losses(batches), batches.targets
 
-    def __call__(self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float = 0.0) -> RoundRewards:
+    def __call__(
+        self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float = 0.0, mix: Sequence[np.ndarray] = ()
+    ) -> RoundRewards:
         """Losses of the round's probes, whose tokens are `samples`. The model is left bit for bit as it was."""
         started, references = time.perf_counter(), {}
         with self._context.model.undisturbed():

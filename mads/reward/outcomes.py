@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_FAR = 3.0  # robust standard deviations from the median
 _STEPS = 60  # of expectation and maximisation
 _LEAST = 1e-6  # a variance is held above this part of the outcomes' variance
 
@@ -24,6 +25,14 @@ class Outcomes:
     slope: float
     explained: float
     scale: float
+
+
+def winsorised(outcomes: np.ndarray) -> np.ndarray:
+    """The outcomes, float64 [n], none farther from their median than three robust standard deviations (1.4826 times the median
+    distance from it): a label that spoils the model is then the worst by far, and differences between the others still count."""
+    median = np.median(outcomes)
+    far = _FAR * 1.4826 * np.median(np.abs(outcomes - median))
+    return np.clip(outcomes, median - far, median + far) if far > 0 else outcomes.copy()
 
 
 def fit_outcomes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -18,6 +19,8 @@ from mads.data.ledger import Ledger
 from mads.data.pool import Pool
 from mads.data.schema import DataError
 from mads.model.shape import flops_per_token
+from mads.noise import hash64
+from mads.reward.build import mix_tokens
 from mads.topology import Topology
 from mads.train.branch import branch_point
 from mads.train.growth import PoolEntry, grow, open_history
@@ -142,7 +145,8 @@ class Trainer:
         if parts.console.needs_rewards():
             probes = parts.console.draw_probes()
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
-            rewards = parts.rewarder(probes, parts.pool.tokens(probes.positions), parts.console.round, rate)
+            samples = parts.pool.tokens(probes.positions)
+            rewards = parts.rewarder(probes, samples, parts.console.round, rate, self._current_mix())
             share = rewards.direction["flops"] / self._interval_flops()
             rewards.direction["share of the interval"] = share
             self.journal.message(f"round {parts.console.round}: rewards cost {share:.2%} of the training of an interval")
@@ -155,6 +159,17 @@ class Trainer:
             record.notes.append(grown)
             self.journal.message(f"round {record.round}: {grown}")
         self.journal.decision(record, ids)
+
+    def _current_mix(self) -> list[np.ndarray]:
+        """Samples of the decision in use, drawn by hash, for rewards that compare labels beside them."""
+        config, console, pool = self.config, self.parts.console, self.parts.pool
+        wanted = mix_tokens(config.reward, config.data.seq_length)
+        if not wanted or not len(console.pending):
+            return []
+        order = np.argsort(hash64(config.train.seed, "current_mix", console.round, console.pending), kind="stable")
+        positions = pool.positions_of(console.pending[order])
+        enough = np.searchsorted(np.cumsum(pool.lengths[positions]), wanted) + 1
+        return pool.tokens(positions[:enough])
 
     def _interval_flops(self) -> float:
         """Of the training of the round to come, if it is as long as an interval."""

@@ -117,17 +117,22 @@ def check_groups(stages):
 
     from mads.config.schema import BlendRewardConfig, GroupRewardConfig
     from mads.reward.group import GroupRewarder
-    from mads.reward.outcomes import fit_outcomes
+    from mads.reward.outcomes import fit_outcomes, winsorised
     from mads.reward.steps import ReferenceLoss
 
-    samples, probes = support.random_samples(12, seed=5), _probes(12)
+    samples, probes, mix = support.random_samples(12, seed=5), _probes(12), support.random_samples(9, seed=6)
+    beside, held = [], 0  # of the mix: what a row has room for
+    while held + len(mix[len(beside)]) <= 32:
+        beside.append(mix[len(beside)])
+        held += len(beside[-1])
+    assert 0 < len(beside) < len(mix)
     for stage in stages:
         built = _trained(stage)
         context = _context(built)
         before = context.model.digest()
-        config = GroupRewardConfig(mode="group", steps=1, step_rows=1, control=1, reference_examples=4)
+        config = GroupRewardConfig(mode="group", steps=1, step_rows=1, mix_rows=1, control=1, reference_examples=4)
         rewarder = GroupRewarder(context, config)
-        result = rewarder(probes, samples, 3, RATE)
+        result = rewarder(probes, samples, 3, RATE, mix)
         assert context.model.digest() == before
         windows = [task.windows("direction", 4, 0, 3) for task in context.references]
 
@@ -142,8 +147,8 @@ def check_groups(stages):
                     break
                 taken.append(i)
                 held += len(samples[i])
-            twin = _by_hand(built, [samples[i] for i in taken], RATE, forget=False)
-            base = _by_hand(built, [samples[i] for i in taken], 0.0, forget=False)
+            twin = _by_hand(built, [samples[i] for i in taken] + beside, RATE, forget=False)
+            base = _by_hand(built, [samples[i] for i in taken] + beside, 0.0, forget=False)
             gains.append(reference_loss(base) - reference_loss(twin))
             for agent, size in probes.sizes.items():
                 share = np.zeros(size)
@@ -153,7 +158,7 @@ def check_groups(stages):
         assert all(len(result.errors[a]) == size and result.errors[a].max() > 0 for a, size in probes.sizes.items())
         assert len(gains) == 3 + 2 + 1 == result.direction["groups"]
         assert ReferenceLoss(context, "direction", 4, 3)() == pytest.approx(reference_loss(base), rel=1e-5)
-        fit = fit_outcomes(np.array(gains), {a: np.array(r) for a, r in rows.items()}, probes.sizes)
+        fit = fit_outcomes(winsorised(np.array(gains)), {a: np.array(r) for a, r in rows.items()}, probes.sizes)
         expected = sum(fit.effects[a][probes.codes[a]] for a in probes.sizes)
         assert np.corrcoef(result.rewards, expected)[0, 1] > 0.999, (stage, result.rewards, expected)
         if stage == 0:

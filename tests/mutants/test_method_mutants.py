@@ -42,7 +42,9 @@ MUTANTS = [
     Mutant(
         "rewards of groups are measured by their own spread",
         "mads.console.console:scale_rewards",
-        lambda original: lambda rewards, targets, importance, mode, ids, spread: original(rewards, targets, importance, mode, ids),
+        lambda original: (
+            lambda rewards, targets, importance, mode, ids, spread: original(rewards, targets, importance, mode, ids)
+        ),
         f"{NOISE}:check_noise_moves_little",
     ),
     Mutant(

@@ -138,6 +138,14 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
         ),
         (["agents.members.topic.attribute=mood"], 1, False, ["agents.members.topic.attribute='mood'", "'quality'"]),
         (["~agents.members.topic", "~agents.members.domain", "~agents.members.quality"], 1, False, ["at least one agent"]),
+        (["selection.first_interval=51"], 1, False, ["selection.first_interval=51", "selection.interval=50", "warmup_rounds"]),
+        (
+            ["selection.agent_update=mean", "selection.agent_rate=1.5"],
+            1,
+            False,
+            ["selection.agent_rate=1.5", "at most 1", "selection.agent_update=exponentiated"],
+        ),
+        (["selection=paper", "selection.agent_rate=2"], 1, False, ["selection.agent_rate=2", "at most 1"]),
         (["selection.probes=2"], 1, False, ["selection.probes=2", "3 agents"]),
         (["selection.theta_floor=0.4"], 1, False, ["selection.theta_floor=0.4", "3 agents", "at most 0.333"]),
         (

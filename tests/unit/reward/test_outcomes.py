@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mads.reward.outcomes import fit_outcomes
+from mads.reward.outcomes import fit_outcomes, winsorised
 
 
 def _groups(seed, noise, slope=0.0):
@@ -80,3 +80,13 @@ def test_outcomes_that_are_equal_say_nothing():
     found = fit_outcomes(np.full(15, 0.7), shares, sizes, means)
     assert found.scale == 0
     assert found.slope == 0 and found.explained == 0 and not any(e.any() for e in found.effects.values())
+
+
+def test_outcomes_far_from_the_others_are_drawn_in_and_stay_the_worst():
+    y = np.array([1.0, 2.0, 3.0, 4.0, 5.0, -400.0])
+    found = winsorised(y)
+    assert found[:5].tolist() == y[:5].tolist()
+    assert found[5] == pytest.approx(2.5 - 3 * 1.4826 * 1.5) and found.argmin() == 5  # median 2.5, median distance 1.5
+    np.testing.assert_allclose(winsorised(7 * y + 3), 7 * found + 3)
+    equal = np.array([1.0, 1.0, 1.0, 9.0])
+    assert winsorised(equal).tolist() == equal.tolist()
