@@ -194,8 +194,8 @@ def _numbers(config) -> Iterator[str]:
     first, interval = config.selection.first_interval, config.selection.interval
     if first is not None and first > interval:
         yield (
-            f"selection.first_interval={first} is more than selection.interval={interval}: it is for short first rounds; leave it "
-            "out, or raise selection.warmup_rounds for a longer start without agents"
+            f"selection.first_interval={first} is more than selection.interval={interval}: it is for short first rounds; "
+            "leave it out, or raise selection.warmup_rounds for a longer start without agents"
         )
     rate = config.selection.get("agent_rate")
     if rate is not None and rate > 1 and config.selection.get("agent_update", "mean") == "mean":

@@ -21,8 +21,8 @@ class RoundRewarder(Protocol):
     def __call__(
         self, probes: Probes, samples: Sequence[np.ndarray], round_: int, rate: float, mix: Sequence[np.ndarray] = ()
     ) -> RoundRewards:
-        """samples: the probes' tokens; rate: of the training step to come; mix: tokens of samples of the last round's decision, as
-        many as `mix_tokens` of the configuration asks for."""
+        """samples: the probes' tokens; rate: of the training step to come; mix: tokens of samples of the last round's decision,
+        as many as `mix_tokens` of the configuration asks for."""
 
 
 def mix_tokens(config, seq_length: int) -> int:
