@@ -123,8 +123,8 @@ class SelectionConfig:
 
     name: str = MISSING
     interval: int = 50  # optimizer steps between two decisions
-    # Steps of the first round. Short ones follow, each as long as all before it, up to `interval`: agents begin sooner, and an early
-    # mistake does not rule for long. None: all are `interval` long.
+    # Steps of the first round. Short ones follow, each as long as all before it, up to `interval`: agents begin sooner, and an
+    # early mistake does not rule for long. None: all are `interval` long.
     first_interval: Optional[int] = None
     margin: float = 0.05  # decided tokens beyond what an interval consumes, because packing wastes a little
     exchange: str = "auto"  # gather | threshold: the same ids; auto = gather pools of up to 2 million samples
