@@ -109,6 +109,7 @@ RANGES = {
     "reward.rate_factor": "(0, inf)",
     **{f"reward.{key}": "[1, inf)" for key in ("steps", "step_rows")},
     "reward.control": "[0, inf)",
+    "reward.mix_rows": "[0, inf)",
     "optim.lr": "(0, inf)",
     "optim.beta1": "[0, 1)",
     "optim.beta2": "[0, 1)",
