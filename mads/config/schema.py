@@ -182,7 +182,7 @@ class PaperSelectionConfig(SelectionConfig):
 class MadsSelectionConfig(SelectionConfig):
     """Shared probes, effects told apart, shrunk means, theta a probability vector; shares of joint cells, then rank."""
 
-    probes: int = 512
+    probes: int = 1024
     attribution: str = "joint"  # each agent learns from what the others do not explain; marginal: from the rewards as they are
     agent_update: str = "exponentiated"  # weights are logarithms of shares that follow gains; mean: weights follow mean rewards
     agent_rate: float = 0.5  # exponentiated: what a gain of one standard deviation adds to a weight; mean: the part of the way
@@ -282,7 +282,7 @@ class DisplacementRewardConfig(RewardConfig):
 class GroupRewardConfig(RewardConfig):
     """reward=group: real steps on each label's probes, judged by the reference loss."""
 
-    steps: int = 8  # for each label, at rates that fall linearly
+    steps: int = 6  # for each label, at rates that fall linearly
     step_rows: int = 2  # packed rows of the label in one step
     mix_rows: int = 2  # and of what the run is being trained on, the same ones for every label
     rate_factor: float = 1.0  # times the learning rate of the run
