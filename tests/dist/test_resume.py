@@ -74,7 +74,9 @@ def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, sel
     metrics, decisions = curve(tmp_path / "whole")
     borders = [0, 3, 6, 11] if "selection.first_interval=3" in overrides else [0, 5, 10]
     assert [d["step"] for d in decisions] == borders
-    assert [d["round"] for d in decisions] == list(range(len(borders))) and len([m for m in metrics if m["kind"] == "train"]) == 12
+    assert [d["round"] for d in decisions] == list(range(len(borders))) and len(
+        [m for m in metrics if m["kind"] == "train"]
+    ) == 12
     assert whole[0][1].sum() > 0 and len({json.dumps(d["hash"]) for d in decisions}) == len(borders)
     for round_, decided in enumerate(decisions):
         ids = read_decision(tmp_path / "whole", round_)

@@ -51,8 +51,8 @@ def _losses(module, samples):
         return np.array([float(module(b.tokens, b.labels, b.positions, b.segments).double().sum()) for b in batches])
 
 
-def _by_hand(built, samples, rate, forget):
-    """The model after one step on `samples`, from plain PyTorch on a copy: gradient of the mean loss, clipping, AdamW."""
+def _by_hand(built, steps, forget):
+    """The model after steps, each (samples, rate), from plain PyTorch on a copy: gradient of the mean loss, clipping, AdamW."""
     import torch
 
     from mads.data.batch import make_batch
@@ -70,14 +70,28 @@ def _by_hand(built, samples, rate, forget):
             optimizer.state[p] = {"step": torch.tensor(float(built.engine.state.steps)), **moments}
             if forget:
                 optimizer.state[p]["exp_avg"].zero_()
-    batches = [make_batch([[sample]], 32) for sample in samples]
-    total = sum(twin(b.tokens, b.labels, b.positions, b.segments).sum() for b in batches)
-    (total / sum(len(s) - 1 for s in samples)).backward()
-    torch.nn.utils.clip_grad_norm_(twin.parameters(), built.config.optim.grad_clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    for samples, rate in steps:
+        batches = [make_batch([[sample]], 32) for sample in samples]
+        total = sum(twin(b.tokens, b.labels, b.positions, b.segments).sum() for b in batches)
+        optimizer.zero_grad()
+        (total / sum(len(s) - 1 for s in samples)).backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), built.config.optim.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
     return twin
+
+
+def _fill(samples, order, start):
+    """(places of the next samples of a cyclic order that fit into a row of 32 tokens, each at most once; where it stopped)."""
+    taken, held = [], 0
+    while len(taken) < len(order):
+        i = order[(start + len(taken)) % len(order)]
+        if taken and held + len(samples[i]) > 32:
+            break
+        taken.append(i)
+        held += len(samples[i])
+    return taken, start + len(taken)
 
 
 def check_displacement(stages):
@@ -96,8 +110,8 @@ def check_displacement(stages):
         result = DisplacementRewarder(context, config)(_probes(12), samples, 3, RATE)
         assert context.model.digest() == before
         batch = next(ReferenceBatches(context.references, 64, 0, 3))
-        twin = _by_hand(built, batch, 0.5 * RATE, forget=True)
-        base = _by_hand(built, batch, 0.0, forget=True)  # a rate of 0 leaves the weights
+        twin = _by_hand(built, [(batch, 0.5 * RATE)], forget=True)
+        base = _by_hand(built, [(batch, 0.0)], forget=True)  # a rate of 0 leaves the weights
         targets = np.array([len(s) - 1 for s in samples])
         expected = (_losses(base, samples) - _losses(twin, samples)) / targets
         np.testing.assert_allclose(result.rewards, expected, atol=2e-5 * np.abs(expected).max() + 2e-6, err_msg=str(stage))
@@ -121,16 +135,11 @@ def check_groups(stages):
     from mads.reward.steps import ReferenceLoss
 
     samples, probes, mix = support.random_samples(12, seed=5), _probes(12), support.random_samples(9, seed=6)
-    beside, held = [], 0  # of the mix: what a row has room for
-    while held + len(mix[len(beside)]) <= 32:
-        beside.append(mix[len(beside)])
-        held += len(beside[-1])
-    assert 0 < len(beside) < len(mix)
     for stage in stages:
         built = _trained(stage)
         context = _context(built)
         before = context.model.digest()
-        config = GroupRewardConfig(mode="group", steps=1, step_rows=1, mix_rows=1, control=1, reference_examples=4)
+        config = GroupRewardConfig(mode="group", steps=2, step_rows=1, mix_rows=1, control=1, reference_examples=4)
         rewarder = GroupRewarder(context, config)
         result = rewarder(probes, samples, 3, RATE, mix)
         assert context.model.digest() == before
@@ -141,14 +150,14 @@ def check_groups(stages):
 
         gains, rows = [], {"domain": [], "quality": []}
         for order in rewarder._groups(probes, 3):
-            taken, held = [], 0
-            for i in order:
-                if taken and held + len(samples[i]) > 32:
-                    break
-                taken.append(i)
-                held += len(samples[i])
-            twin = _by_hand(built, [samples[i] for i in taken] + beside, RATE, forget=False)
-            base = _by_hand(built, [samples[i] for i in taken] + beside, 0.0, forget=False)
+            taken, steps, start, mix_start = [], [], 0, 0
+            for rate in (RATE, RATE / 2):  # falling by 1 / steps
+                of_label, start = _fill(samples, order, start)
+                of_mix, mix_start = _fill(mix, range(9), mix_start)
+                steps.append(([samples[i] for i in of_label] + [mix[i] for i in of_mix], rate))
+                taken += of_label
+            held = sum(len(samples[i]) for i in taken)
+            twin, base = _by_hand(built, steps, forget=False), _by_hand(built, [(samples, 0.0)], forget=False)
             gains.append(reference_loss(base) - reference_loss(twin))
             for agent, size in probes.sizes.items():
                 share = np.zeros(size)

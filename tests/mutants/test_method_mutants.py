@@ -26,6 +26,14 @@ def _uncentred(original):
     return step
 
 
+def _at_one_rate(original):
+    class OneRate(float):  # times anything but the configured factor of 1 it is still the same
+        def __mul__(self, other):
+            return self
+
+    return lambda self, rehearsal, samples, order, mix, rate: original(self, rehearsal, samples, order, mix, OneRate(rate))
+
+
 MUTANTS = [
     Mutant(
         "every agent claims the whole reward",
@@ -78,6 +86,24 @@ MUTANTS = [
         "mads.train.snapshot:EngineRehearsal.forget_momentum",
         lambda original: lambda self: None,
         f"{STEPS}:check_displacement",
+        world=2,
+        args=([0],),
+    ),
+    Mutant(
+        "the rates of a group's steps do not fall",
+        "mads.reward.group:GroupRewarder._train",
+        _at_one_rate,
+        f"{STEPS}:check_groups",
+        world=2,
+        args=([0],),
+    ),
+    Mutant(
+        "labels are probed without what is being trained on",
+        "mads.reward.group:GroupRewarder._train",
+        lambda original: (
+            lambda self, rehearsal, samples, order, mix, rate: original(self, rehearsal, samples, order, samples, rate)
+        ),
+        f"{STEPS}:check_groups",
         world=2,
         args=([0],),
     ),
