@@ -1,5 +1,6 @@
 """Mutants of what selection=mads is made of, and of rewards that take steps; tests/mutants/mutants.py has the fields."""
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,11 @@ def _uncentred(original):
         return updated, standardised_gain(weights, np.nan_to_num(statistics.mean), shares)
 
     return step
+
+
+def _only_at_the_end(original):
+    """The state at entry comes back when the rehearsal closes, which is checked elsewhere."""
+    return lambda self: original(self) if inspect.currentframe().f_back.f_code.co_name == "close" else None
 
 
 def _at_one_rate(original):
@@ -110,7 +116,7 @@ MUTANTS = [
     Mutant(
         "a group starts where the one before it ended",
         "mads.train.snapshot:EngineRehearsal.rewind",
-        lambda original: lambda self: None,
+        _only_at_the_end,
         f"{STEPS}:check_groups",
         world=2,
         args=([0],),
