@@ -198,6 +198,11 @@ def _numbers(config) -> Iterator[str]:
             f"selection.first_interval={first} is more than selection.interval={interval}: it is for short first rounds; "
             "leave it out, or raise selection.warmup_rounds for a longer start without agents"
         )
+    if config.selection.name in MIXING and first not in (None, interval):
+        yield (
+            f"selection={config.selection.name} counts rounds of one length, and selection.first_interval={first} with "
+            f"selection.interval={interval} makes them grow; leave first_interval out"
+        )
     rate = config.selection.get("agent_rate")
     if rate is not None and rate > 1 and config.selection.get("agent_update", "mean") == "mean":
         yield (

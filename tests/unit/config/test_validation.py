@@ -145,6 +145,7 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
             False,
             ["selection.agent_rate=1.5", "at most 1", "selection.agent_update=exponentiated"],
         ),
+        (["selection=odm", "selection.first_interval=10"], 1, False, ["selection=odm counts rounds", "selection.interval=50"]),
         (["selection=paper", "selection.agent_rate=2"], 1, False, ["selection.agent_rate=2", "at most 1"]),
         (["selection.probes=2"], 1, False, ["selection.probes=2", "3 agents"]),
         (["selection.theta_floor=0.4"], 1, False, ["selection.theta_floor=0.4", "3 agents", "at most 0.333"]),
