@@ -88,7 +88,15 @@ def _run(cell: Cell, work: Path, plan: dict[str, Any], result: Path) -> None:
 
 def trunk_arguments(cell: Cell, run: Path) -> list[str]:
     """`mads train` of the trunk."""
-    return ["train", "--workers", "1", *cell.trunk, f"train.steps={cell.trunk_steps}", f"run_dir='{run}'"]
+    return [
+        "train",
+        "--workers",
+        "1",
+        *cell.trunk,
+        f"train.steps={cell.steps}",
+        f"train.stop_at={cell.trunk_steps}",
+        f"run_dir='{run}'",
+    ]
 
 
 def branch_arguments(cell: Cell, branch: Branch, trunk: Path, run: Path) -> list[str]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from mads.config.compose import ConfigError, compose, differences, trajectory
-from mads.config.rounds import round_end
 from mads.config.validate import validate
 from mads.data.schema import Manifest, sha256_of
 
@@ -47,7 +46,7 @@ class Branch:
 class Cell:
     """One strategy with one seed.
 
-    steps: of a whole run, cooled or not; trunk_steps: of the trunk (`trunk_end`)
+    steps: of a whole run, cooled or not; trunk_steps: at which the trunk stops, where its last branch leaves it
     branches: by `steps`; empty without a cooldown, when the trunk is the whole run
     trunk, branch: overrides of `mads train` without run_dir, train.steps and what a single branch adds
     settings: flat key -> value, all that determines the result; digest: SHA-256 of it
@@ -79,12 +78,6 @@ def branch_at(fraction: float, steps: int, cooldown: float) -> Branch:
     """The branch that ends at `fraction` of `steps`; its decay is that of mads.train.schedule for schedule=wsd."""
     end = round(fraction * steps)
     return Branch(fraction, end - max(1, round(cooldown * end)), end)
-
-
-def trunk_end(start: int, selection: Any, steps: int) -> int:
-    """Steps of a trunk that its last branch leaves at `start`: to the end of that round. A run's last decision is cut to what the
-    run still trains, so a trunk that ended at `start` would decide on less than its branch, which would have to decide again."""
-    return min(steps, round_end(selection, start))
 
 
 def make_cells(config, has_gpu: bool = False, run_overrides: Sequence[str] = ()) -> list[Cell]:
@@ -194,7 +187,7 @@ def _cells_of(config, strategy: str, has_gpu: bool, run_overrides: Sequence[str]
                 strategy,
                 seed,
                 steps,
-                trunk_end(branches[-1].start, composed.selection, steps) if branches else steps,
+                branches[-1].start if branches else steps,
                 branches,
                 tuple([*trunk, *keep, *chosen]),
                 tuple([*cooled, *chosen]) if cooled else (),

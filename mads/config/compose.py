@@ -106,6 +106,7 @@ def to_dict(config: DictConfig) -> dict[str, Any]:
 # micro-batch or number of ranks changes the rounding; with all equal, a resumed run is the same bit for bit.)
 RUN_INDEPENDENT = (
     "run_dir",
+    "train.stop_at",
     "train.micro_batch_size",
     "parallel",
     "checkpoint",

@@ -16,12 +16,3 @@ def round_steps(selection: Any, round_: int) -> int:
     if selection.first_interval is None:
         return selection.interval
     return min(selection.interval, selection.first_interval << max(0, round_ - 1))
-
-
-def round_end(selection: Any, step: int) -> int:
-    """Step at which the round ends that holds the last of `step` steps, if the decided samples last."""
-    end, round_ = 0, 0
-    while end < step:
-        end += round_steps(selection, round_)
-        round_ += 1
-    return end

@@ -373,6 +373,7 @@ class TrainConfig:
     """The loop: how long, how much a step, how often what."""
 
     steps: int = 300
+    stop_at: Optional[int] = None  # leave off after this step, with a checkpoint; a later stop_at, or none, goes on from there
     global_batch_size: int = 32  # rows of seq_length per optimizer step, over all ranks
     micro_batch_size: int = 8  # rows per forward on one rank
     precision: str = "auto"  # fp32 | bf16; auto = bf16 on a GPU, fp32 elsewhere

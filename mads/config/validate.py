@@ -71,6 +71,7 @@ RANGES = {
     "data.max_megabytes": "(0, inf)",
     "data.tokenizer.train_megabytes": "(0, inf)",
     "train.steps": "[1, inf)",
+    "train.stop_at": "[1, inf)",
     "train.global_batch_size": "[1, inf)",
     "train.micro_batch_size": "[1, inf)",
     "train.log_interval": "[1, inf)",
@@ -210,6 +211,8 @@ def _numbers(config) -> Iterator[str]:
             "selection.agent_update=exponentiated takes more"
         )
     steps = config.train.steps
+    if config.train.stop_at is not None and config.train.stop_at > steps:
+        yield f"train.stop_at={config.train.stop_at} is no step of train.steps={steps}"
     if wrong := [step for step in config.checkpoint.keep_steps if not 1 <= step <= steps]:
         yield f"checkpoint.keep_steps={list(config.checkpoint.keep_steps)}: {wrong[0]} is no step of train.steps={steps}"
     if config.schedule.warmup_steps >= config.train.steps:

@@ -86,8 +86,9 @@ class Trainer:
     # ------------------------------------------------------------ the loop
 
     def run(self, until: int | None = None) -> None:
-        """Train up to step `until` (default: train.steps), then save and close."""
-        until = self.config.train.steps if until is None else until
+        """Train up to step `until` (default: train.stop_at, or train.steps), then save and close."""
+        end = self.config.train.stop_at or self.config.train.steps
+        until = end if until is None else until
         try:
             if self.step == 0:
                 self._evaluate()
@@ -103,7 +104,7 @@ class Trainer:
             raise
         self._tell_saves()
         self.parts.loader.close()
-        self.journal.close(self.step, self.tokens, self.finished)
+        self.journal.close(self.step, self.tokens, self.step >= end)
 
     def _train_one_step(self) -> None:
         config, parts = self.config, self.parts

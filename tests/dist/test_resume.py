@@ -84,6 +84,19 @@ def test_k6_two_halves_equal_the_whole_bit_for_bit(prepared, tmp_path, zero, sel
         assert np.array_equal(read_decision(tmp_path / "halves", round_), ids)
 
 
+def test_a_run_that_is_told_to_stop_ends_there_and_goes_on_as_one_that_was_not(prepared, tmp_path):
+    """Its decisions are those of the whole run, though the last one reaches beyond the stop."""
+    [whole] = run_ranks(1, train_until, prepared, str(tmp_path / "whole"), [None], ["train.steps=12"], timeout=240)
+    run_ranks(1, train_until, prepared, str(tmp_path / "told"), [None], ["train.steps=12", "train.stop_at=7"], timeout=240)
+    metrics, decisions = curve(tmp_path / "told")
+    ends = [json.loads(line) for line in (tmp_path / "told" / "metrics.jsonl").read_text().splitlines() if '"end"' in line]
+    assert [end["steps"] for end in ends] == [7] and metrics[-1]["step"] <= 7
+    assert [d["hash"] for d in decisions] == [d["hash"] for d in curve(tmp_path / "whole")[1]][: len(decisions)]
+    [told] = run_ranks(1, train_until, prepared, str(tmp_path / "told"), [None], ["train.steps=12"], timeout=240)
+    assert_same(told, whole)
+    assert curve(tmp_path / "told") == curve(tmp_path / "whole")
+
+
 def test_k6_the_checkpoint_alone_is_enough(prepared, tmp_path):
     [whole] = run_ranks(1, train_until, prepared, str(tmp_path / "whole"), [12], [], timeout=240)
     run_ranks(1, train_until, prepared, str(tmp_path / "moved"), [7], [], timeout=240)

@@ -53,12 +53,6 @@ MUTANTS = [
         ),
         f"{PLAN}:check_branches",
     ),
-    Mutant(
-        "a trunk ends where its last branch leaves it, in the middle of a round",
-        "mads.compare.plan:trunk_end",
-        lambda original: lambda start, selection, steps: start,
-        f"{PLAN}:check_trunk_end",
-    ),
 ]
 
 

@@ -38,7 +38,7 @@ def folder(tmp_path, monkeypatch):
         if arguments[0] == "train":
             run_dir = cells.Path(value["run_dir"].strip("'"))
             run_dir.mkdir(exist_ok=True)
-            end = {"kind": "end", "steps": int(value["train.steps"]), "tokens": 1, "seconds": 1.0}
+            end = {"kind": "end", "steps": int(value.get("train.stop_at", value["train.steps"])), "tokens": 1, "seconds": 1.0}
             (run_dir / "metrics.jsonl").write_text(json.dumps(end) + "\n")
         else:
             out, run_dir = cells.Path(arguments[arguments.index("--out") + 1]), cells.Path(arguments[1])
@@ -58,7 +58,7 @@ def test_trunk_branches_and_evaluations_run_in_order(folder):
     trunk = f"{folder.work}/trunk"
     assert [c[0] for c in folder.commands] == ["train", "train", "eval", "train", "eval"]
     first, branch, evaluation = folder.commands[:3]
-    assert first[1:] == ["--workers", "1", *CELL.trunk, "train.steps=8", f"run_dir='{trunk}'"]
+    assert first[1:] == ["--workers", "1", *CELL.trunk, "train.steps=10", "train.stop_at=8", f"run_dir='{trunk}'"]
     assert f"train.branch_from='{trunk}/checkpoints/step-00000004'" in branch and "train.steps=5" in branch
     assert "schedule=wsd" in branch and "schedule=constant" not in branch
     assert evaluation[1:] == [

@@ -8,7 +8,7 @@ import pytest
 import mads.compare.plan as plan
 from mads.config.comparison import compose_comparison, launcher_overrides, split_overrides
 from mads.config.compose import ConfigError
-from mads.config.schema import SelectionConfig, WSDScheduleConfig
+from mads.config.schema import WSDScheduleConfig
 from mads.train.schedule import learning_rate
 
 RUN = [
@@ -79,22 +79,6 @@ def test_all_are_cooled_at_the_end_and_the_branched_ones_before_it_too(compariso
     assert mads.trunk_steps == 80 == cells["random-1"].trunk_steps and mads.all_steps == 80 + 10 + 15 + 20
     assert "schedule=constant" in mads.trunk and "checkpoint.keep_steps=[40,60,80]" in mads.trunk
     assert "schedule=wsd" in mads.branch and "schedule.decay_fraction=0.2" in mads.branch
-
-
-def check_trunk_end():
-    """The round that holds the step at which the last branch leaves is whole: a loop over rounds finds its end."""
-    for start, interval, steps in ((80, 20, 100), (80, 30, 100), (81, 20, 100), (80, 50, 100), (586, 25, 732), (95, 7, 100)):
-        end = 0
-        while end < start:
-            end += interval
-        assert plan.trunk_end(start, SelectionConfig("mads", interval), steps) == min(end, steps)
-    # Decisions at 10, 20, 40, 80, 130, 180, ...: the round that begins at 80 ends at 130.
-    for start, end in ((80, 80), (81, 130), (130, 130), (131, 180)):
-        assert plan.trunk_end(start, SelectionConfig("mads", 50, 10), 732) == end
-
-
-def test_a_trunk_ends_with_a_whole_round():
-    check_trunk_end()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_the_trajectory_is_all_leaves_but_the_independent_ones():
 
 
 def test_every_independent_key_exists():
-    config = compose([])
+    config = compose(["train.stop_at=3"])  # None unless it is set
     assert [key for key in RUN_INDEPENDENT if OmegaConf.select(config, key) is None] == []
 
 
@@ -34,6 +34,7 @@ def test_every_independent_key_exists():
     [
         ("run_dir=elsewhere", True),
         ("train.micro_batch_size=4", True),
+        ("train.stop_at=200", True),
         ("parallel=zero3", True),
         ("checkpoint.interval=7", True),
         ("logging.project=other", True),

@@ -33,6 +33,7 @@ WHERE = {
     **{f"reward.{key}": ["reward=displacement"] for key in ("steps", "step_rows", "rate_factor")},
     **{f"reward.{key}": ["reward=group"] for key in ("control", "mix_rows")},
     "selection.first_interval": ["selection.first_interval=3"],
+    "train.stop_at": ["train.stop_at=3"],
     "schedule.min_ratio": ["schedule=wsd"],
     "schedule.decay_fraction": ["schedule=wsd"],
 }
@@ -145,6 +146,7 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
             False,
             ["selection.agent_rate=1.5", "at most 1", "selection.agent_update=exponentiated"],
         ),
+        (["train.stop_at=301"], 1, False, ["train.stop_at=301", "train.steps=300"]),
         (["selection=odm", "selection.first_interval=10"], 1, False, ["selection=odm counts rounds", "selection.interval=50"]),
         (["selection=paper", "selection.agent_rate=2"], 1, False, ["selection.agent_rate=2", "at most 1"]),
         (["selection.probes=2"], 1, False, ["selection.probes=2", "3 agents"]),
