@@ -185,7 +185,7 @@ class Console:
     def _learn(self, measured: RoundRewards) -> dict[str, float]:
         """Teach every agent and update theta; returns R_A by agent."""
         control, positions = self.topology.group("control"), measured.probes.positions
-        told = np.array(list(measured.references.values()), np.float64)
+        told = np.array([*measured.references.values(), -1.0 if measured.scale is None else measured.scale], np.float64)
         fingerprint = digest(positions, np.asarray(measured.rewards, np.float64), np.asarray(measured.targets, np.int64), told)
         assert_equal_on_ranks(fingerprint, control, f"the rewards of round {self.round} (hash)")
         self._progress(f"round {self.round}: {len(self.agents)} agents learn from {len(positions)} probes")

@@ -82,9 +82,10 @@ class GroupRewarder:
         diagnostics |= {"steps": self._config.steps, "slope": fit.slope, "explained": fit.explained}
         diagnostics["flops"] = flops + (single.direction["flops"] if single else 0)
         # Rank 0's, whatever the last bit of a matrix product is elsewhere.
-        rewards = first_rank(rewards, self._context.topology)
+        told = first_rank(np.append(rewards, fit.scale), self._context.topology)
         targets = np.array([max(0, len(s) - 1) for s in samples], dtype=np.int64)
-        return RoundRewards(probes, rewards, targets, diagnostics, seconds, notes=notes, errors=fit.errors, scale=fit.scale)
+        found = {"notes": notes, "errors": fit.errors, "scale": float(told[-1])}
+        return RoundRewards(probes, told[:-1], targets, diagnostics, seconds, **found)
 
     def _groups(self, probes: Probes, round_: int) -> list[list[int]]:
         """Probes of each group in the order in which they are trained on: every label's own draws, then `control` draws of the
