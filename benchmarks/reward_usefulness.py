@@ -37,15 +37,22 @@ from mads.train.engine import TrainEngine
 from mads.train.reward_model import EngineRewardModel
 
 AGENTS = ("quality", "domain", "topic")
+
+
+def _group(steps: int, rows: int, mix: int, examples: int = 8) -> GroupRewardConfig:
+    return GroupRewardConfig(mode="group", steps=steps, step_rows=rows, mix_rows=mix, reference_examples=examples)
+
+
 KINDS = {
     "one step": FiniteDifferenceRewardConfig(mode="finite_difference"),
     **{f"displacement, {k} steps": DisplacementRewardConfig(mode="displacement", steps=k) for k in (1, 4, 8, 16)},
     "displacement, 8 steps of 32 rows": DisplacementRewardConfig(mode="displacement", step_rows=32),
-    "group, 1 step": GroupRewardConfig(mode="group", steps=1),
-    "group, 1 step, 8 examples": GroupRewardConfig(mode="group", steps=1, reference_examples=8),
-    "group, 2 steps of 4 rows, 8 examples": GroupRewardConfig(mode="group", steps=2, step_rows=4, reference_examples=8),
-    "group, 3 steps": GroupRewardConfig(mode="group", steps=3),
-    "blend, 3 steps": BlendRewardConfig(mode="blend", steps=3),
+    "group, 1 step of 8 rows, 32 examples": _group(1, 8, 0, 32),
+    "group, 1 step of 8 rows": _group(1, 8, 0),
+    "group, 2 steps of 4 rows": _group(2, 4, 0),
+    "group, 6 steps of 2 + 2 rows": _group(6, 2, 2),
+    "group, 6 steps of 8 + 8 rows": _group(6, 8, 8),
+    "blend, 6 steps of 2 + 2 rows": BlendRewardConfig(mode="blend"),
 }
 
 
