@@ -171,10 +171,12 @@ class _Pool:
         return self.collect(fn.__qualname__, timeout)
 
     def collect(self, what: str, timeout: float) -> list[Any]:
-        """One answer per rank, in rank order; raises for the first rank that failed."""
+        """One answer per rank, in rank order; raises for the first rank that failed, or whose process ended: others may be
+        quicker to say that they lost it."""
         __tracebackhide__ = True
         answers: dict[int, Any] = {}
         failure: RankFailure | None = None
+        ended = False
         deadline = time.monotonic() + timeout
         while len(answers) < self.world:
             waiting = {self.pipes[r]: r for r in range(self.world) if r not in answers}
@@ -187,10 +189,10 @@ class _Pool:
                     status, value, *groups = pickle.loads(pipe.recv_bytes())
                     self.groups = max(self.groups, *groups, 0)
                 except (EOFError, OSError):
-                    status, value = "error", self._exit(rank)
+                    status, value = "end", self._exit(rank)
                 answers[rank] = value
-                if status == "error" and failure is None:
-                    failure = RankFailure(f"rank {rank} of {self.world} failed in {what}:\n{value}", rank)
+                if status in ("error", "end") and (failure is None or (status == "end" and not ended)):
+                    failure, ended = RankFailure(f"rank {rank} of {self.world} failed in {what}:\n{value}", rank), status == "end"
                     deadline = min(deadline, time.monotonic() + GRACE_S)
         if failure is not None:
             raise failure
