@@ -90,7 +90,7 @@ class Study:
         start = mix_start = 0
         for step in range(design.steps):
             chosen, start = take(samples, order, start, design.rows * self.context.seq_length)
-            beside, mix_start = [], mix_start
+            beside = []
             if design.mix:
                 beside, mix_start = take(self.mix, range(len(self.mix)), mix_start, design.mix * self.context.seq_length)
             batch = [samples[i] for i in chosen] + [self.mix[i] for i in beside]

@@ -15,9 +15,14 @@ stage() {
   times+=("$(printf '%-40s %5d s' "$name" $((SECONDS - start)))")
 }
 
+# Decisions at steps 25, 50, 100, 200: what rewards cost does not shrink with a run as short as this. Not if the caller chooses.
+rounds=(selection.first_interval=25 selection.interval=100)
+for override in "$@"; do
+  if [[ $override == selection[.=]* ]]; then rounds=(); fi
+done
+
 stage 'prepare the corpus' "$mads" prepare "$@"
-# Decisions at steps 25, 50, 100, 200: what rewards cost does not shrink with a run as short as this.
-stage 'train, agents choose the data' "$mads" train --workers 2 selection.first_interval=25 selection.interval=100 "$@" run_dir=runs/mads
+stage 'train, agents choose the data' "$mads" train --workers 2 "${rounds[@]}" "$@" run_dir=runs/mads
 stage 'train, random control' "$mads" train --workers 2 "$@" selection=random run_dir=runs/random
 stage 'write the report' "$mads" report runs/mads --compare runs/random
 

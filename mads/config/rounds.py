@@ -1,4 +1,4 @@
-"""How long the rounds of a run are: one rule for training and for what plans with it."""
+"""How long the rounds of a run are."""
 
 from __future__ import annotations
 

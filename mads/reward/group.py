@@ -50,6 +50,9 @@ class GroupRewarder:
         Args:
             mix: tokens of samples that the run was trained on in the last round; none: a draw of the whole pool from the probes
             rate: learning rate of the training step to come; the steps here take it times `rate_factor`.
+
+        Raises:
+            ValueError: if every group ended with a loss or gradient that is not finite.
         """
         single = self._one_step(probes, samples, round_, rate) if self._one_step else None
         seconds = dict(single.seconds) if single else {}

@@ -26,7 +26,6 @@ SMALL = [
     "train.steps=12",
     "train.global_batch_size=8",
     "train.micro_batch_size=2",
-    "selection.first_interval=5",  # the demo sets one
     "selection.interval=5",
     "train.eval_interval=6",
     "train.log_interval=1",
