@@ -25,8 +25,8 @@ def own_parts(
 
     The scale is the standard deviation between labels, all agents together: the root of the summed variances of the labels'
     mean own parts, each label with its probes' weight, noise included. Rewards divided by it tell a label's gain in units in
-    which noise alone cannot look large after shrinking; rewards of group probes are shrunk before, so theirs can. It is 0 if
-    labels do not differ at all.
+    which noise alone cannot look large after shrinking. Rewards that are shrunk before, as those of group probes, bring a scale
+    of their own (RoundRewards.scale). It is 0 if labels do not differ at all.
 
     Args:
         codes: of each agent, integers [n] below its size

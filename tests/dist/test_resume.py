@@ -97,6 +97,27 @@ def test_a_run_that_is_told_to_stop_ends_there_and_goes_on_as_one_that_was_not(p
     assert curve(tmp_path / "told") == curve(tmp_path / "whole")
 
 
+def check_current_mix(prepared, run_dir):
+    from run_support import run_config, trainer
+
+    overrides = ["reward=group", "reward.steps=2", "reward.step_rows=1", "train.steps=7"]
+    made = trainer(run_config(prepared, run_dir, *overrides))
+    assert made._current_mix() == []  # before the first decision
+    made.run()
+    found, pool, pending = made._current_mix(), made.parts.pool, made.parts.console.pending
+    config = made.config
+    wanted = config.reward.steps * config.reward.mix_rows * config.data.seq_length
+    chosen = {tuple(tokens) for tokens in pool.tokens(pool.positions_of(pending))}
+    other = {tuple(tokens) for tokens in pool.tokens(np.setdiff1d(np.arange(len(pool)), pool.positions_of(pending)))}
+    assert other - chosen and all(tuple(tokens) in chosen for tokens in found)
+    lengths = [len(tokens) for tokens in found]
+    assert sum(lengths) >= min(wanted, sum(map(len, chosen))) and sum(lengths[:-1]) < wanted
+
+
+def test_the_mix_beside_labels_is_of_the_decision_in_use(prepared, tmp_path):
+    run_ranks(1, check_current_mix, prepared, str(tmp_path / "run"), timeout=120)
+
+
 def test_k6_the_checkpoint_alone_is_enough(prepared, tmp_path):
     [whole] = run_ranks(1, train_until, prepared, str(tmp_path / "whole"), [12], [], timeout=240)
     run_ranks(1, train_until, prepared, str(tmp_path / "moved"), [7], [], timeout=240)
