@@ -28,6 +28,16 @@ ROOMS = {
     "mads.reward.probes": ("mads.noise", "mads.agents"),
     "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.train.interface"),
     "mads.checkpoint": ("mads.collectives", "mads.data.schema", "mads.layout"),
+    # The model's names elsewhere; what a saved run is, it asks mads.train.inference, which knows no DeepSpeed.
+    "mads.export": (
+        "mads",
+        "mads.checkpoint",
+        "mads.config.compose",
+        "mads.data",
+        "mads.logging.environment",
+        "mads.model.shape",
+        "mads.train.inference",
+    ),
     "mads.logging": ("mads.console.record",),
     "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
     "mads.train.interface": ("mads.data.batch",),
@@ -78,6 +88,7 @@ ROOMS = {
         "mads.data",
         "mads.doctor",
         "mads.explain",
+        "mads.export",
         "mads.label",
         "mads.launch",
         "mads.report",
@@ -97,7 +108,7 @@ LIBRARIES = {
     ),
     "hydra": ("mads.config",),
     "wandb": ("mads.logging.wandb",),
-    "sentencepiece": ("mads.data.tokenizer",),
+    "sentencepiece": ("mads.data.tokenizer", "mads.export.tokenizer_json"),
     "safetensors": ("mads.checkpoint",),
 }
 BLIND = (
