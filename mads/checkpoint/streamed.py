@@ -28,10 +28,14 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str  # as the format calls it
 
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop); nothing else is read."""
+    def part(self, index: tuple[slice, ...]) -> torch.Tensor:
+        """A slice of it along its first dimensions; nothing else is read."""
         with safe_open(os.fspath(self.file), framework="pt") as f:
-            return f.get_slice(self.name)[start:stop]
+            return f.get_slice(self.name)[index]
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop)."""
+        return self.part((slice(start, stop),))
 
 
 def stored_tensors(file: Path) -> list[Stored]:

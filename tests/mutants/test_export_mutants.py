@@ -1,4 +1,4 @@
-"""Mutants of export: names, rows, shapes and ids that transformers would take without a word. See mutants.py for the scheme."""
+"""Mutants of export and import: names, rows, shapes and ids that transformers would take without a word. See mutants.py for the scheme."""
 
 import dataclasses
 
@@ -33,6 +33,13 @@ def _config_with(**changes):
     return replace
 
 
+def _joined_backwards(original):
+    def pieces(model):
+        return original(model)[::-1]
+
+    return pieces
+
+
 def _merges_by_id(original):
     return lambda scores: sorted(original(scores), key=lambda pair: -len("".join(pair)))
 
@@ -53,6 +60,12 @@ MUTANTS = [
     ),
     _logits("eps is not told", "mads.export.command:llama_config", _config_with(rms_norm_eps=1e-6), UNTIED),
     _logits("an untied head is called tied", "mads.export.command:llama_config", _config_with(tie_word_embeddings=True), UNTIED),
+    Mutant(
+        "k and q are joined the other way round",
+        "mads.export.folder:pieces",
+        _joined_backwards,
+        "unit/export/test_import.py:check_round_trip_anywhere",
+    ),
     Mutant("long pieces are merged first", "mads.export.tokenizer_json:merges", _merges_by_id, f"{FILES}:check_trained_anywhere"),
     Mutant(
         "a space is U+2581",

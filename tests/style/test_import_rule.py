@@ -49,6 +49,7 @@ ROOMS = {
         "mads.console",
         "mads.data",
         "mads.eval",
+        "mads.export.folder",
         "mads.label",
         "mads.launch",
         "mads.layout",
