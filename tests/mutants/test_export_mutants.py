@@ -1,4 +1,4 @@
-"""Mutants of export and import: names, rows, shapes and ids that transformers would take without a word. See mutants.py for the scheme."""
+"""Mutants of export and import: what transformers would take without a word. See mutants.py for the scheme."""
 
 import dataclasses
 
