@@ -16,8 +16,9 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
   doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
-  eval RUN|CHECKPOINT TASK=FILE ... [--apart TASK] [--out FILE] [--limit N] [--examples]
-                                       bits per byte of question plus right answer
+  eval RUN|CHECKPOINT [TASK=FILE ...] [--apart TASK] [--out FILE] [--limit N] [--examples]
+       [--harness TASK ... --include-path DIR [--num-fewshot N] [--batch-size N]]
+                                       bits per byte of question plus right answer; tasks of lm-evaluation-harness
   export RUN|CHECKPOINT --out DIR [--dtype float32|bfloat16|float16] [--max-shard-gb N] [--data DIR]
                                        a folder that transformers loads: weights, config, tokenizer
   compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]

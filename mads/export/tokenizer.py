@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mads.data.tokenizer import Tokenizer
-from mads.export.tokenizer_json import NotConvertible, convert, read_proto, special_pieces
+from mads.export.tokenizer_json import NotConvertible, convert, read_proto, special_ids, special_pieces
 
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[BOS]")  # Llama 3, Llama 2, Gemma, others
 PROBES = (
@@ -60,6 +60,26 @@ def tokenizer_files(file: Path, tokenizer: Tokenizer, seq_length: int, texts: Se
             settings = _settings(names, seq_length)
             files["tokenizer_config.json"] = (json.dumps(settings, ensure_ascii=False, indent=1) + "\n").encode()
     return TokenizerFiles(files, {role: ids.get(role) for role in ("bos", "eos", "pad")}, problem)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """ids: of all of them, which are not text; bos: id, or None; eos_text: the name of the token that ends a document."""
+
+    ids: frozenset[int]
+    bos: int | None
+    eos_text: str
+
+
+def special_tokens(file: Path, tokenizer: Tokenizer) -> SpecialTokens:
+    """Of a tokenizer that was opened from `file`; the same ones as in the exported files."""
+    if tokenizer.kind == "sentencepiece":
+        proto = read_proto(file.read_bytes())
+        return SpecialTokens(special_ids(proto), special_pieces(proto)["bos"], proto.pieces[tokenizer.eod].piece)
+    core = json.loads(file.read_bytes())
+    ids, names = _given_special(core, tokenizer.eod)
+    every = frozenset(token["id"] for token in core["added_tokens"] if token["special"])
+    return SpecialTokens(every, ids.get("bos"), names["eos"])
 
 
 def _settings(names: dict[str, str], seq_length: int) -> dict[str, Any]:

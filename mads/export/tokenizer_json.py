@@ -37,6 +37,11 @@ def special_pieces(proto) -> dict[str, int | None]:
     return {role: ids.get(name) for role, name in names.items()}
 
 
+def special_ids(proto) -> frozenset[int]:
+    """Ids of the pieces that are not text."""
+    return frozenset(i for i, piece in enumerate(proto.pieces) if piece.type in _SPECIAL)
+
+
 def convert(proto) -> dict[str, Any]:
     """The content of tokenizer.json.
 

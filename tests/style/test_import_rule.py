@@ -49,7 +49,7 @@ ROOMS = {
         "mads.console",
         "mads.data",
         "mads.eval",
-        "mads.export.folder",
+        "mads.export",
         "mads.label",
         "mads.launch",
         "mads.layout",
@@ -111,6 +111,7 @@ LIBRARIES = {
     "wandb": ("mads.logging.wandb",),
     "sentencepiece": ("mads.data.tokenizer", "mads.export.tokenizer_json"),
     "safetensors": ("mads.checkpoint",),
+    "lm_eval": ("mads.train.harness",),
 }
 BLIND = (
     "config",
