@@ -4,5 +4,4 @@ DONE = 0
 FAILED = 1
 BAD_INPUT = 2
 PREEMPTED = 85  # asked to stop by a signal; a checkpoint of the last step is there: the same command goes on from it
-RANK_LOST = 86  # a rank died or hung, and is named: the same command goes on from the newest checkpoint
 INTERRUPTED = 130

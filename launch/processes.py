@@ -13,15 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mads.config.compose import ConfigError
 from mads.launch import exits
+
+from mads.config.compose import ConfigError
 
 PARENT = "MADS_PARENT"  # process id of the `mads train` that started a worker
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # finish the step, save, leave with exits.PREEMPTED
 STOP_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # end now
 END = signal.SIGHUP  # what ends a worker, in C code too: it has no handler for it
 GRACE_S = 5.0  # what a worker gets between that and SIGKILL
-LAST_WORDS_S = 5.0  # what workers get, when one was killed, to find out and to say what it was doing
 POLL_S = 0.1
 OWN_PORTS = range(15000, 32768)  # below those that Linux draws from
 
@@ -128,10 +128,8 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
         if failed:
             rank, code = failed[0], codes[failed[0]]
             ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            if code not in (exits.FAILED, exits.BAD_INPUT, exits.PREEMPTED, exits.RANK_LOST):  # with these it has said why
+            if code not in (exits.FAILED, exits.BAD_INPUT, exits.PREEMPTED):  # with these it has said why
                 print(f"mads train: worker {rank} {ending}; ending the others", file=sys.stderr, flush=True)
-            if code < 0:
-                _await(processes, LAST_WORDS_S, received)
             return 128 - code if code < 0 else code
         if all(code == 0 for code in codes):
             return exits.DONE
@@ -142,20 +140,13 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
                 print(f"mads train: {name} received, ending {len(processes)} workers", file=sys.stderr, flush=True)
                 return 128 + number
             print(
-                f"mads train: {name} received; {len(processes)} workers finish their step and save; a second signal ends them now",
+                f"mads train: {name} received; {len(processes)} workers finish a step and save; a second signal ends them",
                 file=sys.stderr,
                 flush=True,
             )
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(number)
-        time.sleep(POLL_S)
-
-
-def _await(processes: Sequence[subprocess.Popen], seconds: float, received: Sequence[int]) -> None:
-    """Until all have ended by themselves, or a signal comes."""
-    deadline, before = time.monotonic() + seconds, len(received)
-    while time.monotonic() < deadline and len(received) == before and any(p.poll() is None for p in processes):
         time.sleep(POLL_S)
 
 
