@@ -57,6 +57,11 @@ def place() -> Place | None:
     return Place(rank, int(os.environ.get("LOCAL_RANK", rank)), world, local_world)
 
 
+def launched() -> bool:
+    """Whether something other than a user's shell started this process: a launcher, or `mads train` as one of its workers."""
+    return "RANK" in os.environ or PARENT in os.environ
+
+
 def become_single_process() -> Place:
     """Make this process a job of one."""
     os.environ.update(_place_variables(0, 1, free_port()))

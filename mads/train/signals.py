@@ -9,7 +9,7 @@ import os
 import signal
 from types import FrameType
 
-from mads.launch.processes import PARENT, PREEMPTION_SIGNALS
+from mads.launch.processes import PREEMPTION_SIGNALS, launched
 
 
 class Notice:
@@ -30,7 +30,7 @@ class Notice:
 
     def listen(self) -> Notice:
         """Take signals from now on; those that a parent has held back arrive here. Main thread only."""
-        self._at_once = "RANK" not in os.environ and PARENT not in os.environ
+        self._at_once = not launched()
         for number in PREEMPTION_SIGNALS:
             signal.signal(number, self._take)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PREEMPTION_SIGNALS)
