@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import shutil
@@ -90,7 +91,7 @@ def export(saved: SavedModel, out: Path, dtype: str, max_bytes: float, data_dir:
     tensors = tensors_of(saved.checkpoint, model)
     texts = _real_texts(saved, Path(data_dir or saved.config.data.dir))
     tokenizer = tokenizer_files(saved.tokenizer_file, saved.tokenizer, saved.config.data.seq_length, texts)
-    for left in out.parent.glob(f".{out.name}.unfinished-*"):  # of an export that was killed
+    for left in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"):  # of an export that was killed
         shutil.rmtree(left)
     folder = out.with_name(f".{out.name}.unfinished-{os.urandom(4).hex()}")
     folder.mkdir()
@@ -121,7 +122,7 @@ def _write_small(folder: Path, saved: SavedModel, dtype: str, tokenizer: Tokeniz
     )
     files = {
         **tokenizer.files,
-        "config.json": _json({key: value for key, value in config.items() if value is not None}),
+        "config.json": _json(config),
         "generation_config.json": _json(tokens | {"do_sample": False}),
         "README.md": card.encode(),
     }

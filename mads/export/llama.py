@@ -68,7 +68,7 @@ def llama_config(model, seq_length: int, dtype: str, special: Mapping[str, int |
     Args:
         model: the fields of mads.config.schema.ModelConfig.
         dtype: of the weights, as torch calls it.
-        special: "bos", "eos" and "pad" -> id, or None.
+        special: "bos", "eos" and "pad" -> id, or None, which is written too: transformers takes 1 and 2 where nothing is said.
     """
     return {
         "architectures": ["LlamaForCausalLM"],

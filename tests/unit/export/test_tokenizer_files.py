@@ -65,6 +65,7 @@ def check_equal(ours, theirs):
         ids = ours.encode([text])[0].tolist()
         assert theirs.encode(text) == ids and theirs(text)["input_ids"] == ids, text[:200]
         assert theirs.decode(ids) == ours.decode(ids), text[:200]
+        assert not ours.lossless or theirs.decode(ids) == text, text[:200]
     assert len(theirs) == ours.vocab_size and theirs.eos_token_id == ours.eod
 
 
@@ -73,7 +74,8 @@ def check_trained(folder):
     ours, theirs, made = open_both(folder, folder / "tokenizer.model")
     assert made.problem is None, made.problem
     check_equal(ours, theirs)
-    assert made.special == {"bos": 1, "eos": 2, "pad": None} and made.files["tokenizer.model"]
+    assert made.special == {"bos": 1, "eos": 2, "pad": None} and ours.lossless
+    assert made.files["tokenizer.model"] == (folder / "tokenizer.model").read_bytes()
     assert (theirs.bos_token, theirs.eos_token, theirs.unk_token) == ("<s>", "</s>", "<unk>")
     assert theirs.encode("x</s>", split_special_tokens=False)[-1] == 2  # for those who want the name read
     assert theirs.decode([*theirs.encode("end"), 2], skip_special_tokens=True) == "end"

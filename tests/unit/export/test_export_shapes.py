@@ -1,0 +1,114 @@
+"""Every model of conf/model as transformers sees it, by shapes alone; special ids; the memory of an export."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from export_support import difference, logits_of, write_run
+
+from mads.checkpoint.streamed import ToWrite
+from mads.cli import main
+from mads.config.compose import compose
+from mads.export.llama import llama_config, logical_shapes, model_settings, pieces
+from mads.export.weights import write_weights
+from mads.model.decoder import Decoder
+from mads.model.shape import parameter_count
+
+MODELS = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_of_conf_has_the_tensors_of_transformers(name, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = compose([f"model={name}"]).model
+    written = llama_config(model, 2048, "bfloat16", {"bos": 1, "eos": 2, "pad": None})
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    config = LlamaConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        theirs = LlamaForCausalLM(config)
+    expected = {name: tuple(value.shape) for name, value in theirs.named_parameters()}  # a tied head is none of its own
+    assert {piece.theirs: piece.shape for piece in pieces(model)} == expected
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == parameter_count(model)
+    given = yaml.safe_load((Path(__file__).parents[3] / "conf" / "model" / f"{name}.yaml").read_text())
+    assert (config.rope_parameters["rope_theta"], config.rms_norm_eps) == (given["rope_theta"], given["norm_eps"])
+    assert (written["rope_theta"], config.tie_word_embeddings) == (given["rope_theta"], given["tie_embeddings"])
+    assert config.head_dim == given["hidden_size"] // given["num_attention_heads"] == theirs.model.layers[0].self_attn.head_dim
+    own = {name: tuple(p.shape) for name, p in Decoder(model, device="meta").named_parameters()}
+    assert logical_shapes(model) == own
+    back = model_settings(written, "config.json")
+    assert {key: getattr(model, key) for key in back} == back
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_k7_a_half_precision_folder_has_the_logits_of_the_rounded_weights(tmp_path, dtype):
+    (tmp_path / "run").mkdir()
+    model = write_run(tmp_path / "run", "model.tie_embeddings=false")
+    name = str(dtype).removeprefix("torch.")
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "hf"), "--dtype", name]) == 0
+    tokens = torch.arange(32)[None] * 7
+    before = logits_of(model, tokens)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype).float())
+    found, greatest = difference(tmp_path / "hf", model, dtype=torch.float32)
+    assert found <= 1e-5 < greatest and float((logits_of(model, tokens) - before).abs().max()) > 1e-4
+
+
+def write_plain_tokenizer(data, eod="<|endoftext|>"):
+    """Put a tokenizer.json with one special token, whose id is 0, in place of the prepared directory's own."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    core = tokenizers.Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    texts = ["the bread is baked in the oven of the captain, who sails the ship"] * 40 + ["so it is told, and so it was"] * 40
+    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=[eod], initial_alphabet=alphabet))
+    core.save(str(data / "tokenizer.json"))
+    manifest = json.loads((data / "manifest.json").read_text())
+    size = core.get_vocab_size()
+    record = {"kind": "huggingface", "file": "tokenizer.json", "vocab_size": size, "eod": 0, "lossless": True}
+    (data / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": record}))
+
+
+def test_a_tokenizer_without_a_beginning_of_text_gets_none(tmp_path):
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    (tmp_path / "run").mkdir()
+    write_run(tmp_path / "run")
+    write_plain_tokenizer(tmp_path / "run" / "data")
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "hf")]) == 0
+    config, generation = AutoConfig.from_pretrained(tmp_path / "hf"), GenerationConfig.from_pretrained(tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for found in (config, generation, tokenizer):
+        assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (None, 0, None), found
+    assert generation.do_sample is False
+
+
+def private_bytes():
+    """Memory of this process that is its own: without pages of mapped files, which the system takes back when it needs them."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_export_holds_a_few_tensors_and_not_the_model(tmp_path):
+    """Forty tensors of 4 MiB in two files: the process grows by less than a third of them (the allocator keeps some)."""
+    size, seen = 1 << 20, []
+
+    def read(i):
+        seen.append(private_bytes())
+        return torch.full((size,), float(i))
+
+    tensors = [ToWrite(f"t{i}", (size,), lambda i=i: read(i)) for i in range(40)]
+    gc.collect()
+    before = private_bytes()
+    write_weights(tmp_path, tensors, torch.float32, 20 * 4 * size)
+    assert len(seen) == 40 and len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert max(seen) - before < 13 * 4 * size, [(s - before) >> 20 for s in seen]
