@@ -49,6 +49,23 @@ def write_run(folder, *overrides, data=None, scale=3.0):
     return model.eval()
 
 
+def write_plain_tokenizer(data, eod="<|endoftext|>"):
+    """Put a tokenizer.json with one special token, whose id is 0, in place of the prepared directory's own."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    core = tokenizers.Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    texts = ["the bread is baked in the oven of the captain, who sails the ship"] * 40 + ["so it is told, and so it was"] * 40
+    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=[eod], initial_alphabet=alphabet))
+    core.save(str(data / "tokenizer.json"))
+    manifest = json.loads((data / "manifest.json").read_text())
+    size = core.get_vocab_size()
+    record = {"kind": "huggingface", "file": "tokenizer.json", "vocab_size": size, "eod": 0, "lossless": True}
+    (data / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": record}))
+
+
 @torch.no_grad()
 def logits_of(model, tokens):
     """Of mads' decoder, [B, S, vocabulary], each row one document."""

@@ -18,7 +18,13 @@ dataset_kwargs:
   data_files: {{test: {file}}}
   cache_dir: {cache}
 test_split: test
-num_fewshot: 0
+fewshot_split: test
+"""
+GROUP = """group: mads_group
+task: [mads_choice, mads_last_word]
+aggregate_metric_list:
+  - metric: acc
+    weight_by_size: true
 """
 TASKS = {
     "choice": """output_type: multiple_choice
@@ -60,7 +66,7 @@ metric_list:
 
 
 def write_tasks(folder):
-    """The folder for --include-path; returns the names of the tasks."""
+    """The folder for --include-path; returns the names of the tasks, without that of the group."""
     (folder / "tasks").mkdir(parents=True)
     rows = []
     for i, context in enumerate(CONTEXTS):
@@ -69,4 +75,5 @@ def write_tasks(folder):
     common = COMMON.format(file=folder / "rows.jsonl", cache=folder / "cache")
     for name, text in TASKS.items():
         (folder / "tasks" / f"{name}.yaml").write_text(f"task: mads_{name}\n{common}{text}")
+    (folder / "tasks" / "group.yaml").write_text(GROUP)
     return [f"mads_{name}" for name in TASKS]

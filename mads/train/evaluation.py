@@ -162,5 +162,5 @@ def as_text(result: dict[str, Any]) -> str:
         for metric, value in figures.items():
             if "_stderr," not in metric:
                 error = figures.get(metric.replace(",", "_stderr,"))
-                lines.append(f"  {name:16} {metric.removesuffix(',none')} {value:.4f}" + (f" +- {error:.4f}" if error else ""))
+                lines.append(f"  {name:16} {metric.removesuffix(',none')} {value:.5g}" + (f" +- {error:.2g}" if error else ""))
     return "\n".join(lines)

@@ -3,6 +3,7 @@ on the exported model (docs/evaluation.md). Tasks are local files; nothing is do
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -79,11 +80,18 @@ class DecoderLM(TemplateLM):
         positions = torch.arange(longest).expand_as(tokens)
         return self._model.logits(*(part.to(self._device) for part in (tokens, positions, segments)))
 
+    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        if empty := [request.args for request in requests if not request.args[1]]:
+            raise _no_answer(empty[0])
+        return super().loglikelihood(requests, disable_tqdm)
+
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """(log-probability of the continuation, whether greedy generation gives it) of each (_, context, continuation)."""
         rows: dict[tuple[int, ...], list[int]] = {}  # choices of one token share their row
         for i, (_, context, continuation) in enumerate(requests):
-            if not 0 < len(continuation) <= self.max_length:
+            if not continuation:
+                raise _no_answer(requests[i][0])
+            if len(continuation) > self.max_length:
                 raise DataError(
                     f"a continuation of {len(continuation)} tokens cannot be scored by a model of {self.max_length} positions "
                     "(data.seq_length); leave the task out"
@@ -148,6 +156,14 @@ class DecoderLM(TemplateLM):
         return [_cut(text, stop) for text, stop in zip(texts, stops)]
 
 
+def _no_answer(texts: tuple[str, str] | None) -> DataError:
+    before, answer = texts or ("", "")
+    return DataError(
+        f"the answer {answer!r} behind {before[-40:]!r} has no token of its own: it is empty, or the tokenizer joins it to the "
+        "text before it; set target_delimiter in the task's file, or leave the task out"
+    )
+
+
 def _batches(items: Sequence[Any], size: int) -> list[list[Any]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
@@ -162,20 +178,22 @@ def _greedy_settings(given: dict[str, Any]) -> tuple[list[str], int]:
     """(stop words, most new tokens) of a task's generation_kwargs.
 
     Raises:
-        DataError: it asks for something else than greedy generation.
+        DataError: it asks for something else than greedy generation, or for no token.
     """
     rest = {key: value for key, value in given.items() if value is not None}
     until, counts = rest.pop("until", []), [rest.pop(name, None) for name in NEW_TOKENS]
-    sampling = rest.pop("do_sample", False) or rest.pop("temperature", 0.0) > 0
-    rest.pop("temperature", None)
+    temperature = rest.pop("temperature", 0.0)
+    sampling = rest.pop("do_sample", temperature > 0)  # do_sample: false takes the temperature's effect, in the harness too
     unknown = sorted(set(rest) - set(WITHOUT_EFFECT))
     if sampling or unknown:
         raise DataError(
             f"generation_kwargs={given} of a task ask for more than greedy generation ({', '.join(unknown) or 'sampling'}); set "
             "do_sample: false and leave the rest out"
         )
-    most = next((count for count in counts if count is not None), MAX_NEW_TOKENS)
-    return [until] if isinstance(until, str) else list(until), int(most)
+    most = int(next((count for count in counts if count is not None), MAX_NEW_TOKENS))
+    if most < 1:
+        raise DataError(f"generation_kwargs={given} of a task ask for {most} tokens, which must be at least 1")
+    return [until] if isinstance(until, str) else list(until), most
 
 
 def run_harness(
@@ -195,34 +213,54 @@ def run_harness(
         limit: the first examples of each task; None: all.
 
     Raises:
-        ConfigError: there is no such folder or task, or a task's data are not local.
+        ConfigError: there is no such folder or task, a task's data are not local, or num_fewshot is without effect.
         DataError: a task asks for what the decoder cannot do.
     """
     if not Path(include_path).is_dir():
         raise ConfigError(f"--include-path={include_path} is no folder")
     datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-    manager = TaskManager(include_path=include_path, include_defaults=False)
-    if unknown := [name for name in tasks if name not in manager.all_tasks]:
-        raise ConfigError(
-            f"--harness {unknown[0]} is in no YAML file below {include_path}; there are {sorted(manager.all_tasks)}"
-        )
-    try:
-        manager.load(list(tasks))  # before the weights are read
-    except (OSError, ValueError, ConnectionError) as error:
-        raise ConfigError(f"--harness {' '.join(tasks)}: a task could not be loaded from local files ({error})") from error
     found = evaluator.simple_evaluate(
+        tasks=_load(tasks, include_path, num_fewshot),  # before the weights are read
         model=DecoderLM(saved, device, batch_size),
-        tasks=list(tasks),
         num_fewshot=num_fewshot,
         limit=limit,
-        task_manager=manager,
-        log_samples=examples,
+        task_manager=TaskManager(include_path=include_path, include_defaults=False),
     )
     kept = {
         key: found[key] for key in ("results", "groups", "n-shot", "versions", "higher_is_better", "n-samples") if key in found
     }
-    record = {"lm_eval": version("lm_eval"), "batch_size": batch_size, "limit": limit, **_as_json(kept)}
-    return record, [{"task": name, **_as_json(row)} for name, rows in found.get("samples", {}).items() for row in rows]
+    hashes = {name: _hash(rows) for name, rows in found["samples"].items()}
+    record = {"lm_eval": version("lm_eval"), "batch_size": batch_size, "limit": limit, **_as_json(kept), "task_hashes": hashes}
+    rows = [{"task": name, **_as_json(row)} for name, rows in found["samples"].items() for row in rows] if examples else []
+    return record, rows
+
+
+def _load(names: Sequence[str], include_path: str, num_fewshot: int | None) -> list[Any]:
+    """The groups that are named, and the tasks that are in none of them."""
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        raise ConfigError(
+            f"--harness {unknown[0]} is in no YAML file below {include_path}; there are {sorted(manager.all_tasks)}"
+        )
+    try:
+        loaded = manager.load(list(names))
+    except (OSError, ValueError, ConnectionError) as error:
+        raise ConfigError(f"--harness {' '.join(names)}: a task could not be loaded ({error}); its data must be local") from error
+    fixed = [name for name, task in loaded["tasks"].items() if task.get_config("num_fewshot") == 0]
+    if num_fewshot and fixed:
+        raise ConfigError(
+            f"--num-fewshot={num_fewshot} has no effect on {fixed[0]}, whose file has num_fewshot: 0; take that line or "
+            "the option out"
+        )
+    groups = [loaded["groups"][name] for name in names if name in loaded["groups"]]
+    inside = {task.task_name for group in groups for task in group.get_all_tasks()}
+    return groups + [task for name, task in loaded["tasks"].items() if name not in inside]
+
+
+def _hash(rows: Sequence[dict[str, Any]]) -> str:
+    """Of a task's documents, prompts and targets, as the harness has it: runs with the same one were asked the same."""
+    texts = "".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows)
+    return hashlib.sha256(texts.encode()).hexdigest()
 
 
 def _as_json(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from export_support import difference, logits_of, write_run
+from export_support import difference, logits_of, write_plain_tokenizer, write_run
 
 from mads.checkpoint.streamed import ToWrite
 from mads.cli import main
@@ -57,23 +57,6 @@ def test_k7_a_half_precision_folder_has_the_logits_of_the_rounded_weights(tmp_pa
             parameter.copy_(parameter.to(dtype).float())
     found, greatest = difference(tmp_path / "hf", model, dtype=torch.float32)
     assert found <= 1e-5 < greatest and float((logits_of(model, tokens) - before).abs().max()) > 1e-4
-
-
-def write_plain_tokenizer(data, eod="<|endoftext|>"):
-    """Put a tokenizer.json with one special token, whose id is 0, in place of the prepared directory's own."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    core = tokenizers.Tokenizer(models.BPE())
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    texts = ["the bread is baked in the oven of the captain, who sails the ship"] * 40 + ["so it is told, and so it was"] * 40
-    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=[eod], initial_alphabet=alphabet))
-    core.save(str(data / "tokenizer.json"))
-    manifest = json.loads((data / "manifest.json").read_text())
-    size = core.get_vocab_size()
-    record = {"kind": "huggingface", "file": "tokenizer.json", "vocab_size": size, "eod": 0, "lossless": True}
-    (data / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": record}))
 
 
 def test_a_tokenizer_without_a_beginning_of_text_gets_none(tmp_path):

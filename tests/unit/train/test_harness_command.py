@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_support import write_run
+from export_support import write_plain_tokenizer, write_run
 from harness_support import CONTEXTS, write_tasks
 
 from mads.cli import main
 
 
-def theirs(folder, tasks, include_path):
+def theirs(folder, tasks, include_path, num_fewshot=None):
     """Results and samples of the harness's own adapter."""
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
@@ -20,7 +20,7 @@ def theirs(folder, tasks, include_path):
 
     model = HFLM(pretrained=str(folder), device="cpu", batch_size=3, dtype="float32")
     manager = TaskManager(include_path=str(include_path), include_defaults=False)
-    return evaluator.simple_evaluate(model=model, tasks=tasks, task_manager=manager)
+    return evaluator.simple_evaluate(model=model, tasks=tasks, task_manager=manager, num_fewshot=num_fewshot)
 
 
 def check_numbers(folder):
@@ -30,9 +30,16 @@ def check_numbers(folder):
     assert main(["export", str(folder / "run"), "--out", str(folder / "hf")]) == 0
     given = ["--harness", *tasks, "--include-path", str(folder / "tasks"), "--examples"]
     assert main(["eval", str(folder / "run"), *given]) == 0
-    ours = json.loads((folder / "run" / "evaluation.json").read_text())["harness"]
-    rows = [json.loads(line) for line in (folder / "run" / "evaluation.examples.jsonl").read_text().splitlines()]
     expected = theirs(folder / "hf", tasks, folder / "tasks")
+    compared, rows = compare(folder / "run", expected, tasks)
+    assert compared >= 7
+    return rows
+
+
+def compare(run, expected, tasks):
+    """evaluation.json and the examples beside it, held to what the other adapter found: how many metrics, and the rows."""
+    ours = json.loads((run / "evaluation.json").read_text())["harness"]
+    rows = [json.loads(line) for line in (run / "evaluation.examples.jsonl").read_text().splitlines()]
     compared = 0
     for task in tasks:
         for metric, value in expected["results"][task].items():
@@ -44,8 +51,7 @@ def check_numbers(folder):
         for own, other in zip(samples, expected["samples"][task]):
             assert own["doc_id"] == other["doc_id"]
             check_answers(own["filtered_resps"], other["filtered_resps"], f"{task} {own['doc_id']}")
-    assert compared >= 7
-    return rows
+    return compared, rows
 
 
 def check_answers(ours, expected, what):
@@ -70,11 +76,26 @@ def test_numbers_equal_those_of_the_exported_model_under_the_harness_itself(tmp_
     assert len(set(texts)) > 2 and not any("a" in text for text in texts)  # cut at the stop word
 
 
+def test_a_group_with_examples_before_each_question(run):
+    assert main(["export", str(run / "run"), "--out", str(run / "hf")]) == 0
+    tasks, folder = ["mads_group", "mads_whole_text", "mads_writes"], str(run / "tasks")
+    given = ["--harness", *tasks, "--include-path", folder, "--examples", "--num-fewshot", "2"]
+    assert main(["eval", str(run / "run"), *given]) == 0
+    expected = theirs(run / "hf", tasks, folder, num_fewshot=2)
+    compared, rows = compare(run / "run", expected, ["mads_choice", "mads_last_word", "mads_whole_text", "mads_writes"])
+    shots = [row for row in rows if row["task"] in ("mads_choice", "mads_writes")]
+    assert compared >= 7 and all(row["arguments"][0][0].count("\n\n") >= 2 for row in shots)
+    found = json.loads((run / "run" / "evaluation.json").read_text())["harness"]
+    assert found["groups"]["mads_group"]["acc,none"] == pytest.approx(expected["groups"]["mads_group"]["acc,none"])
+    assert found["n-shot"]["mads_choice"] == 2 and len(found["task_hashes"]["mads_choice"]) == 64
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("harness")
     (folder / "run").mkdir()
     write_run(folder / "run")
+    write_plain_tokenizer(folder / "run" / "data")  # of another kind than above, without a beginning of text
     write_tasks(folder)
     return folder
 
@@ -118,12 +139,19 @@ def test_what_cannot_be_done_is_told(run, capsys):
     assert "ask for more than greedy generation (sampling)" in told("--harness", name, "--include-path", folder)
     folder, name = task_file(run, "writes", beams=("do_sample: false", "num_beams: 4"))
     assert "ask for more than greedy generation (num_beams)" in told("--harness", name, "--include-path", folder)
+    folder, name = task_file(run, "writes", none=("max_gen_toks: 12", "max_gen_toks: 0"))
+    assert "ask for 0 tokens, which must be at least 1" in told("--harness", name, "--include-path", folder)
+    folder, name = task_file(run, "last_word", empty=('"{{word}}"', '""'))
+    assert "has no token of its own" in told("--harness", name, "--include-path", folder)
+    folder, name = task_file(run, "choice", fixed=("output_type", "num_fewshot: 0\noutput_type"))
+    message = told("--harness", name, "--include-path", folder, "--num-fewshot", "2")
+    assert f"--num-fewshot=2 has no effect on {name}, whose file has num_fewshot: 0" in message
     folder, name = task_file(run, "writes", most=("max_gen_toks: 12", "max_gen_toks: 32"))
     assert "generates up to 32 tokens, and the model has 32 positions" in told("--harness", name, "--include-path", folder)
     folder, name = task_file(run, "last_word", long=('"{{word}}"', '"{{word * 40}}"'))
     assert "cannot be scored by a model of 32 positions" in told("--harness", name, "--include-path", folder)
     folder, name = task_file(run, "choice", hub=("dataset_path: json", "dataset_path: nobody/of-this-name"))
-    assert "could not be loaded from local files" in told("--harness", name, "--include-path", folder)
+    assert "its data must be local" in told("--harness", name, "--include-path", folder)
 
 
 def test_the_harness_missing_is_told(run, capsys, monkeypatch):
