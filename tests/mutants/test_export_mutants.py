@@ -66,6 +66,12 @@ MUTANTS = [
         _joined_backwards,
         "unit/export/test_import.py:check_round_trip_anywhere",
     ),
+    Mutant(
+        "a missing token is not told",
+        "mads.export.command:llama_config",
+        lambda original: lambda *arguments: {key: value for key, value in original(*arguments).items() if value is not None},
+        "unit/export/test_export_shapes.py:check_special_ids_anywhere",
+    ),
     Mutant("long pieces are merged first", "mads.export.tokenizer_json:merges", _merges_by_id, f"{FILES}:check_trained_anywhere"),
     Mutant(
         "a space is U+2581",

@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -59,18 +60,27 @@ def test_k7_a_half_precision_folder_has_the_logits_of_the_rounded_weights(tmp_pa
     assert found <= 1e-5 < greatest and float((logits_of(model, tokens) - before).abs().max()) > 1e-4
 
 
-def test_a_tokenizer_without_a_beginning_of_text_gets_none(tmp_path):
+def check_special_ids(folder):
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    (tmp_path / "run").mkdir()
-    write_run(tmp_path / "run")
-    write_plain_tokenizer(tmp_path / "run" / "data")
-    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "hf")]) == 0
-    config, generation = AutoConfig.from_pretrained(tmp_path / "hf"), GenerationConfig.from_pretrained(tmp_path / "hf")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    (folder / "run").mkdir()
+    write_run(folder / "run")
+    write_plain_tokenizer(folder / "run" / "data")
+    assert main(["export", str(folder / "run"), "--out", str(folder / "hf")]) == 0
+    config, generation = AutoConfig.from_pretrained(folder / "hf"), GenerationConfig.from_pretrained(folder / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
     for found in (config, generation, tokenizer):
         assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (None, 0, None), found
     assert generation.do_sample is False
+
+
+def check_special_ids_anywhere():
+    with tempfile.TemporaryDirectory() as folder:
+        check_special_ids(Path(folder))
+
+
+def test_a_tokenizer_without_a_beginning_of_text_gets_none(tmp_path):
+    check_special_ids(tmp_path)
 
 
 def private_bytes():
