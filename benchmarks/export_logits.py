@@ -79,6 +79,7 @@ TRAIN = [
     "logging.console=false",
 ]
 LIMITS = {"arc_easy": 300, "piqa": 300, "texts": 100, "writes": 60}  # examples
+MOST_CHARACTERS = 200  # of an answer, which must fit into a row
 COMMON = """task: {name}
 dataset_path: json
 dataset_kwargs:
@@ -180,7 +181,8 @@ def write_tasks(saved: SavedModel, given: Path, folder: Path) -> list[str]:
         rows["writes"].append({"beginning": " ".join(words[:half]), "next_word": words[half]})
     for name in ("arc_easy", "piqa"):
         with gzip.open(given / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-            rows[name] = [json.loads(line) for line in islice(file, LIMITS[name])]
+            short = (row for row in map(json.loads, file) if max(map(len, row["choices"])) < MOST_CHARACTERS)
+            rows[name] = list(islice(short, LIMITS[name]))
     for name, body in TASKS.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[name][: LIMITS[name]]))
         head = COMMON.format(name=f"bench_{name}", file=folder / f"{name}.jsonl", cache=folder / "cache")

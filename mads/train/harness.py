@@ -92,9 +92,10 @@ class DecoderLM(TemplateLM):
             if not continuation:
                 raise _no_answer(requests[i][0])
             if len(continuation) > self.max_length:
+                answer = requests[i][0][1] if requests[i][0] else ""
                 raise DataError(
-                    f"a continuation of {len(continuation)} tokens cannot be scored by a model of {self.max_length} positions "
-                    "(data.seq_length); leave the task out"
+                    f"the answer {answer[:40]!r}... of {len(continuation)} tokens cannot be scored by a model of {self.max_length} "
+                    "positions (data.seq_length); take the example out of the task's data, or leave the task out"
                 )
             row = (*context, *continuation)[-(self.max_length + 1) : -1]
             rows.setdefault(row, []).append(i)
