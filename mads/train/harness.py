@@ -94,8 +94,8 @@ class DecoderLM(TemplateLM):
             if len(continuation) > self.max_length:
                 answer = requests[i][0][1] if requests[i][0] else ""
                 raise DataError(
-                    f"the answer {answer[:40]!r}... of {len(continuation)} tokens cannot be scored by a model of {self.max_length} "
-                    "positions (data.seq_length); take the example out of the task's data, or leave the task out"
+                    f"the answer {answer[:40]!r}... of {len(continuation)} tokens cannot be scored by a model of "
+                    f"{self.max_length} positions (data.seq_length); take the example out of the task's data, or leave the task out"
                 )
             row = (*context, *continuation)[-(self.max_length + 1) : -1]
             rows.setdefault(row, []).append(i)
