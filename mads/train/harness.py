@@ -82,20 +82,20 @@ class DecoderLM(TemplateLM):
 
     def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         if empty := [request.args for request in requests if not request.args[1]]:
-            raise _no_answer(empty[0])
+            raise _no_answer(*empty[0])
         return super().loglikelihood(requests, disable_tqdm)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, whether greedy generation gives it) of each (_, context, continuation)."""
+        """(log-probability of the continuation, whether greedy generation gives it) of each (texts, context, continuation); the
+        texts of a window, which is never too long or empty, are None."""
         rows: dict[tuple[int, ...], list[int]] = {}  # choices of one token share their row
-        for i, (_, context, continuation) in enumerate(requests):
+        for i, (texts, context, continuation) in enumerate(requests):
             if not continuation:
-                raise _no_answer(requests[i][0])
+                raise _no_answer(*texts)
             if len(continuation) > self.max_length:
-                answer = requests[i][0][1] if requests[i][0] else ""
                 raise DataError(
-                    f"the answer {answer[:40]!r}... of {len(continuation)} tokens cannot be scored by a model of "
-                    f"{self.max_length} positions (data.seq_length); take the example out of the task's data, or leave the task out"
+                    f"the answer {texts[1][:40]!r}... of {len(continuation)} tokens cannot be scored by a model of "
+                    f"{self.max_length} positions (data.seq_length); take it out of the task's data, or leave the task out"
                 )
             row = (*context, *continuation)[-(self.max_length + 1) : -1]
             rows.setdefault(row, []).append(i)
@@ -157,8 +157,7 @@ class DecoderLM(TemplateLM):
         return [_cut(text, stop) for text, stop in zip(texts, stops)]
 
 
-def _no_answer(texts: tuple[str, str] | None) -> DataError:
-    before, answer = texts or ("", "")
+def _no_answer(before: str, answer: str) -> DataError:
     return DataError(
         f"the answer {answer!r} behind {before[-40:]!r} has no token of its own: it is empty, or the tokenizer joins it to the "
         "text before it; set target_delimiter in the task's file, or leave the task out"
