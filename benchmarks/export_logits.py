@@ -31,7 +31,7 @@ from mads.train.inference import SavedModel
 
 SIZES = {
     "1.3M": ["model=tiny"],
-    "11M": [
+    "12M": [
         "model=tiny",
         "model.hidden_size=320",
         "model.num_layers=8",
@@ -63,7 +63,7 @@ LAYOUTS = {  # name -> ranks, overrides
     "pp2, dp2, ZeRO 1": (4, ["parallel=zero1", PP]),
     "tp2, pp2": (4, ["parallel=3d"]),
 }
-FEWER = {"11M": ["1 rank", "dp2, ZeRO 3", "tp2", "pp2", "tp2, pp2"], "103M": ["tp2", "dp2, ZeRO 3"]}
+FEWER = {"12M": ["1 rank", "dp2, ZeRO 3", "tp2", "pp2", "tp2, pp2"], "103M": ["tp2", "dp2, ZeRO 3"]}
 STEPS, ROWS, LENGTH = 3, 16, 128
 TRAIN = [
     "data=prepared",
@@ -127,10 +127,12 @@ def logits(model, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def compare(run: Path, out: Path, dtype: str = "float32") -> dict[str, float]:
-    """Export a run, and compare transformers' logits with those of the decoder that has the same weights, both in fp32."""
+def compare(run: Path, out: Path, dtype: str = "float32", attention: str = "sdpa") -> dict[str, float]:
+    """Export a run into `out`, which is made anew, and compare transformers' logits with those of the decoder that has the same
+    weights, both in fp32. attention: its implementation in transformers."""
     from transformers import AutoModelForCausalLM
 
+    shutil.rmtree(out, ignore_errors=True)
     assert mads(["export", str(run), "--out", str(out), "--dtype", dtype]) == 0
     saved = SavedModel.find(run)
     pool = Pool.open(saved.config.data.dir, "heldout")
@@ -141,7 +143,7 @@ def compare(run: Path, out: Path, dtype: str = "float32") -> dict[str, float]:
         parameter.copy_(parameter.to(getattr(torch, dtype)))
     ours = logits(model, tokens)
     del model
-    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()(tokens).logits
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation=attention).eval()(tokens).logits
     return {
         "difference": float((ours - theirs).abs().max()),
         "greatest": float(ours.abs().max()),
@@ -161,7 +163,6 @@ def layouts(data: Path, folder: Path, sizes: list[str]) -> None:
             train(data, run, size, layout)
             row = {"size": size, "layout": layout, "parameters": parameter_count(compose(SIZES[size]).model)}
             for dtype in ("float32", "bfloat16"):
-                shutil.rmtree(folder / "hf", ignore_errors=True)
                 row[dtype] = compare(run, folder / "hf", dtype)
             with open(results, "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -197,8 +198,7 @@ def harness(run: Path, given: Path, folder: Path) -> None:
 
     saved = SavedModel.find(run)
     tasks = write_tasks(saved, given, folder / "tasks")
-    shutil.rmtree(folder / "trained", ignore_errors=True)
-    result = compare(run, folder / "trained")
+    result = {kind: compare(run, folder / "trained", attention=kind) for kind in ("eager", "sdpa")}
     own = ["--harness", *tasks, "--include-path", str(folder / "tasks"), "--out", str(folder / "ours.json"), "--examples"]
     assert mads(["eval", str(run), *own]) == 0
     model = HFLM(pretrained=str(folder / "trained"), device="cpu", batch_size=8, dtype="float32")
@@ -230,23 +230,16 @@ def _apart(answers: list[tuple]) -> str:
 
 
 def table(folder: Path) -> None:
-    heads = [
-        "parameters",
-        "layout of the checkpoint",
-        "greatest difference",
-        "greatest logit",
-        "same choice",
-        "bfloat16: difference",
-    ]
-    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    heads = "parameters | layout of the checkpoint | greatest difference | greatest logit | same choice | bfloat16: difference"
+    print(f"| {heads} |\n{'|---' * len(heads.split('|'))}|")
     for row in map(json.loads, (folder / "layouts.jsonl").read_text().splitlines()):
         full, half = row["float32"], row["bfloat16"]
         figures = f"{full['difference']:.2g} | {full['greatest']:.1f} | {full['same_choice']:.2%} | {half['difference']:.2g}"
         print(f"| {row['parameters']:,} | {row['layout']} | {figures} |")
     found = json.loads((folder / "harness.json").read_text())
-    logit = found["logits"]
-    print(f"\nThe trained run: step {found['step']:,}, {found['tokens']:,} tokens; greatest difference of logits", end=" ")
-    print(f"{logit['difference']:.2g}, greatest logit {logit['greatest']:.1f}; lm-eval {found['lm_eval']}\n")
+    apart = [f"{logit['difference']:.2g} with attention of kind {kind}" for kind, logit in found["logits"].items()]
+    print(f"\nThe trained run: step {found['step']:,}, {found['tokens']:,} tokens; lm-eval {found['lm_eval']}.", end=" ")
+    print(f"Logits up to {found['logits']['sdpa']['greatest']:.1f}, greatest difference {' and '.join(apart)}.\n")
     print("| task | metric | `mads eval --harness` | harness with HFLM | single answers, furthest apart | answers |")
     print("|---|---|---|---|---|---|")
     for row in found["table"]:
