@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, eval, compare, report, explain."""
+"""The command `mads`: prepare, label, doctor, train, eval, export, compare, report, explain."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
   doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
-  eval RUN|CHECKPOINT TASK=FILE ... [--apart TASK] [--out FILE] [--limit N] [--examples]
-                                       bits per byte of question plus right answer
+  eval RUN|CHECKPOINT [TASK=FILE ...] [--apart TASK] [--out FILE] [--limit N] [--examples]
+       [--harness TASK ... --include-path DIR [--num-fewshot N] [--batch-size N]]
+                                       bits per byte of question plus right answer; tasks of lm-evaluation-harness
+  export RUN|CHECKPOINT --out DIR [--dtype float32|bfloat16|float16] [--max-shard-gb N] [--data DIR]
+                                       a folder that transformers loads: weights, config, tokenizer
   compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]
                                        strategies x seeds at equal tokens: a table with intervals and a page; restartable
   report RUN [--compare RUN ...]       one HTML page from a run folder
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "doctor": doctor,
         "train": train,
         "eval": evaluate,
+        "export": export,
         "compare": compare,
         "report": report,
         "explain": explain,
@@ -240,6 +244,13 @@ def evaluate(arguments: list[str]) -> int:
         return eval_command(arguments)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
+
+
+def export(arguments: list[str]) -> int:
+    """`mads export`: see mads.export."""
+    from mads.export.command import export_command
+
+    return export_command(arguments)
 
 
 def compare(arguments: list[str]) -> int:

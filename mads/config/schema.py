@@ -379,6 +379,7 @@ class TrainConfig:
     precision: str = "auto"  # fp32 | bf16; auto = bf16 on a GPU, fp32 elsewhere
     seed: int = 0
     branch_from: Optional[str] = None  # RUN/checkpoints/step-...: go on from it in a run_dir of its own (docs/evaluation.md)
+    init_from: Optional[str] = None  # folder of a LlamaForCausalLM in safetensors: the start weights (docs/export.md)
     log_interval: int = 10
     eval_interval: int = 50
     eval_samples: int = 32  # held-out samples per domain, and reference examples per task

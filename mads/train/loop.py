@@ -25,6 +25,7 @@ from mads.reward.build import mix_tokens
 from mads.topology import Topology
 from mads.train.branch import branch_point
 from mads.train.growth import PoolEntry, grow, open_history
+from mads.train.initial import initial_weights, load_initial
 from mads.train.invariants import ReplicaGuard
 from mads.train.journal import Journal
 from mads.train.ledgers import save_ledger
@@ -72,9 +73,15 @@ class Trainer:
         trunk = None
         if checkpoint is None and config.train.branch_from is not None:
             checkpoint = trunk = branch_point(config, topology)
+        initial = None
+        if checkpoint is None and config.train.init_from is not None:
+            initial = initial_weights(config, topology, self.journal.message)
         self.history = open_history(self.root, topology, fresh=checkpoint is None, trunk=trunk)
         self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
         resumed = self._resume(checkpoint) if checkpoint else None
+        if initial is not None:
+            load_initial(initial, self.parts.engine, topology)
+            self.journal.message(f"start weights: {config.train.init_from}")
         self.guard = ReplicaGuard(self.parts.engine, config.train.invariant_interval)
         if self.finished:
             self.journal.message(

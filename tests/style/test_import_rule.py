@@ -28,6 +28,16 @@ ROOMS = {
     "mads.reward.probes": ("mads.noise", "mads.agents"),
     "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.train.interface"),
     "mads.checkpoint": ("mads.collectives", "mads.data.schema", "mads.layout"),
+    # The model's names elsewhere; what a saved run is, it asks mads.train.inference, which knows no DeepSpeed.
+    "mads.export": (
+        "mads",
+        "mads.checkpoint",
+        "mads.config.compose",
+        "mads.data",
+        "mads.logging.environment",
+        "mads.model.shape",
+        "mads.train.inference",
+    ),
     "mads.logging": ("mads.console.record",),
     "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
     "mads.train.interface": ("mads.data.batch",),
@@ -39,6 +49,7 @@ ROOMS = {
         "mads.console",
         "mads.data",
         "mads.eval",
+        "mads.export",
         "mads.label",
         "mads.launch",
         "mads.layout",
@@ -78,6 +89,7 @@ ROOMS = {
         "mads.data",
         "mads.doctor",
         "mads.explain",
+        "mads.export",
         "mads.label",
         "mads.launch",
         "mads.report",
@@ -97,8 +109,9 @@ LIBRARIES = {
     ),
     "hydra": ("mads.config",),
     "wandb": ("mads.logging.wandb",),
-    "sentencepiece": ("mads.data.tokenizer",),
+    "sentencepiece": ("mads.data.tokenizer", "mads.export.tokenizer_json"),
     "safetensors": ("mads.checkpoint",),
+    "lm_eval": ("mads.train.harness",),
 }
 BLIND = (
     "config",
