@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mads.config.compose import ConfigError
+from mads.launch.slurm import launched_by_slurm, slurm_variables
 
 PARENT = "MADS_PARENT"  # process id of the `mads train` that started a worker
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -24,7 +25,7 @@ OWN_PORTS = range(15000, 32768)  # below those that Linux draws from
 
 @dataclass(frozen=True)
 class Place:
-    """What a launcher (deepspeed, torchrun, or mads itself) told this process."""
+    """What a launcher (deepspeed, torchrun, srun, or mads itself) told this process."""
 
     rank: int
     local_rank: int
@@ -33,17 +34,20 @@ class Place:
 
 
 def place() -> Place | None:
-    """This process's place in a launched job, or None if nobody launched it.
+    """This process's place in a launched job, or None if nobody launched it. A task of `srun` gets the variables that
+    torch.distributed reads.
 
     Raises:
         ConfigError: if the launcher's variables are incomplete.
     """
+    if launched_by_slurm(os.environ):
+        os.environ.update(slurm_variables(os.environ))
     if "RANK" not in os.environ:
         return None
     missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed or torchrun, "
+            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed, torchrun or srun, "
             "or unset RANK"
         )
     world = int(os.environ["WORLD_SIZE"])
