@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mads.config.compose import ConfigError
 from mads.launch.slurm import launched_by_slurm, slurm_variables
+
+from mads.config.compose import ConfigError
 
 PARENT = "MADS_PARENT"  # process id of the `mads train` that started a worker
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,8 +48,8 @@ def place() -> Place | None:
     missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed, torchrun or srun, "
-            "or unset RANK"
+            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed, torchrun or "
+            "srun, or unset RANK"
         )
     world = int(os.environ["WORLD_SIZE"])
     rank = int(os.environ["RANK"])

@@ -6,18 +6,21 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mads.launch.slurm import FIRST_PORT, PORTS
 from omegaconf import DictConfig
 
-from mads.launch.slurm import FIRST_PORT, PORTS
-
 REQUEUE_CODE = 85  # of a run that was told to leave, has saved, and wants to go on
-# Seconds that the other processes get when one has ended. Not --kill-on-bad-exit: a process that leaves with REQUEUE_CODE a moment
-# before the others would get them killed, and srun returns the highest exit code, 137.
+# Seconds that the other processes get when one has ended. Not --kill-on-bad-exit: a process that leaves with REQUEUE_CODE a
+# moment before the others would get them killed, and srun returns the highest exit code, 137.
 LAST_PROCESS_S = 60
 
 HEAD = """\
 #!/usr/bin/env bash
 # Written by mads submit. A job of this script that is submitted again goes on from the newest checkpoint."""
+
+CLEAN = """\
+# Not those of the shell that submitted.
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"""
 
 PLACE = f"""\
 # The address by which Slurm itself reaches the first node: a node's name need not be one that resolves.
@@ -65,7 +68,9 @@ def slurm_script(cluster: DictConfig, job: Job) -> str:
         ValueError: a folder's name cannot be written into a #SBATCH line.
     """
     parts = [HEAD, "\n".join(f"#SBATCH --{option}" for option in options(cluster, job))]
-    parts.append("# Not those of the shell that submitted.\nunset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT")
+    parts.append(
+        "# Not those of the shell that submitted.\nunset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+    )
     if cluster.cpus_per_task is not None:
         parts.append(f"export OMP_NUM_THREADS={cluster.cpus_per_task}")
     if cluster.setup:
@@ -112,7 +117,7 @@ def _quoted(value: str) -> str:
     Raises:
         ValueError: it has a character that these lines cannot hold.
     """
-    if set(value) & set("\n\r\"\\"):
+    if set(value) & set('\n\r"\\'):
         raise ValueError(f"{value!r}: Slurm cannot take a double quote, a backslash or an end of line here; choose another name")
     return f'"{value}"' if set(value) & set(" \t#';") or not value else value
 
@@ -127,7 +132,7 @@ def _arguments(cluster: DictConfig, job: Job) -> Iterator[str]:
         # Hydra reads a quoted value with its own escapes: of the quote itself, and of a backslash before one.
         folder = job.run_dir.replace("'", "\\'")
         yield f"seeds=({' '.join(map(str, cluster.seeds))})"
-        yield 'seed=${seeds[$SLURM_ARRAY_TASK_ID]}'
+        yield "seed=${seeds[$SLURM_ARRAY_TASK_ID]}"
         yield f"""overrides+=("train.seed=$seed" {shlex.quote(f"run_dir='{folder}/seed-")}"$seed"\\')"""
 
 

@@ -181,7 +181,7 @@ def _options(c) -> Iterator[str]:
             yield f"cluster.sbatch_options.{name} is no long option of sbatch, such as qos or gres"
         if value is not None and not isinstance(value, str | int | float):
             yield f"cluster.sbatch_options.{name}={value} must be one value, or true for an option without"
-        elif isinstance(value, str) and set(value) & set("\n\r\"\\"):
+        elif isinstance(value, str) and set(value) & set('\n\r"\\'):
             yield f"cluster.sbatch_options.{name}={value!r} must have no double quote, backslash or end of line"
 
 
