@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mads.config.compose import ConfigError
 from mads.launch import exits
-from mads.launch.slurm import launched_by_slurm, slurm_variables
+from mads.launch.slurm import launched_by_slurm, slurm_variables, task_of_srun
 
 PARENT = "MADS_PARENT"  # process id of the `mads train` that started a worker
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # finish the step, save, leave with exits.PREEMPTED
@@ -62,7 +62,7 @@ def place() -> Place | None:
 
 def launched() -> bool:
     """Whether something other than a user's shell started this process: a launcher, or `mads train` as one of its workers."""
-    return "RANK" in os.environ or PARENT in os.environ
+    return "RANK" in os.environ or PARENT in os.environ or task_of_srun(os.environ)
 
 
 def become_single_process() -> Place:

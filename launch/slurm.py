@@ -20,6 +20,11 @@ def launched_by_slurm(environment: Mapping[str, str]) -> bool:
     return "RANK" not in environment and "SLURM_PROCID" in environment and tasks.isdecimal() and int(tasks) > 1
 
 
+def task_of_srun(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this process or one above it."""
+    return "SLURM_STEP_NUM_TASKS" in environment
+
+
 def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT of a task of `srun`.
 
@@ -30,6 +35,8 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     missing = [name for name in names if name not in environment]
     if missing:
         raise ConfigError(f"this is a task of srun, but {', '.join(missing)} is not set; start it by srun, sbatch or mads submit")
+    # Two jobs on one node, and two steps of one job, must not share a port.
+    port = FIRST_PORT + (31 * int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", 0))) % PORTS
     on_each = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
     return {
         "RANK": environment["SLURM_PROCID"],
@@ -37,7 +44,7 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_WORLD_SIZE": str(on_each[int(environment["SLURM_NODEID"])]),
         "MASTER_ADDR": environment.get("MASTER_ADDR") or first_address(environment),
-        "MASTER_PORT": environment.get("MASTER_PORT") or str(FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(port),
     }
 
 

@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, eval, compare, report, explain."""
+"""The command `mads`: prepare, label, doctor, train, submit, eval, compare, report, explain."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
   doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
+  submit [--dry-run] [key=value ...]   the same as a job of a Slurm cluster: writes the script, gives it to sbatch (cluster=..., cluster.nodes=N)
   eval RUN|CHECKPOINT TASK=FILE ... [--apart TASK] [--out FILE] [--limit N] [--examples]
                                        bits per byte of question plus right answer
   compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "label": label,
         "doctor": doctor,
         "train": train,
+        "submit": submit,
         "eval": evaluate,
         "compare": compare,
         "report": report,
@@ -228,6 +230,22 @@ def train(arguments: list[str]) -> int:
         raise ConfigError(f"--workers={workers}, but this machine has {gpus} GPUs; every worker needs one of its own")
     validate(compose(overrides), workers, torch.cuda.is_available(), overrides)
     return worker.main(overrides) if workers == 1 else run_workers(workers, overrides)
+
+
+def submit(arguments: list[str]) -> int:
+    """`mads submit`: see mads.launch.submit."""
+    from mads.config.cluster import compose_cluster, split_overrides
+    from mads.config.compose import compose, to_yaml
+    from mads.launch.submit import submit as submit_job
+
+    parser = argparse.ArgumentParser(prog="mads submit", description="Submit `mads train` with these keys as a job of Slurm.")
+    parser.add_argument("--dry-run", action="store_true", help="print the script and the commands, write and submit nothing")
+    known, overrides = _parse(parser, arguments)
+    if known.cfg:
+        own, run = split_overrides(overrides)
+        print(to_yaml({"cluster": compose_cluster(own)}) + to_yaml(compose(run)), end="")
+        return 0
+    return submit_job(overrides, known.dry_run)
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -33,10 +34,12 @@ class ClusterConfig:
     # Seconds before the time limit at which every process gets SIGUSR1, ends its step, saves and leaves. None: no warning. Slurm
     # may send it up to a minute early.
     signal_s: Optional[int] = 120
-    requeue: bool = True  # the job is queued again when it was warned (exit code 85), or when a node fails
+    # How often the job may queue itself again when it was told to leave and has saved (exit code 85); with any, Slurm queues it
+    # again too, when a node fails. A bound: a time limit that is too short for one step must not start a job for ever.
+    requeues: int = 100
     chain: int = 1  # so many jobs, each waiting for the one before it
-    dependency: str = "afterany"  # afterany: the next job starts however the one before ended; afterok: only if that succeeded
-    seeds: list[int] = field(default_factory=list)  # an array: one run for each train.seed, in RUN_DIR/seed-N
+    dependency: str = "afterany"  # afterany: the next job starts however the one before ended; afternotok: unless it was done
+    array: list[str] = field(default_factory=list)  # one run for each entry, with its overrides, in RUN_DIR/task-N
     job_name: str = "mads"
     sbatch_options: dict[str, Any] = field(default_factory=dict)  # further ones of sbatch: {qos: high, exclusive: true}
     setup: list[str] = field(default_factory=list)  # shell lines before the start, as they are: module load cuda
@@ -65,14 +68,15 @@ OWN_OPTIONS = {
     "account": "account",
     "time": "time_limit",
     "signal": "signal_s",
-    "requeue": "requeue",
-    "no-requeue": "requeue",
+    "requeue": "requeues",
+    "no-requeue": "requeues",
     "dependency": "chain",
-    "array": "seeds",
+    "array": "array",
     "job-name": "job_name",
 }
 SET_BY_MADS = ("output", "error", "open-mode", "chdir", "wrap", "parsable", "test-only", "wait")
-TIME = re.compile(r"\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
+# Not minutes alone, nor minutes:seconds, which Slurm knows too: who writes 24:00 means hours.
+TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d))?(?::(?P<seconds>\d\d))?")
 NAME = re.compile(r"[a-z][a-z-]*")
 
 
@@ -112,8 +116,8 @@ def _marked(override: str) -> str:
     return "++" + override if override.startswith("cluster.sbatch_options") else override
 
 
-def validate_cluster(cluster: DictConfig, run: Sequence[str] = ()) -> None:
-    """Check a composed cluster against itself and against the run's overrides.
+def validate_cluster(cluster: DictConfig) -> None:
+    """Check a composed cluster against itself.
 
     Raises:
         ConfigError: with all violations, one a line.
@@ -121,13 +125,13 @@ def validate_cluster(cluster: DictConfig, run: Sequence[str] = ()) -> None:
     missing = sorted(OmegaConf.missing_keys(cluster))
     if missing:
         raise ConfigError("no value for: " + ", ".join(f"cluster.{key}" for key in missing))
-    errors = [*_numbers(cluster), *_times(cluster), *_lines(cluster), *_options(cluster), *_seeds(cluster, run)]
+    errors = [*_numbers(cluster), *_times(cluster), *_lines(cluster), *_options(cluster), *_array(cluster)]
     if errors:
         raise ConfigError("\n".join(errors))
 
 
 def _numbers(c) -> Iterator[str]:
-    for key, least in (("nodes", 1), ("tasks_per_node", 1), ("gpus_per_node", 0), ("cpus_per_task", 1), ("chain", 1)):
+    for key, least in (("nodes", 1), ("tasks_per_node", 1), ("gpus_per_node", 0), ("cpus_per_task", 1), ("requeues", 0), ("chain", 1)):
         if c[key] is not None and c[key] < least:
             yield f"cluster.{key}={c[key]} must be at least {least}"
     if c.gpus_per_node > 0 and c.gpus_per_node != c.tasks_per_node:
@@ -137,23 +141,34 @@ def _numbers(c) -> Iterator[str]:
         )
 
 
+def time_limit_s(text: str) -> int | None:
+    """Seconds of a time limit; None: it is not written as hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
+    found = TIME.fullmatch(text)
+    if found is None or (found["days"] is None and found["seconds"] is None):
+        return None
+    days, hours, minutes, seconds = (int(found[name] or 0) for name in ("days", "hours", "minutes", "seconds"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def _times(c) -> Iterator[str]:
-    if c.time_limit is not None and not TIME.fullmatch(c.time_limit):
+    limit = None if c.time_limit is None else time_limit_s(c.time_limit)
+    if c.time_limit is not None and c.time_limit.isdecimal():
         yield (
-            f"cluster.time_limit={c.time_limit} must be hours:minutes:seconds or days-hours, in quotes in a YAML file (which "
-            "reads 24:00:00 without them as a number)"
+            f"cluster.time_limit={c.time_limit} is a number. Without quotes YAML reads 24:00:00 as 86400: write "
+            "time_limit: '24:00:00' in a file"
         )
+    elif c.time_limit is not None and limit is None:
+        yield f"cluster.time_limit={c.time_limit} must be hours:minutes:seconds or days-hours, as in 24:00:00 or 1-0"
+    elif limit is not None and limit <= (c.signal_s or 0):
+        yield f"cluster.time_limit={c.time_limit} is {limit} s, all of it within cluster.signal_s={c.signal_s} of its end"
     if c.signal_s is not None and not 1 <= c.signal_s <= 65535:
         yield f"cluster.signal_s={c.signal_s} must lie in [1, 65535]"
-    if c.dependency not in ("afterany", "afterok"):
-        yield f"cluster.dependency={c.dependency!r} is not one of afterany, afterok"
-    elif c.dependency == "afterok" and c.chain == 1:
-        yield "cluster.dependency=afterok is for a chain of jobs; set cluster.chain, or leave it out"
-    elif c.dependency == "afterok" and not c.requeue:
-        yield (
-            "cluster.dependency=afterok with cluster.requeue=false: a job that is warned of its time limit ends with exit code "
-            "85, so the next one would never start; use afterany, or requeue"
-        )
+    if c.dependency not in ("afterany", "afternotok"):
+        yield f"cluster.dependency={c.dependency!r} is not one of afterany, afternotok"
+    elif c.dependency == "afternotok" and c.chain == 1:
+        yield "cluster.dependency=afternotok is for a chain of jobs; set cluster.chain, or leave it out"
+    elif c.dependency == "afternotok" and c.array:
+        yield "cluster.dependency=afternotok would wait for a failure of every task of cluster.array; use afterany"
 
 
 def _lines(c) -> Iterator[str]:
@@ -185,9 +200,37 @@ def _options(c) -> Iterator[str]:
             yield f"cluster.sbatch_options.{name}={value!r} must have no double quote, backslash or end of line"
 
 
-def _seeds(c, run: Sequence[str]) -> Iterator[str]:
-    if len(set(c.seeds)) < len(c.seeds):
-        yield f"cluster.seeds={list(c.seeds)} names a seed twice; two jobs would write into one run folder"
-    given = [o for o in run if o.lstrip("+~").startswith("train.seed=")]
-    if c.seeds and given:
-        yield f"{given[0]}: cluster.seeds={list(c.seeds)} sets the seeds; leave it out"
+def _array(c) -> Iterator[str]:
+    if len(set(c.array)) < len(c.array):
+        yield f"cluster.array={list(c.array)} names a task twice"
+    for i, entry in enumerate(c.array):
+        try:
+            words = task_overrides(entry)
+        except ValueError as error:
+            yield f"cluster.array[{i}]={entry!r}: {error}"
+            continue
+        keys = [word.lstrip("+~").split("=", 1)[0] for word in words]
+        if not words or "run_dir" in keys or any(key.split(".", 1)[0] == "cluster" for key in keys):
+            yield f"cluster.array[{i}]={entry!r} must be overrides of a run, without run_dir, such as train.seed=1"
+
+
+def task_overrides(entry: str) -> list[str]:
+    """The overrides of one task of an array, which are separated by spaces and quoted as in a shell.
+
+    Raises:
+        ValueError: a quote is open.
+    """
+    return shlex.split(entry)
+
+
+def quoted_value(text: str) -> str:
+    """`text` as the value of a Hydra override: Hydra reads escapes of the quote, and of backslashes before one or at the end.
+
+    Raises:
+        ConfigError: it has what OmegaConf would take for the name of another key.
+    """
+    if "${" in text:
+        raise ConfigError(f"{text!r} must not have ${{ in it: in a configuration that is a reference to another key")
+    text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", text)
+    text = re.sub(r"\\+$", lambda m: m[0] * 2, text)
+    return f"'{text}'"
