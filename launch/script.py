@@ -153,10 +153,9 @@ code=$?
 if [[ $code -eq {exits.PREEMPTED} ]]; then
   if [[ ${{SLURM_RESTART_COUNT:-0}} -ge {most} ]]; then
     echo "mads submit: job $SLURM_JOB_ID was queued again {most} times, which is cluster.requeues; submit it again to go on" >&2
-  elif scontrol requeue "$SLURM_JOB_ID"; then
-    echo "mads submit: job $SLURM_JOB_ID is queued again (start $((${{SLURM_RESTART_COUNT:-0}} + 1)) has ended)"
   else
-    echo "mads submit: Slurm refused to queue job $SLURM_JOB_ID again; submit it again to go on" >&2
+    echo "mads submit: start $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job $SLURM_JOB_ID has ended; it is queued again"
+    scontrol requeue "$SLURM_JOB_ID" || echo 'mads submit: Slurm refused; submit the script again to go on' >&2
   fi
 fi
 exit "$code\""""

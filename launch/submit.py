@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def submit(overrides: Sequence[str], dry_run: bool, say: Callable[[str], None] =
     if dry_run:
         say(text)
         for number in range(cluster.chain):
-            say("# " + " ".join(sbatch_command(script, cluster, f"JOB_{number}" if number else None)))
+            say("# " + shlex.join(sbatch_command(script, cluster, f"JOB_{number}" if number else None)))
         return 0
     if shutil.which("sbatch") is None:
         raise ConfigError("sbatch is not on this machine; submit from a login node of the cluster, or look with --dry-run")

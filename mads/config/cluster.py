@@ -131,7 +131,14 @@ def validate_cluster(cluster: DictConfig) -> None:
 
 
 def _numbers(c) -> Iterator[str]:
-    for key, least in (("nodes", 1), ("tasks_per_node", 1), ("gpus_per_node", 0), ("cpus_per_task", 1), ("requeues", 0), ("chain", 1)):
+    for key, least in (
+        ("nodes", 1),
+        ("tasks_per_node", 1),
+        ("gpus_per_node", 0),
+        ("cpus_per_task", 1),
+        ("requeues", 0),
+        ("chain", 1),
+    ):
         if c[key] is not None and c[key] < least:
             yield f"cluster.{key}={c[key]} must be at least {least}"
     if c.gpus_per_node > 0 and c.gpus_per_node != c.tasks_per_node:
