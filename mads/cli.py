@@ -16,7 +16,7 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
   doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
-  submit [--dry-run] [key=value ...]   the same as a job of a Slurm cluster: writes the script, gives it to sbatch (cluster=..., cluster.nodes=N)
+  submit [--dry-run] [key=value ...]   the same as a job of Slurm: writes its script, gives it to sbatch (cluster.nodes=N ...)
   eval RUN|CHECKPOINT TASK=FILE ... [--apart TASK] [--out FILE] [--limit N] [--examples]
                                        bits per byte of question plus right answer
   compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]

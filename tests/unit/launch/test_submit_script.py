@@ -6,10 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mads.config.cluster import compose_cluster, quoted_value, validate_cluster
-from mads.config.compose import ConfigError, compose
 from mads.launch import exits
 from mads.launch.script import Job, slurm_script
+
+from mads.config.cluster import compose_cluster, quoted_value, validate_cluster
+from mads.config.compose import ConfigError, compose
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = ["data=prepared", "data.dir=data/mine", "selection=mads"]
@@ -91,7 +92,8 @@ def run_script(folder, text, code=0, **variables):
     fake(
         folder,
         "scontrol",
-        f"echo \"$*\" >> {folder}/asked\ncase $* in *hostnames*) printf 'n1\\nn2\\n';; *node*) echo 'A=1 NodeAddr=10.0.0.7 B=2';; esac\n",
+        f"echo \"$*\" >> {folder}/asked\ncase $* in\n*hostnames*) printf 'n1\\nn2\\n' ;;\n"
+        "*node*) echo 'A=1 NodeAddr=10.0.0.7 B=2' ;;\nesac\n",
     )
     (folder / "job.sh").write_text(text)
     environment = {
