@@ -90,8 +90,14 @@ def prepare_worker(has_gpu: bool) -> None:
             os._exit(1)
 
 
-def run_workers(workers: int, overrides: Sequence[str]) -> int:
-    """Start `workers` processes of `mads.train` on this machine and wait for all.
+def first_process(where: Place) -> tuple[str, int, bool]:
+    """(address and port of rank 0, whether this process has to open the port): torchrun has opened it itself."""
+    opened = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), where.rank == 0 and not opened
+
+
+def run_workers(workers: int, overrides: Sequence[str], program: Sequence[str] = ("mads.train",)) -> int:
+    """Start `workers` processes of `program` (a module and its first arguments) on this machine and wait for all.
 
     The first worker that fails ends the others, and so do SIGINT and SIGHUP to this process: the workers get SIGHUP, and SIGKILL
     after a few seconds. SIGTERM and SIGUSR1 go on to the workers, which finish their step and save; a second one ends them. The
@@ -116,7 +122,7 @@ def run_workers(workers: int, overrides: Sequence[str]) -> int:
     try:
         for rank in range(workers):
             # In a process group of its own: Ctrl-C in a terminal goes to this process alone, which ends the workers in order.
-            command = [sys.executable, "-u", "-m", "mads.train", *overrides]
+            command = [sys.executable, "-u", "-m", *program, *overrides]
             variables = environment | _place_variables(rank, workers, port)
             processes.append(subprocess.Popen(command, env=variables, process_group=0))
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
