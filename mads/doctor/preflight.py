@@ -18,7 +18,7 @@ from mads.doctor.facts import Fact, clock_findings, disk_findings, facts, named,
 from mads.doctor.meeting import Absent, Meeting
 from mads.topology import initialize_process_group, shut_down
 
-SHARE_S = 10.0  # a network's folder may show a new file only after a while
+SHARE = 1 / 6  # of the time limit: a network's folder may show a new file only after a while
 ELEMENTS = 1 << 20  # float32 of the all-reduce: 4 MiB
 
 
@@ -59,11 +59,7 @@ def preflight(run_dir: str, data_dir: str, checkpoint_bytes: int, start: Start, 
     if start.rank == 0:
         for line in [*lines, *(f"wrong: {line}" for line in wrong)]:
             say(line)
-        say(
-            f"preflight: {'1 thing' if len(wrong) == 1 else f'{len(wrong)} things'} to mend"
-            if wrong
-            else "preflight: all is well"
-        )
+        say(f"preflight: {len(wrong)} to mend" if wrong else "preflight: all is well")
         meeting.say("verdict", len(wrong))
         _last_words(meeting)
         return 1 if wrong else 0
@@ -113,7 +109,7 @@ def _follow(meeting: Meeting, run_dir: str) -> tuple[list[str], list[str]]:
     if meeting.hear("go", [0])[0] == "end":
         return [], []
     name = meeting.hear("folder", [0])[0]
-    meeting.say("saw", _leave_file(Path(run_dir), name, meeting.rank))
+    meeting.say("saw", _leave_file(Path(run_dir), name, meeting.rank, meeting.wait_s * SHARE))
     meeting.hear(f"ask {meeting.rank}", [0])
     meeting.say("clock", time.time())
     meeting.hear("looked", [0])
@@ -126,11 +122,11 @@ def _follow(meeting: Meeting, run_dir: str) -> tuple[list[str], list[str]]:
 # ---------------------------------------------------------------- a folder that all see
 
 
-def _leave_file(run_dir: Path, name: str, rank: int) -> str:
+def _leave_file(run_dir: Path, name: str, rank: int, wait_s: float) -> str:
     """See rank 0's file and leave an own one; "" or what went wrong."""
     folder = run_dir / name
     try:
-        deadline = time.monotonic() + SHARE_S
+        deadline = time.monotonic() + wait_s
         while not (folder / "rank-0").is_file():
             if time.monotonic() > deadline:
                 return f"does not see what rank 0 wrote into {run_dir.resolve()}"
@@ -154,7 +150,7 @@ def _lead_folder(meeting: Meeting, run_dir: str, all_facts: list[Fact]) -> Itera
     meeting.say("saw", own)
     saw = meeting.hear_all("saw")
     blind = [rank for rank, text in enumerate(saw) if text]
-    deadline = time.monotonic() + SHARE_S
+    deadline = time.monotonic() + meeting.wait_s * SHARE
     unseen = [rank for rank in range(meeting.world) if rank not in blind]
     while not own and unseen and time.monotonic() < deadline:
         unseen = [rank for rank in unseen if not (folder / f"rank-{rank}").is_file()]

@@ -35,6 +35,7 @@ def ranks(tmp_path, *differences, world=2, wait=20, run_dir="run"):
     return [process.returncode for process in processes], said
 
 
+@pytest.mark.full
 def test_two_ranks_on_one_machine_find_all_well(tmp_path):
     done = subprocess.run(
         [*COMMAND, "--workers=2", "run_dir=run"],

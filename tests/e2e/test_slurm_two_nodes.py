@@ -1,12 +1,14 @@
 """`mads submit` on a real Slurm of two nodes: preempted jobs queue themselves again and go on, bit for bit."""
 
+import importlib.util
+import json
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 from command_support import MADS, environment, run, settings, wait_until
-from run_support import curve
+from run_support import OVERRIDES, curve
 from slurm_support import Slurm, missing
 from test_processes_end import trained_steps
 
@@ -120,3 +122,44 @@ def test_a_run_that_fails_is_not_queued_again_and_the_job_has_its_exit_code(slur
     wait_for(slurm, job, folder, ("FAILED",))
     assert slurm.field(job, "ExitCode") == "2:0" and slurm.field(job, "Restarts") == "0"
     assert "mads train: " in output(folder) and "nothing" in output(folder)
+
+
+@pytest.mark.full
+def test_the_ranks_of_a_step_find_their_machines_well(slurm, tmp_path):
+    done = subprocess.run(
+        ["srun", "-N2", "-n2", *MADS, "doctor", "--preflight", "model=nano", "run_dir=run"],
+        cwd=tmp_path,
+        env=environment(GLOO_SOCKET_IFNAME="lo") | slurm.environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ranks: 2 on" in done.stdout and "preflight: all is well" in done.stdout
+
+
+@pytest.mark.full
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="hydra-submitit-launcher is not installed")
+def test_the_cells_of_a_comparison_are_jobs_of_slurm(slurm, prepared, tmp_path):
+    """hydra/launcher=submitit_slurm, which is a package of others: what is ours is that a cell can be sent to a node."""
+    overrides = ["data=prepared" if o == "data=jsonl" else o for o in OVERRIDES if not o.startswith("data.paths")]
+    (tmp_path / "two.yaml").write_text(
+        "defaults: [comparison_schema, _self_]\nstrategies: {random: [selection=random], again: [selection=random]}\n"
+        f"seeds: [0]\ncooldown: 0\noverrides: {json.dumps(overrides)}\n"
+    )
+    submitted = lambda: (slurm.folder / "slurmctld.log").read_text().count("_slurm_rpc_submit_batch_job: JobId=")
+    before = submitted()
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=both", "hydra.launcher.cpus_per_task=1"]
+    done = subprocess.run(
+        [*MADS, "compare", "--folder", tmp_path / "F", f"compare={tmp_path}/two.yaml", f"data.dir={prepared}", *launcher],
+        cwd=tmp_path,
+        env=environment() | slurm.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + slurm.logs()
+    results = [json.loads((tmp_path / "F" / "results" / f"{name}-0.json").read_text()) for name in ("random", "again")]
+    assert results[0]["points"][0]["heldout"] == results[1]["points"][0]["heldout"]
+    assert (tmp_path / "F" / "compare.html").is_file()
+    assert submitted() > before  # not run here by mistake
