@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mads.launch import exits
+from mads.launch.slurm import launched_by_slurm, slurm_variables, task_of_srun
 
 from mads.config.compose import ConfigError
 
@@ -28,7 +29,7 @@ OWN_PORTS = range(15000, 32768)  # below those that Linux draws from
 
 @dataclass(frozen=True)
 class Place:
-    """What a launcher (deepspeed, torchrun, or mads itself) told this process."""
+    """What a launcher (deepspeed, torchrun, srun, or mads itself) told this process."""
 
     rank: int
     local_rank: int
@@ -37,18 +38,21 @@ class Place:
 
 
 def place() -> Place | None:
-    """This process's place in a launched job, or None if nobody launched it.
+    """This process's place in a launched job, or None if nobody launched it. A task of `srun` gets the variables that
+    torch.distributed reads.
 
     Raises:
         ConfigError: if the launcher's variables are incomplete.
     """
+    if launched_by_slurm(os.environ):
+        os.environ.update(slurm_variables(os.environ))
     if "RANK" not in os.environ:
         return None
     missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed or torchrun, "
-            "or unset RANK"
+            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed, torchrun or "
+            "srun, or unset RANK"
         )
     world = int(os.environ["WORLD_SIZE"])
     rank = int(os.environ["RANK"])
@@ -59,7 +63,7 @@ def place() -> Place | None:
 
 def launched() -> bool:
     """Whether something other than a user's shell started this process: a launcher, or `mads train` as one of its workers."""
-    return "RANK" in os.environ or PARENT in os.environ
+    return "RANK" in os.environ or PARENT in os.environ or task_of_srun(os.environ)
 
 
 def become_single_process() -> Place:
@@ -86,8 +90,14 @@ def prepare_worker(has_gpu: bool) -> None:
             os._exit(1)
 
 
-def run_workers(workers: int, overrides: Sequence[str]) -> int:
-    """Start `workers` processes of `mads.train` on this machine and wait for all.
+def first_process(where: Place) -> tuple[str, int, bool]:
+    """(address and port of rank 0, whether this process has to open the port): torchrun has opened it itself."""
+    opened = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), where.rank == 0 and not opened
+
+
+def run_workers(workers: int, overrides: Sequence[str], program: Sequence[str] = ("mads.train",)) -> int:
+    """Start `workers` processes of `program` (a module and its first arguments) on this machine and wait for all.
 
     The first worker that fails ends the others, and so do SIGINT and SIGHUP to this process: the workers get SIGHUP, and SIGKILL
     after a few seconds. SIGTERM and SIGUSR1 go on to the workers, which finish their step and save; a second one ends them. The
@@ -112,7 +122,7 @@ def run_workers(workers: int, overrides: Sequence[str]) -> int:
     try:
         for rank in range(workers):
             # In a process group of its own: Ctrl-C in a terminal goes to this process alone, which ends the workers in order.
-            command = [sys.executable, "-u", "-m", "mads.train", *overrides]
+            command = [sys.executable, "-u", "-m", *program, *overrides]
             variables = environment | _place_variables(rank, workers, port)
             processes.append(subprocess.Popen(command, env=variables, process_group=0))
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -61,7 +61,17 @@ ROOMS = {
         "mads.topology",
     ),
     # Knows shapes, layouts and rules, to count what a run would need; never the training code, which imports DeepSpeed.
-    "mads.doctor": ("mads.config", "mads.data.schema", "mads.layout", "mads.model", "mads.tensor.init", "mads.topology"),
+    "mads.doctor": (
+        "mads.collectives",
+        "mads.config",
+        "mads.data.schema",
+        "mads.launch",
+        "mads.layout",
+        "mads.logging",
+        "mads.model",
+        "mads.tensor.init",
+        "mads.topology",
+    ),
     # Opens a run's parts as training does, but builds no model and needs no DeepSpeed.
     "mads.explain": (
         "mads.agents",
