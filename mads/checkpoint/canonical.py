@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from mads import collectives
-from mads.checkpoint.manifest import CheckpointError, verify
+from mads.checkpoint.manifest import CheckpointError, member, verify
 from mads.checkpoint.saver import raise_together
 from mads.checkpoint.tensors import KEYS, local_shape, logical_shapes, read_piece
 from mads.checkpoint.writing import attempt
@@ -45,7 +45,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _listed(path: Path, ending: str, start: str = "") -> list[Path]:
     """Files that the manifest vouches for; anything else in the folder is not read."""
     names = json.loads((path / "manifest.json").read_text())["files"]
-    return [path / name for name in sorted(names) if name.startswith(start) and name.endswith(ending)]
+    return [member(path, name) for name in sorted(names) if name.startswith(start) and name.endswith(ending)]
 
 
 def load(path: Path, engine, topology, verified: bool = False) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mads.console.record import DecisionRecord
-from mads.logging.decisions import keep_decisions, write_decision
+from mads.logging.decisions import FOLDER, keep_decisions, write_decision
 
 METRICS = "metrics.jsonl"
 DECISIONS = "decisions.jsonl"
@@ -89,6 +89,21 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, target)
+
+
+def refuse_links(run_dir: str | os.PathLike) -> None:
+    """A run folder may come from others: nothing is written or removed through a symbolic link in it. `checkpoints` may be one,
+    and so may the folder itself.
+
+    Raises:
+        ValueError: naming the link.
+    """
+    root = Path(run_dir)
+    for path in [*root.glob("*.json*"), *root.glob("*.yaml*"), root / FOLDER, *(root / FOLDER).glob("*")]:
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a symbolic link, and a run would write where it leads; remove it, or choose another run_dir"
+            )
 
 
 def truncate_after(path: str | os.PathLike, step: int) -> int:

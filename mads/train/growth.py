@@ -39,6 +39,11 @@ class PoolEntry:
     fingerprint: str
     heldout_shards: int
 
+    def __post_init__(self):
+        counts = (self.round, self.shards, self.samples, self.tokens, self.heldout_shards)
+        if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(self.fingerprint, str):
+            raise TypeError("a count is no whole number of 0 or more, or the fingerprint is no text")
+
     @classmethod
     def of(cls, round_: int, pool: Pool, heldout_shards: int) -> PoolEntry:
         return cls(round_, len(pool.shards), len(pool), pool.total_tokens, pool.fingerprint, heldout_shards)
