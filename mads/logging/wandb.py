@@ -43,6 +43,25 @@ def flatten(value: dict[str, Any], prefix: str) -> dict[str, float]:
     return flat
 
 
+def line_prefix(line: dict[str, Any]) -> str:
+    """First part of the names of a metrics line's numbers."""
+    return f"phase/{line['name']}" if line["kind"] == "phase" else line["kind"]
+
+
+def decision_numbers(record: DecisionRecord) -> dict[str, Any]:
+    """What charts show of a decision: theta, the agents' rewards, every label's weight and share, seconds."""
+    labels = {
+        agent: {r.label: {"weight": r.weight, "chosen_share": r.chosen_share} for r in rows} for agent, rows in record.labels.items()
+    }
+    return {
+        "round": record.round,
+        "theta": record.theta,
+        "agent_rewards": record.agent_rewards,
+        "labels": labels,
+        "seconds": record.seconds,
+    }
+
+
 class WandbSink:
     """Made on rank 0 before training starts, so that a missing key stops the run while it is cheap.
 
@@ -68,27 +87,14 @@ class WandbSink:
         """Send one line of metrics.jsonl; steps become the x axis of every chart."""
         if self._run is None:
             return
-        kind = line["kind"]
-        prefix = f"phase/{line['name']}" if kind == "phase" else kind
         fields = {k: v for k, v in line.items() if k not in ("kind", "step", "name", "nonfinite")}
-        self._run.log({"step": line.get("step", line.get("steps")), **flatten(fields, prefix)})
+        self._run.log({"step": line.get("step", line.get("steps")), **flatten(fields, line_prefix(line))})
 
     def decision(self, record: DecisionRecord) -> None:
         """Send theta, the agents' rewards and every label's weight and share."""
         if self._run is None:
             return
-        labels = {
-            agent: {r.label: {"weight": r.weight, "chosen_share": r.chosen_share} for r in rows}
-            for agent, rows in record.labels.items()
-        }
-        numbers = {
-            "round": record.round,
-            "theta": record.theta,
-            "agent_rewards": record.agent_rewards,
-            "labels": labels,
-            "seconds": record.seconds,
-        }
-        self._run.log({"step": record.step, **flatten(numbers, "decision")})
+        self._run.log({"step": record.step, **flatten(decision_numbers(record), "decision")})
 
     def finish(self) -> None:
         """Flush and close; further calls are errors of the caller."""

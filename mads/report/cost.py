@@ -14,6 +14,7 @@ from mads.report.training import keys, overhead, tokens
 
 _GAUGES = (
     ("tokens_per_second", "Throughput", "tokens per second", compact),
+    ("mfu", "Utilisation (MFU)", "share of the dense bf16 peak", lambda v: f"{v:.1%}"),
     ("grad_norm", "Gradient norm", "norm before clipping", lambda v: f"{v:.2f}"),
     ("lr", "Learning rate", "rate", lambda v: f"{v:.1e}"),
     ("memory_mib", "Memory", "MiB per process", compact),

@@ -27,6 +27,7 @@ from mads.train.growth import PoolEntry, grow, open_history
 from mads.train.invariants import ReplicaGuard
 from mads.train.journal import Journal
 from mads.train.ledgers import save_ledger
+from mads.train.profile import StepProfiler
 from mads.train.schedule import learning_rate
 from mads.train.setup import build_parts
 
@@ -69,6 +70,7 @@ class Trainer:
         self.history = open_history(self.root, topology, fresh=checkpoint is None, trunk=trunk)
         self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
         resumed = self._resume(checkpoint) if checkpoint else None
+        self.profiler = StepProfiler(config.logging.profile, self.root, topology.rank == 0, device, self.journal.message)
         self.guard = ReplicaGuard(self.parts.engine, config.train.invariant_interval)
         if self.finished:
             self.journal.message(
@@ -93,16 +95,20 @@ class Trainer:
             if self.step == 0:
                 self._evaluate()
             while self.step < until:
+                self.profiler.before(self.step + 1)
                 if self._selection_due():
-                    self._select()
+                    with self.journal.selecting():
+                        self._select()
                 self._train_one_step()
                 self._after_step(last=self.step == until)
+                self.profiler.after(self.step)
             with self.journal.phase("checkpoint"):
                 self.saver.wait()
         except BaseException:
             self.saver.leave()
             raise
         self._tell_saves()
+        self.profiler.close(self.step)
         self.parts.loader.close()
         self.journal.close(self.step, self.tokens, self.step >= end)
 

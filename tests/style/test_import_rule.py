@@ -97,6 +97,8 @@ LIBRARIES = {
         "mads.train.reward_model",
     ),
     "hydra": ("mads.config",),
+    "rich": ("mads.watch",),
+    "tensorboardX": ("mads.logging.tensorboard",),
     "wandb": ("mads.logging.wandb",),
     "sentencepiece": ("mads.data.tokenizer",),
     "safetensors": ("mads.checkpoint",),
