@@ -13,11 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mads.launch import exits
+
 from mads.config.compose import ConfigError
 
 PARENT = "MADS_PARENT"  # process id of the `mads train` that started a worker
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_S = 5.0  # what a worker gets between SIGTERM and SIGKILL
+PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # finish the step, save, leave with exits.PREEMPTED
+STOP_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # end now
+END = signal.SIGHUP  # what ends a worker, in C code too: it has no handler for it
+GRACE_S = 5.0  # what a worker gets between that and SIGKILL
 POLL_S = 0.1
 OWN_PORTS = range(15000, 32768)  # below those that Linux draws from
 
@@ -53,6 +57,11 @@ def place() -> Place | None:
     return Place(rank, int(os.environ.get("LOCAL_RANK", rank)), world, local_world)
 
 
+def launched() -> bool:
+    """Whether something other than a user's shell started this process: a launcher, or `mads train` as one of its workers."""
+    return "RANK" in os.environ or PARENT in os.environ
+
+
 def become_single_process() -> Place:
     """Make this process a job of one."""
     os.environ.update(_place_variables(0, 1, free_port()))
@@ -80,11 +89,13 @@ def prepare_worker(has_gpu: bool) -> None:
 def run_workers(workers: int, overrides: Sequence[str]) -> int:
     """Start `workers` processes of `mads.train` on this machine and wait for all.
 
-    The first worker that fails ends the others, and so do SIGINT, SIGTERM and SIGHUP to this process: the workers get SIGTERM,
-    and SIGKILL after a few seconds. The arguments go as a list, never through a shell.
+    The first worker that fails ends the others, and so do SIGINT and SIGHUP to this process: the workers get SIGHUP, and SIGKILL
+    after a few seconds. SIGTERM and SIGUSR1 go on to the workers, which finish their step and save; a second one ends them. The
+    arguments go as a list, never through a shell.
 
     Returns:
-        0, the exit code of the first worker that failed, or 128 + the number of the signal that ended it or this process.
+        0, the exit code of the first worker that failed (mads.launch.exits), or 128 + the number of the signal that ended it or
+        this process.
     """
     environment = dict(os.environ)
     # On a CPU each worker gets its share of the cores: with more threads than cores OpenMP spins, a step takes many times longer.
@@ -93,7 +104,10 @@ def run_workers(workers: int, overrides: Sequence[str]) -> int:
     port = free_port()
     received: list[int] = []
     # Handlers only take a note, so that no worker is started and then forgotten.
-    previous = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in STOP_SIGNALS}
+    numbers = (*STOP_SIGNALS, *PREEMPTION_SIGNALS)
+    previous = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in numbers}
+    # Inherited by the workers, who let them through when their handlers stand: none dies of one before.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTION_SIGNALS)
     processes: list[subprocess.Popen] = []
     try:
         for rank in range(workers):
@@ -101,14 +115,17 @@ def run_workers(workers: int, overrides: Sequence[str]) -> int:
             command = [sys.executable, "-u", "-m", "mads.train", *overrides]
             variables = environment | _place_variables(rank, workers, port)
             processes.append(subprocess.Popen(command, env=variables, process_group=0))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return _wait(processes, received)
     finally:
         _end(processes)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int:
+    told = 0  # signals of `received` that were looked at
     while True:
         codes = [process.poll() for process in processes]
         # A killed worker makes its peers fail within milliseconds: the signal is the cause, their exit codes are not.
@@ -116,15 +133,25 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
         if failed:
             rank, code = failed[0], codes[failed[0]]
             ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            if code not in (1, 2):  # with these it has said why
+            if code not in (exits.FAILED, exits.BAD_INPUT, exits.PREEMPTED):  # with these it has said why
                 print(f"mads train: worker {rank} {ending}; ending the others", file=sys.stderr, flush=True)
             return 128 - code if code < 0 else code
-        if received:
-            name = signal.Signals(received[0]).name
-            print(f"mads train: {name} received, ending {len(processes)} workers", file=sys.stderr, flush=True)
-            return 128 + received[0]
         if all(code == 0 for code in codes):
-            return 0
+            return exits.DONE
+        if len(received) > told:
+            number, told = received[told], told + 1
+            name = signal.Signals(number).name
+            if number in STOP_SIGNALS or told > 1:
+                print(f"mads train: {name} received, ending {len(processes)} workers", file=sys.stderr, flush=True)
+                return 128 + number
+            print(
+                f"mads train: {name} received; {len(processes)} workers finish a step and save; a second signal ends them",
+                file=sys.stderr,
+                flush=True,
+            )
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(number)
         time.sleep(POLL_S)
 
 
@@ -132,7 +159,7 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
     """End what still runs: ask, wait, then kill."""
     for process in processes:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(END)
     deadline = time.monotonic() + GRACE_S
     for process in processes:
         try:

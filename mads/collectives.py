@@ -252,6 +252,14 @@ def gather_tensors(piece: torch.Tensor, group, to: int) -> list[torch.Tensor] | 
     return pieces
 
 
+def start_sum(value: int, group) -> Callable[[], int]:
+    """Begin to sum one int over a group on the CPU; returns what waits for the total."""
+    if group_size(group) == 1:
+        return lambda: value
+    total = start_all_reduce(torch.tensor([value], dtype=torch.int64), group)
+    return lambda: int(total.wait()[0])
+
+
 def barrier(group) -> None:
     """Wait until every rank of the group is here."""
     if group_size(group) > 1:

@@ -2,7 +2,10 @@
 
 import sys
 
-from mads.train.worker import main
+from mads.train.signals import Notice
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    notice = Notice().listen()  # before the seconds of the imports
+    from mads.train.worker import main
+
+    sys.exit(main(sys.argv[1:], notice))

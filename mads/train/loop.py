@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from mads.train.ledgers import save_ledger
 from mads.train.profile import StepProfiler
 from mads.train.schedule import learning_rate
 from mads.train.setup import build_parts
+from mads.train.signals import Notice, Preemption
 
 
 class ResumeError(RuntimeError):
@@ -44,14 +46,18 @@ class Trainer:
         config: a validated configuration.
         topology: the grid of ranks.
         device: where this rank computes.
+        notice: of signals to this process; None: it takes none.
     """
 
-    def __init__(self, config: DictConfig, topology: Topology, device: torch.device):
+    def __init__(self, config: DictConfig, topology: Topology, device: torch.device, notice: Notice | None = None):
         self.config, self.topology, self.device = config, topology, device
         self.root = Path(config.run_dir)
         self.step = 0
         self.tokens = 0
         self.round_start = 0
+        self.saved_step = 0
+        self.notice = notice
+        self.preemption = Preemption(notice, partial(collectives.start_sum, group=topology.group("control")))
         self.journal = Journal(config, topology)
         self.saver = Saver(
             self.root / "checkpoints",
@@ -92,16 +98,21 @@ class Trainer:
         end = self.config.train.stop_at or self.config.train.steps
         until = end if until is None else until
         try:
-            if self.step == 0:
+            if self.step == 0 and not self.preemption.agreed():
                 self._evaluate()
-            while self.step < until:
-                self.profiler.before(self.step + 1)
+            while self.step < until and not self.preemption.stopping:
                 if self._selection_due():
+                    if self.preemption.agreed():  # a reward pass may take longer than the grace of a cluster
+                        break
                     with self.journal.selecting():
                         self._select()
+                self.profiler.before(self.step + 1)
+                self.preemption.ask()
                 self._train_one_step()
-                self._after_step(last=self.step == until)
+                self._after_step(last=self.preemption.answer() or self.step == until)
                 self.profiler.after(self.step)
+            if self.preempted and self.saved_step != self.step:
+                self._save()
             with self.journal.phase("checkpoint"):
                 self.saver.wait()
         except BaseException:
@@ -111,6 +122,11 @@ class Trainer:
         self.profiler.close(self.step)
         self.parts.loader.close()
         self.journal.close(self.step, self.tokens, self.step >= end)
+
+    @property
+    def preempted(self) -> bool:
+        """A signal to some rank stopped the run before its end. The same on all ranks."""
+        return self.preemption.stopping and not self.finished
 
     def _train_one_step(self) -> None:
         config, parts = self.config, self.parts
@@ -211,6 +227,7 @@ class Trainer:
                 {"pending_ids": parts.console.pending},
                 {"ledger.bin": lambda path: save_ledger(parts.ledger, path, self.topology)},
             )
+        self.saved_step = self.step
 
     def _tell_saves(self) -> None:
         """Write down the saves that have ended since the last step."""
@@ -262,6 +279,7 @@ class Trainer:
         own = own_slice(parts.pool, self.topology)
         parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
+        self.saved_step = self.step if path.parent.parent == self.root else 0
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
         verb = "resuming" if path.parent.parent == self.root else "branching from"
         self.journal.message(

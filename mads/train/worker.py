@@ -16,16 +16,19 @@ from mads.checkpoint.manifest import CheckpointError
 from mads.config.compose import ConfigError, compose
 from mads.config.validate import validate
 from mads.data.schema import DataError
+from mads.launch import exits
 from mads.launch.processes import Place, become_single_process, cpu_threads, place, prepare_worker, strip_launcher_arguments
 from mads.topology import Topology, grid_of, initialize_process_group, shut_down
+from mads.train.signals import Notice
 
 # What a user can mend: shown as a message, without a traceback.
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
 LAST_WORD_S = 3.0  # rank 0 speaks for all; the others leave later, for a launcher ends every rank when the first one leaves
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one worker; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
+def main(arguments: Sequence[str], notice: Notice | None = None) -> int:
+    """Run one worker; returns the exit code (mads.launch.exits). notice: listens already; None: it does from now on."""
+    notice = notice or Notice().listen()
     overrides = strip_launcher_arguments(arguments)
     prepare_worker(torch.cuda.is_available())
     where = None
@@ -36,10 +39,10 @@ def main(arguments: Sequence[str]) -> int:
         validate(config, where.world_size, torch.cuda.is_available(), overrides)
     except USER_ERRORS as error:
         return _report(error, where, 2)
-    return train(config, where)
+    return train(config, where, notice)
 
 
-def train(config, where: Place) -> int:
+def train(config, where: Place, notice: Notice | None = None) -> int:
     """Join the job, train, leave in order."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # deepspeed and torch versions do not always agree on the newest name of a collective.
@@ -56,7 +59,8 @@ def train(config, where: Place) -> int:
         topology = Topology(
             grid_of(config.parallel, where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s
         )
-        Trainer(config, topology, device).run()
+        trainer = Trainer(config, topology, device, notice)
+        trainer.run()
     except (*USER_ERRORS, ResumeError) as error:
         return _leave(_report(error, where, 2), where)
     except (NonFiniteError, ReplicaMismatchError, RankFailedError) as error:  # raised on every rank, with names and numbers
@@ -67,7 +71,7 @@ def train(config, where: Place) -> int:
         print(f"rank {where.rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         return _leave(1, where)
     shut_down()
-    return 0
+    return exits.PREEMPTED if trainer.preempted else exits.DONE
 
 
 def _report(error: Exception, where: Place | None, code: int) -> int:
