@@ -1,6 +1,7 @@
 """Names that files say other files have: which of them lead to a plain file inside of a folder.
 
-Manifests, checkpoints and model folders may come from others. A name in them is joined to a folder only by `inside`.
+Manifests, checkpoints and model folders may come from others. A name in them is joined to a folder only by `inside`. Before mads
+writes into such a folder, `refuse_links` looks whether it could be led elsewhere.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")  # what mads itself writes; no separator, no "..", no control character
@@ -48,3 +50,25 @@ def inside(folder: str | os.PathLike, name: object) -> Path:
     if not stat.S_ISREG(mode):
         raise UnsafeNameError(f"{path} is no plain file")
     return path
+
+
+def refuse_links(paths: Iterable[Path], remedy: str) -> None:
+    """Nothing is to be written, or removed, through these paths if one of them is a symbolic link.
+
+    Raises:
+        UnsafeNameError: naming the first link, and the remedy.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise UnsafeNameError(f"{path} is a symbolic link, and mads would write where it leads; {remedy}")
+
+
+def everything_in(folder: str | os.PathLike) -> Iterable[Path]:
+    """Every file and folder below `folder`, links among them, which are not followed."""
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place) / name for name in (*folders, *files))
+
+
+def no_follow(path: str, flags: int) -> int:
+    """For `open(..., opener=no_follow)`: an OSError where the last part of the path is a symbolic link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

@@ -13,7 +13,7 @@ def logging_rules(config, overrides: Sequence[str] = ()) -> Iterator[str]:
     if config.logging.wandb == "disabled":
         for override in overrides:
             if override.lstrip("+~").startswith("logging.project="):
-                yield f"{override}: logging.wandb=disabled does not use it; choose logging=wandb_offline or wandb, or leave it out"
+                yield f"{override}: logging.wandb=disabled does not use it; choose logging=wandb_offline, or leave it out"
     window, end = config.logging.profile, config.train.stop_at or config.train.steps
     if window.start is None:
         if given := [o for o in overrides if o.lstrip("+~").startswith("logging.profile")]:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from mads.paths import UnsafeNameError, inside, is_plain
+from mads.paths import UnsafeNameError, everything_in, inside, is_plain, refuse_links
 
 SHARD_SHIFT = 40  # 2**40 rows a shard, 2**23 shards
 FORMAT_VERSION = 2
@@ -183,6 +183,20 @@ class Manifest:
             raise DataError(f"{path} holds {odd[0]!r}, which no manifest of mads does; it is not read: prepare the data again")
         if missing := [name for name in needed if name not in self.files]:
             raise DataError(f"{path} does not vouch for {missing[0]}, which would be read; prepare the data again")
+
+    @staticmethod
+    def read_to_change(directory: str | os.PathLike) -> Manifest:
+        """`read` for those who then write into the directory, which may come from others: it holds no link at all.
+
+        Raises:
+            DataError: as read; naming a link.
+        """
+        manifest = Manifest.read(directory)
+        try:
+            refuse_links(everything_in(directory), "remove it, or prepare the data again")
+        except UnsafeNameError as error:
+            raise DataError(str(error)) from error
+        return manifest
 
     def write(self, directory: str | os.PathLike) -> None:
         """Write manifest.json atomically; it is the last file of a preparation, so its presence means completeness."""

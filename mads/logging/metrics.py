@@ -17,6 +17,7 @@ import numpy as np
 
 from mads.console.record import DecisionRecord
 from mads.logging.decisions import FOLDER, keep_decisions, write_decision
+from mads.paths import no_follow, refuse_links
 
 METRICS = "metrics.jsonl"
 DECISIONS = "decisions.jsonl"
@@ -84,14 +85,14 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Replace a file's content in one rename, on disk before it is visible."""
     target = Path(path)
     temporary = target.with_name(target.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
+    with open(temporary, "w", encoding="utf-8", opener=no_follow) as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, target)
 
 
-def refuse_links(run_dir: str | os.PathLike) -> None:
+def refuse_run_links(run_dir: str | os.PathLike) -> None:
     """A run folder may come from others: nothing is written or removed through a symbolic link in it. `checkpoints` may be one,
     and so may the folder itself.
 
@@ -99,11 +100,10 @@ def refuse_links(run_dir: str | os.PathLike) -> None:
         ValueError: naming the link.
     """
     root = Path(run_dir)
-    for path in [*root.glob("*.json*"), *root.glob("*.yaml*"), root / FOLDER, *(root / FOLDER).glob("*")]:
-        if path.is_symlink():
-            raise ValueError(
-                f"{path} is a symbolic link, and a run would write where it leads; remove it, or choose another run_dir"
-            )
+    files = [*root.glob("*.json*"), *root.glob("*.yaml*"), *root.glob("*.html*")]
+    folders = [root / name for name in (FOLDER, "profile", "tensorboard", "wandb")]
+    below = [path for name in (FOLDER, "profile", "checkpoints") for path in (root / name).glob("*")]
+    refuse_links([*files, *folders, *below], "remove it, or choose another run_dir")
 
 
 def truncate_after(path: str | os.PathLike, step: int) -> int:

@@ -51,7 +51,8 @@ def line_prefix(line: dict[str, Any]) -> str:
 def decision_numbers(record: DecisionRecord) -> dict[str, Any]:
     """What charts show of a decision: theta, the agents' rewards, every label's weight and share, seconds."""
     labels = {
-        agent: {r.label: {"weight": r.weight, "chosen_share": r.chosen_share} for r in rows} for agent, rows in record.labels.items()
+        agent: {row.label: {"weight": row.weight, "chosen_share": row.chosen_share} for row in rows}
+        for agent, rows in record.labels.items()
     }
     return {
         "round": record.round,

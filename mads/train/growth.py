@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mads.checkpoint.canonical import read_state
 from mads.collectives import assert_equal_on_ranks, broadcast_json
 from mads.console.exchange import raise_together
 from mads.data.pool import Pool
@@ -124,7 +125,7 @@ def open_history(run_dir: str | os.PathLike, topology: Topology, fresh: bool, tr
 
 def _inherited(run_dir: str | os.PathLike, trunk: Path) -> PoolHistory:
     """The history of the trunk's run up to the checkpoint, written to the branch's folder."""
-    known = json.loads((trunk / "state.json").read_text())["loader"]["shards"]
+    known = read_state(trunk)[0]["loader"]["shards"]
     history = PoolHistory(run_dir, [])
     history.path.parent.mkdir(parents=True, exist_ok=True)
     for entry in PoolHistory.read(trunk.parent.parent).entries:

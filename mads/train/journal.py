@@ -16,7 +16,7 @@ from mads.config.validate import precision_of
 from mads.console.exchange import raise_together
 from mads.logging.decisions import write_decision
 from mads.logging.environment import environment, write_environment
-from mads.logging.metrics import MetricsWriter, refuse_links, write_atomically
+from mads.logging.metrics import MetricsWriter, write_atomically
 from mads.logging.progress import Progress
 from mads.logging.tensorboard import TensorboardSink
 from mads.logging.throughput import peak_flops, utilisation
@@ -73,7 +73,6 @@ class Journal:
     def _open(self, resume_step: int | None, tokens: int, parts) -> None:
         run_dir = Path(self._config.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        refuse_links(run_dir)
         write_atomically(run_dir / "config.yaml", to_yaml(self._config))
         write_environment(run_dir, environment(self._topology.world_size, self._device), resume_step)
         self._metrics = MetricsWriter(run_dir, resume_step)

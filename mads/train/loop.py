@@ -19,6 +19,7 @@ from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
 from mads.data.pool import Pool
 from mads.data.schema import DataError
+from mads.logging.metrics import refuse_run_links
 from mads.model.shape import flops_per_token
 from mads.noise import hash64
 from mads.reward.build import mix_tokens
@@ -101,12 +102,12 @@ class Trainer:
             if self.step == 0 and not self.preemption.agreed():
                 self._evaluate()
             while self.step < until and not self.preemption.stopping:
+                self.profiler.before(self.step + 1)
                 if self._selection_due():
                     if self.preemption.agreed():  # a reward pass may take longer than the grace of a cluster
                         break
                     with self.journal.selecting():
                         self._select()
-                self.profiler.before(self.step + 1)
                 self.preemption.ask()
                 self._train_one_step()
                 self._after_step(last=self.preemption.answer() or self.step == until)
@@ -235,15 +236,17 @@ class Trainer:
             self.journal.checkpoint(saved)
 
     def _find_checkpoint(self) -> Path | None:
-        """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Collective.
+        """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Nothing was written there before.
+        Collective.
 
         Raises:
-            DataError: on every rank, if it is damaged.
+            DataError: on every rank, if it is damaged, or the folder holds a link that a run would write through.
             ResumeError: on every rank, if it is of a run with other settings.
         """
         found, changed, error = None, [], None
         if self.topology.rank == 0:
             try:
+                refuse_run_links(self.root)
                 path = find_latest(self.root / "checkpoints")
                 if path is not None:
                     found = path.name
@@ -277,7 +280,7 @@ class Trainer:
         canonical.load(path, parts.engine, self.topology, verified=True)
         parts.console.load_state(state["console"], arrays["pending_ids"])
         own = own_slice(parts.pool, self.topology)
-        parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool), *own, verified=True)
+        parts.ledger = Ledger.load(canonical.vouched(path, "ledger.bin"), len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
         self.saved_step = self.step if path.parent.parent == self.root else 0
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])

@@ -51,9 +51,15 @@ MUTANTS = [
     attacked("a directory's files may be links", "mads.data.schema:inside", _without_links, "check_prepared_links"),
     attacked(
         "a run writes through links",
-        "test_foreign_files:refuse_links",
+        "mads.train.loop:refuse_run_links",
         lambda original: lambda folder: None,
         "check_run_links",
+    ),
+    attacked(
+        "a directory is changed through links",
+        "mads.data.schema:refuse_links",
+        lambda original: lambda paths, remedy: None,
+        "check_changed_links",
     ),
     attacked(
         "any callable is built",

@@ -29,7 +29,7 @@ ROOMS = {
     "mads.reward.probes": ("mads.noise", "mads.agents"),
     "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.train.interface"),
     "mads.checkpoint": ("mads.collectives", "mads.data.schema", "mads.layout", "mads.paths"),
-    "mads.logging": ("mads.console.record",),
+    "mads.logging": ("mads.console.record", "mads.paths"),
     "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
     "mads.train.interface": ("mads.data.batch",),
     "mads.train": (

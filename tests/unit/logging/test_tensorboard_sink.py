@@ -4,7 +4,6 @@ import struct
 import subprocess
 import sys
 
-
 from mads.console.record import DecisionRecord, LabelRecord
 from mads.logging.tensorboard import TensorboardSink
 

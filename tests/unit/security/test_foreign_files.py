@@ -9,23 +9,28 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_pool import OneRank
 from support import make_pool
 
 from mads.checkpoint import canonical
 from mads.checkpoint.manifest import CheckpointError, find_latest, publish, verify
 from mads.config.compose import ConfigError, compose
 from mads.config.factory import build
+from mads.data.attributes import read_column, write_column
 from mads.data.pool import Pool
 from mads.data.references import direction_texts
-from mads.data.schema import DataError, Manifest, sha256_of
+from mads.data.schema import AttributeSchema, DataError, Manifest, sha256_of
 from mads.label.embedding import _pools_by_mean
+from mads.label.relabel import remove_attributes
 from mads.logging.decisions import decision_path
-from mads.logging.metrics import MetricsWriter, refuse_links
+from mads.logging.metrics import MetricsWriter, write_atomically
 from mads.paths import UnsafeNameError, inside
 from mads.train.growth import PoolHistory
+from mads.train.loop import Trainer
 
 DECOY = "decoy.npy"
 OUT = [
@@ -148,6 +153,21 @@ def test_a_checkpoint_reads_nothing_outside_of_its_folder(decoy):
     check_checkpoint(decoy)
 
 
+@pytest.mark.parametrize("name", ["state.json", "ledger.bin"])
+def test_a_file_that_the_manifest_does_not_name_is_not_read(decoy, name):
+    path = checkpoint(decoy)
+    (path / name).write_text("{}")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"].pop(name, None)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    verify(path)
+    with pytest.raises(CheckpointError, match=f"does not name {name}, so nothing vouches for it"):
+        canonical.vouched(path, name)
+    if name == "state.json":
+        with pytest.raises(CheckpointError, match="does not name state.json"):
+            canonical.read_state(path)
+
+
 def test_a_checkpoints_manifest_may_not_be_a_link(decoy):
     path = checkpoint(decoy)
     shutil.move(path / "manifest.json", decoy / "elsewhere.json")
@@ -244,6 +264,32 @@ def test_a_prepared_directory_may_be_a_link_and_holds_none(decoy):
     check_prepared_links(decoy)
 
 
+def check_changed_links(folder):
+    """Who changes a directory writes files beside those of the manifest, so links of any name are refused."""
+    for name in ("manifest.json.tmp", "labelling", "train/attributes/domain@1", "labels.html.tmp"):
+        make_pool(folder / "data")
+        assert Manifest.read_to_change(folder / "data").files
+        (folder / "data" / name).symlink_to(folder.parent / DECOY)
+        Manifest.read(folder / "data")
+        with pytest.raises(DataError, match=f"{name} is a symbolic link"):
+            remove_attributes(folder / "data", ["domain"])
+        shutil.rmtree(folder / "data")
+
+
+def test_a_directory_with_links_is_not_changed(decoy):
+    check_changed_links(decoy)
+
+
+def test_a_column_that_claims_more_rows_than_it_holds_is_damage(decoy):
+    rows = 4321
+    write_column(decoy / "c.arrow", AttributeSchema("d", ("a",)), np.zeros(rows, np.int64))
+    raw = (decoy / "c.arrow").read_bytes()
+    assert raw.count(rows.to_bytes(8, "little")) == 2  # the batch's length and the column's
+    (decoy / "c.arrow").write_bytes(raw.replace(rows.to_bytes(8, "little"), (10**8).to_bytes(8, "little")))
+    with pytest.raises(DataError, match="c.arrow is not a readable attribute column"):
+        read_column(decoy / "c.arrow", 10**8)
+
+
 def rename_attribute(value, name):
     value["attributes"][0]["name"] = name
 
@@ -320,27 +366,50 @@ def test_a_decisions_round_is_a_number(decoy, round_):
         MetricsWriter(decoy, resume_step=3)
 
 
+def begin(folder):
+    """What a run does first in its folder."""
+    Trainer._find_checkpoint(SimpleNamespace(root=folder, topology=OneRank(), config=compose([])))
+
+
 def check_run_links(folder):
-    """Nothing of a run is written or removed through a link: the decoy stays as it is."""
+    """A run does not begin where it would write or remove through a link."""
     decoy = folder.parent / DECOY
-    for name in ("metrics.jsonl", "metrics.jsonl.tmp", "config.yaml.tmp", "pool.jsonl", "decisions/round-00000.npy.tmp"):
-        decoy.write_text("mine")
+    decoy.write_text("mine")
+    for name in (
+        *("metrics.jsonl", "metrics.jsonl.tmp", "config.yaml.tmp", "pool.jsonl", "pool.jsonl.tmp", "report.html.tmp"),
+        *("decisions/round-00000.npy.tmp", "profile/steps-1-2.operators.txt", "checkpoints/latest.tmp", "checkpoints/.saving-1"),
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(decoy)
-        with pytest.raises(ValueError, match="is a symbolic link"):
-            refuse_links(folder)
+        with pytest.raises(DataError, match=f"{name} is a symbolic link"):
+            begin(folder)
         (folder / name).unlink()
-    shutil.rmtree(folder / "decisions")
-    (folder / "decisions").symlink_to(folder.parent)
-    with pytest.raises(ValueError, match="is a symbolic link"):
-        refuse_links(folder)
-    (folder / "decisions").unlink()
-    (folder / "checkpoints").symlink_to(folder.parent)
-    refuse_links(folder)
+    for name in ("decisions", "profile", "tensorboard", "wandb"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).symlink_to(folder.parent)
+        with pytest.raises(DataError, match=f"{name} is a symbolic link"):
+            begin(folder)
+        (folder / name).unlink()
+    (folder / "checkpoints").rmdir()
+    (folder.parent / "large").mkdir()
+    (folder / "checkpoints").symlink_to(folder.parent / "large")
+    (folder / "notes").symlink_to(decoy)  # nothing that a run writes
+    begin(folder)
 
 
 def test_a_run_does_not_write_through_links(decoy):
     check_run_links(decoy)
+
+
+def test_a_file_is_not_written_through_a_link(decoy):
+    (decoy / "report.html.tmp").symlink_to(decoy.parent / DECOY)
+    before = (decoy.parent / DECOY).read_bytes()
+    with pytest.raises(OSError, match="report.html.tmp"):
+        write_atomically(decoy / "report.html", "x")
+    (decoy / "report.html.tmp").unlink()
+    (decoy / "report.html").symlink_to(decoy.parent / DECOY)
+    write_atomically(decoy / "report.html", "x")  # the link is replaced
+    assert (decoy.parent / DECOY).read_bytes() == before and (decoy / "report.html").read_text() == "x"
 
 
 def test_a_fresh_run_removes_decisions_and_nothing_else(decoy):
