@@ -6,8 +6,8 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 
 
-def logging_rules(config, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """What is wrong with how a run reports, one message each."""
+def logging_rules(config, world_size: int | None = None, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """What is wrong with how a run reports, one message each. world_size: None: not known yet."""
     if config.logging.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         yield "logging.tensorboard=true needs the package tensorboardX: pip install 'mads[tensorboard]', or leave it out"
     if config.logging.wandb == "disabled":
@@ -18,8 +18,14 @@ def logging_rules(config, overrides: Sequence[str] = ()) -> Iterator[str]:
     if window.start is None:
         if given := [o for o in overrides if o.lstrip("+~").startswith("logging.profile")]:
             yield f"{given[0]}: without logging.profile.start nothing is profiled; give it a step, or leave this out"
-    elif window.start + window.steps - 1 > end:
+        return
+    last = window.start + window.steps - 1
+    if last > end:
         yield (
-            f"logging.profile={{start: {window.start}, steps: {window.steps}}} reaches step {window.start + window.steps - 1}, "
-            f"the run ends at step {end}; start sooner or record fewer steps"
+            f"logging.profile={{start: {window.start}, steps: {window.steps}}} reaches step {last}, the run ends at step {end}; "
+            "start sooner or record fewer steps"
         )
+    ranks = list(window.ranks)
+    if not ranks or min(ranks) < 0 or len(set(ranks)) < len(ranks) or (world_size and max(ranks) >= world_size):
+        there = f"0 to {world_size - 1}" if world_size else "0 and up"
+        yield f"logging.profile.ranks={ranks} must be different ranks of {there}, at least one"

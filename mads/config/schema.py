@@ -402,10 +402,11 @@ class CheckpointConfig:
 
 @dataclass
 class ProfileConfig:
-    """Steps that the PyTorch profiler records on rank 0: a trace and a table of operators in RUN/profile."""
+    """Steps that the PyTorch profiler records: a trace and a table of operators of each rank in RUN/profile."""
 
     start: Optional[int] = None  # the first step, counted from 1; None = no profile
     steps: int = 5
+    ranks: list[int] = field(default_factory=lambda: [0])
 
 
 @dataclass

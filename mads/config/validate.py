@@ -40,7 +40,7 @@ def validate(config: DictConfig, world_size: int | None = 1, has_gpu: bool = Fal
         *parallel_rules(config, world_size, overrides),
         *_numbers(config),
         *_modes(config, has_gpu),
-        *logging_rules(config, overrides),
+        *logging_rules(config, world_size, overrides),
         *_agents(config),
         *_bounds(config),
         *selection_rules(config, overrides),

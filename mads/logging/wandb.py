@@ -19,11 +19,14 @@ def stored_run_id(run_dir: str | os.PathLike, run_id: str | None = None) -> str:
     """The W&B id of a run folder, made and stored at the first call so that a restarted run goes on in the same W&B run.
 
     Raises:
-        ValueError: if `run_id` is given and the folder already belongs to another id.
+        ValueError: if `run_id` is given and the folder already belongs to another id, or the file is damaged.
     """
     path = Path(run_dir) / RUN_ID
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))["run_id"]
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))["run_id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no W&B run id ({error!r}); remove it to start another W&B run") from error
         if run_id not in (None, stored):
             raise ValueError(f"{path} belongs to the W&B run {stored!r}, not {run_id!r}; remove the file to start another one")
         return stored

@@ -43,7 +43,8 @@ def time_section(runs: list[Run]) -> str:
         charts += figure(
             f"Selection overhead: {overhead(run) or 0.0:.2%} of the wall time",
             bar_chart("selection overhead", words),
-            "Reference pass, probe rewards, update of agents and theta, scoring of the pool, exchange, decision.",
+            "Reference pass, probe rewards, update of agents and theta, scoring of the pool, exchange, decision. The whole holds what "
+            "lies between them too.",
         )
     else:
         charts += paragraph("No time was spent on selection phases.", "note")
@@ -61,7 +62,7 @@ def _overheads(runs: list[Run]) -> str:
                 "–" if overhead(run) is None else f"{overhead(run):.2%}",
             ]
         )
-    return "<h3>Selection overhead of every run, share of its wall time</h3>" + table(["run", *SELECTION_PHASES, "sum"], rows)
+    return "<h3>Selection overhead of every run, share of its wall time</h3>" + table(["run", *SELECTION_PHASES, "whole"], rows)
 
 
 def gauge_section(runs: list[Run]) -> str:

@@ -77,7 +77,7 @@ class Trainer:
         self.history = open_history(self.root, topology, fresh=checkpoint is None, trunk=trunk)
         self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
         resumed = self._resume(checkpoint) if checkpoint else None
-        self.profiler = StepProfiler(config.logging.profile, self.root, topology.rank == 0, device, self.journal.message)
+        self.profiler = StepProfiler(config.logging.profile, self.root, topology.rank, device, self.journal.message)
         self.guard = ReplicaGuard(self.parts.engine, config.train.invariant_interval)
         if self.finished:
             self.journal.message(

@@ -21,6 +21,11 @@ def refused(*overrides):
         ("{start: 9, steps: 3}", ["train.stop_at=10"], "reaches step 11, the run ends at step 10"),
         ("{start: 0, steps: 3}", [], "logging.profile.start=0 must be at least 1"),
         ("{start: 3, steps: 0}", [], "logging.profile.steps=0 must be at least 1"),
+        ("{start: 3, ranks: [0, 1]}", [], "ranks=[0, 1] must be different ranks of 0 to 0"),
+        ("{start: 3, ranks: []}", [], "at least one"),
+        ("{start: 3, ranks: [0, 0]}", [], "must be different"),
+        ("{start: 3, ranks: [-1]}", [], "must be different ranks of 0 to 0"),
+        ("{ranks: [0]}", [], "without logging.profile.start nothing is profiled"),
         ("{steps: 3}", [], "without logging.profile.start nothing is profiled"),
     ],
 )
