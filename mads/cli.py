@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, eval, compare, report, explain."""
+"""The command `mads`: prepare, label, doctor, train, watch, eval, compare, report, explain."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
   doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
+  watch RUN [--once] [--interval SECONDS]
+                                       a run in the terminal, while it trains or afterwards
   eval RUN|CHECKPOINT TASK=FILE ... [--apart TASK] [--out FILE] [--limit N] [--examples]
                                        bits per byte of question plus right answer
   compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "label": label,
         "doctor": doctor,
         "train": train,
+        "watch": watch,
         "eval": evaluate,
         "compare": compare,
         "report": report,
@@ -228,6 +231,13 @@ def train(arguments: list[str]) -> int:
         raise ConfigError(f"--workers={workers}, but this machine has {gpus} GPUs; every worker needs one of its own")
     validate(compose(overrides), workers, torch.cuda.is_available(), overrides)
     return worker.main(overrides) if workers == 1 else run_workers(workers, overrides)
+
+
+def watch(arguments: list[str]) -> int:
+    """`mads watch`: see mads.watch."""
+    from mads.watch.command import watch_command
+
+    return watch_command(arguments)
 
 
 def evaluate(arguments: list[str]) -> int:

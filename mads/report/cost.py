@@ -43,8 +43,8 @@ def time_section(runs: list[Run]) -> str:
         charts += figure(
             f"Selection overhead: {overhead(run) or 0.0:.2%} of the wall time",
             bar_chart("selection overhead", words),
-            "Reference pass, probe rewards, update of agents and theta, scoring of the pool, exchange, decision. The whole holds what "
-            "lies between them too.",
+            "Reference pass, probe rewards, update of agents and theta, scoring of the pool, exchange, decision. "
+            "The whole holds what lies between them too.",
         )
     else:
         charts += paragraph("No time was spent on selection phases.", "note")

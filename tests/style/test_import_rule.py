@@ -31,6 +31,7 @@ ROOMS = {
     "mads.checkpoint": ("mads.collectives", "mads.data.schema", "mads.layout", "mads.paths"),
     "mads.logging": ("mads.console.record", "mads.paths"),
     "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
+    "mads.watch": ("mads.console.record", "mads.data.schema", "mads.logging"),
     "mads.train.interface": ("mads.data.batch",),
     "mads.train": (
         "mads.agents",
@@ -84,6 +85,7 @@ ROOMS = {
         "mads.report",
         "mads.train.evaluation",
         "mads.train.worker",
+        "mads.watch",
     ),
 }
 # Library -> the only modules that may import it.
