@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import deque
 from dataclasses import dataclass, field
@@ -17,16 +16,14 @@ from mads.data.schema import DataError
 from mads.logging.metrics import DECISIONS, METRICS
 
 RECENT = 20  # train lines that rates are taken from
+LARGEST = 1e200
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None: a line may hold null for what was not finite, and files may come from others."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits
-        return None
+    """A number that can be added up without overflow, or None: a line may hold null for what was not finite, and files may come
+    from others."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    return float(value) if usable else None
 
 
 class Tail:

@@ -66,7 +66,7 @@ def frame(run: Follower, now: float, height: int | None = None, unicode: bool = 
     parts: list[RenderableType] = [_head(run, now, unicode), "", _numbers(run, unicode), "", _phases(run, unicode)]
     if run.decision is not None:
         agents = run.decision.labels
-        used = 13 + min(PHASES, len(run.metrics.seconds)) + len(run.theta) + len(run.decision.notes)
+        used = 14 + min(PHASES, len(run.metrics.seconds)) + len(run.theta) + len(run.decision.notes)
         rows = 12 if height is None else max(2, (height - used) // max(1, len(agents)) - 1)
         parts += ["", _decision(run, unicode), _labels(run, rows, unicode)]
         parts += [Text(f"note: {word(note)}", overflow="ellipsis", no_wrap=True) for note in run.decision.notes]
@@ -86,7 +86,7 @@ def _head(run: Follower, now: float, unicode: bool) -> RenderableType:
     metrics, total = run.metrics, number(run.setting("train", "steps"))
     selection = run.setting("selection", "name") or (run.decision.selection if run.decision else "unknown")
     title = Text(word(run.name), style="bold", overflow="ellipsis", no_wrap=True)
-    title.append(f"  {_state(run, now)}, selection {word(selection)}", style="not bold")
+    state = Text(f"{_state(run, now)}, selection {word(selection)}", overflow="ellipsis", no_wrap=True)
     share = metrics.step / total if total else None
     eta = metrics.eta_seconds(total)
     progress = (
@@ -94,7 +94,7 @@ def _head(run: Follower, now: float, unicode: bool) -> RenderableType:
         f"{count(metrics.tokens)} tokens  {duration(max(metrics.wall_seconds, number((metrics.end or {}).get('seconds')) or 0))}"
         + (f"  ETA {duration(eta)}" if eta is not None else "")
     )
-    return Group(title, Text(progress, overflow="ellipsis", no_wrap=True))
+    return Group(title, state, Text(progress, overflow="ellipsis", no_wrap=True))
 
 
 def _numbers(run: Follower, unicode: bool) -> RenderableType:

@@ -1,4 +1,4 @@
-"""`mads watch` on the folder of a real run: its numbers against the files, read here by hand; cut back and grown; in a terminal."""
+"""`mads watch` on the folder of a real run: its numbers against the files, read by hand; cut back and grown; in a terminal."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def number_after(words, shown):
 def test_the_numbers_are_those_of_the_files(finished, capsys):
     assert main(["watch", str(finished), "--once"]) == 0
     shown = capsys.readouterr().out
-    assert "\x1b" not in shown and "watched  finished, selection mads" in shown and "step 12/12" in shown
+    assert "\x1b" not in shown and "watched\nfinished, selection mads\n" in shown and "step 12/12" in shown
     metrics, decisions = lines(finished, "metrics.jsonl"), lines(finished, "decisions.jsonl")
     trained = [m for m in metrics if m["kind"] == "train"]
     last, evaluated = trained[-1], [m for m in metrics if m["kind"] == "eval"][-1]
@@ -104,9 +104,9 @@ def test_a_run_followed_line_by_line_ends_where_a_finished_one_is(finished, tmp_
     run.read()
     assert run.metrics.step == 6 and run.metrics.end is None and {len(t) for t in run.theta.values()} == {2}
     for name in ("decisions.jsonl", "metrics.jsonl"):
-        kept = len((folder / name).read_bytes())
-        with open(folder / name, "ab") as file:
-            file.write((finished / name).read_bytes()[kept:])
+        kept = set((folder / name).read_text().splitlines())
+        with open(folder / name, "a") as file:
+            file.writelines(line + "\n" for line in (finished / name).read_text().splitlines() if line not in kept)
     assert state(run) == whole
 
 

@@ -145,7 +145,7 @@ def test_bars_by_hand():
     assert signed_bar(-0.5, 1.0, 4, False) == "  ##|    " and signed_bar(1.0, 1.0, 4, False) == "    |####"
     assert signed_bar(None, 1.0, 2, False) == signed_bar(0.0, 0.0, 2, False) == "  |  "
     assert spark([0, 1, 2, 3, 4, 5, 6, 7], 8, True) == "▁▂▃▄▅▆▇█"
-    assert spark([0, 0, 7, 7], 2, True) == "▁█" and spark([], 9, True) == "" and spark([2.0, 2.0], 9, False) == "--"
+    assert spark([0, 0, 7, 7], 2, True) == "▁█" and spark([], 9, True) == "" and spark([2.0, 2.0], 9, False) == "=="
     assert spark([0.0, 1.0], 9, True, 0, 1) == "▁█" and spark([0.5], 9, True, 0, 1) == "▅"
 
 
