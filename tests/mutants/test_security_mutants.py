@@ -47,6 +47,12 @@ MUTANTS = [
         "check_checkpoint",
     ),
     attacked("a checkpoint's files may be links", "mads.checkpoint.manifest:inside", _without_links, "check_checkpoint"),
+    attacked(
+        "a checkpoint's other files are read too",
+        "mads.checkpoint.canonical:_names",
+        lambda original: lambda path: [file.name for file in path.iterdir()],
+        "check_unnamed",
+    ),
     attacked("a directory's manifest may name any file", "mads.data.schema:inside", _any_name, "check_prepared_names"),
     attacked("a directory's files may be links", "mads.data.schema:inside", _without_links, "check_prepared_links"),
     attacked(

@@ -2,6 +2,7 @@ import json
 import struct
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -88,21 +89,27 @@ def test_offline_files_of_two_lives_are_one_run_with_all_numbers(tmp_path):
         ]
 
 
-def test_online_a_second_life_asks_for_the_same_run(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+def check_same_run():
+    import wandb
+
     asked = []
 
     def init(**options):
         asked.append(options)
         return SimpleNamespace(define_metric=lambda *a, **k: None, log=lambda values: None, finish=lambda: None)
 
-    monkeypatch.setattr(wandb, "login", lambda **_: True)
-    monkeypatch.setattr(wandb, "init", init)
-    for _ in range(2):
-        WandbSink("online", "mine", tmp_path, {"a": 1}).finish()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(wandb, "login", lambda **_: True)
+        patch.setattr(wandb, "init", init)
+        for _ in range(2):
+            WandbSink("online", "mine", folder, {"a": 1}).finish()
     first, second = asked
     assert first == second | {"settings": first["settings"]}
     assert (first["mode"], first["project"], first["resume"], len(first["id"])) == ("online", "mine", "allow", 8)
+
+
+def test_online_a_second_life_asks_for_the_same_run():
+    check_same_run()
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[1]", "3"])

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +13,27 @@ import torch
 from mads.train.profile import StepProfiler
 
 WINDOW = SimpleNamespace(start=3, steps=4, ranks=[0, 2])
+
+
+def check_window(steps, files):
+    said = []
+    with tempfile.TemporaryDirectory() as folder:
+        profiler = StepProfiler(WINDOW, folder, 2, torch.device("cpu"), said.append)
+        for step in steps:
+            profiler.before(step)
+            with torch.profiler.record_function(f"step {step}"):
+                torch.ones(3).sum()
+            profiler.after(step)
+        profiler.close(steps[-1])
+        if files is None:
+            assert os.listdir(folder) == [] and said == []
+            return
+        trace = Path(folder, "profile", f"{files}.rank-2.trace.json.gz")
+        assert trace.is_file() and len(said) == 1 and str(trace) in said[0]
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    first, last = map(int, files.split("-")[1:])
+    spans = [e["name"] for e in events if e.get("cat") == "user_annotation"]
+    assert spans == [f"step {n}" for n in range(first, last + 1)]
 
 
 @pytest.mark.parametrize(
@@ -21,24 +45,8 @@ WINDOW = SimpleNamespace(start=3, steps=4, ranks=[0, 2])
         (range(4, 9), None),  # continued behind its beginning
     ],
 )
-def test_a_window_of_steps(steps, files, tmp_path):
-    said = []
-    profiler = StepProfiler(WINDOW, tmp_path, 2, torch.device("cpu"), said.append)
-    for step in steps:
-        profiler.before(step)
-        with torch.profiler.record_function(f"step {step}"):
-            torch.ones(3).sum()
-        profiler.after(step)
-    profiler.close(steps[-1])
-    if files is None:
-        assert not list(tmp_path.iterdir()) and said == []
-        return
-    trace = tmp_path / "profile" / f"{files}.rank-2.trace.json.gz"
-    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    first, last = map(int, files.split("-")[1:])
-    spans = [e["name"] for e in events if e.get("cat") == "user_annotation"]
-    assert spans == [f"step {n}" for n in range(first, last + 1)]
-    assert len(said) == 1 and str(trace) in said[0]
+def test_a_window_of_steps(steps, files):
+    check_window(steps, files)
 
 
 def test_a_run_stopped_before_the_first_step_of_the_window_writes_nothing(tmp_path):

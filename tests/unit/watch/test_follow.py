@@ -2,6 +2,8 @@
 
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -43,17 +45,22 @@ def test_new_lines_once_and_a_half_line_when_it_is_whole(tmp_path):
     assert tail.written == os.stat(tail.path).st_mtime
 
 
+def check_replaced(shorter):
+    with tempfile.TemporaryDirectory() as folder:
+        tail = Tail(Path(folder) / "x")
+        write(tail.path, {"a": 1}, {"a": 2})
+        tail.read()
+        lines = [{"a": 1}] if shorter else [{"a": 1}, {"a": 3}, {"a": 4}]
+        write(Path(folder) / "new", *lines)
+        os.replace(Path(folder) / "new", tail.path)
+        assert tail.read() == (True, lines)
+        tail.path.unlink()
+        assert tail.read() == (True, []) and tail.read() == (False, [])
+
+
 @pytest.mark.parametrize("shorter", [True, False])
-def test_a_file_that_was_replaced_is_read_anew(tmp_path, shorter):
-    tail = Tail(tmp_path / "x")
-    write(tail.path, {"a": 1}, {"a": 2})
-    tail.read()
-    lines = [{"a": 1}] if shorter else [{"a": 1}, {"a": 3}, {"a": 4}]
-    write(tmp_path / "new", *lines)
-    os.replace(tmp_path / "new", tail.path)
-    assert tail.read() == (True, lines)
-    tail.path.unlink()
-    assert tail.read() == (True, []) and tail.read() == (False, [])
+def test_a_file_that_was_replaced_is_read_anew(shorter):
+    check_replaced(shorter)
 
 
 @pytest.mark.parametrize("line", ["{", "3", "null", '{"a": }', "\x00", "[" * 100_000])
