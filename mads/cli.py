@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, submit, eval, export, compare, report, explain."""
+"""The command `mads`: prepare, label, doctor, train, submit, watch, eval, export, compare, report, explain."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
                                        what a run needs of its machines, tried on every rank: folder, clocks, ports, versions
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
   submit [--dry-run] [key=value ...]   the same as a job of Slurm: writes its script, gives it to sbatch (cluster.nodes=N ...)
+  watch RUN [--once] [--interval SECONDS]
+                                       a run in the terminal, while it trains or afterwards
   eval RUN|CHECKPOINT [TASK=FILE ...] [--apart TASK] [--out FILE] [--limit N] [--examples]
        [--harness TASK ... --include-path DIR [--num-fewshot N] [--batch-size N]]
                                        bits per byte of question plus right answer; tasks of lm-evaluation-harness
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "doctor": doctor,
         "train": train,
         "submit": submit,
+        "watch": watch,
         "eval": evaluate,
         "export": export,
         "compare": compare,
@@ -258,6 +261,13 @@ def submit(arguments: list[str]) -> int:
         print(to_yaml({"cluster": compose_cluster(own)}) + to_yaml(compose(run)), end="")
         return 0
     return submit_job(overrides, known.dry_run)
+
+
+def watch(arguments: list[str]) -> int:
+    """`mads watch`: see mads.watch."""
+    from mads.watch.command import watch_command
+
+    return watch_command(arguments)
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -402,11 +402,22 @@ class CheckpointConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Steps that the PyTorch profiler records: a trace and a table of operators of each rank in RUN/profile."""
+
+    start: Optional[int] = None  # the first step, counted from 1; None = no profile
+    steps: int = 5
+    ranks: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass
 class LoggingConfig:
     """Where a run reports to beside its own folder."""
 
     wandb: str = "disabled"  # disabled | offline | online
-    project: str = "mads"
+    project: str = "mads"  # of W&B
+    tensorboard: bool = False  # event files in RUN/tensorboard
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     console: bool = True  # progress lines on rank 0
 
 
