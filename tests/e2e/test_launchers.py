@@ -8,10 +8,9 @@ import sys
 
 import pytest
 from command_support import MADS, REPOSITORY, alive, children, environment, run, settings, wait_until
+from mads.launch import exits
 from run_support import curve
 from test_processes_end import trained_steps
-
-from mads.launch import exits
 
 pytestmark = pytest.mark.full
 RUN = ["train.steps=12", "selection.interval=5", "train.eval_interval=6"]
@@ -90,6 +89,7 @@ CODES = [("deepspeed", "rank", 85), ("deepspeed", "launcher", 1), ("torchrun", "
 def test_a_signal_leaves_a_checkpoint_and_the_launchers_own_exit_code(prepared, tmp_path, kind, victim, expected):
     run_dir = tmp_path / "run"
     ((process, log),) = start_nodes(kind, 1, tmp_path, settings(prepared, run_dir, *RUN, "train.steps=100000"))
+    ranks = []
     try:
         wait_until(lambda: process.poll() is not None or trained_steps(run_dir) >= 3, "no steps", 120)
         ranks = workers(process.pid)
@@ -99,5 +99,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_launchers_own_exit_code(prepared, 
         wait_until(lambda: not any(map(alive, ranks)), "ranks outlive their launcher", 60)
     finally:
         process.kill()
+        for rank in filter(alive, ranks):
+            os.kill(rank, signal.SIGKILL)
     saved = [int(p.name.split("-")[1]) for p in (run_dir / "checkpoints").glob("step-*")]
     assert (code, saved) == (expected, [trained_steps(run_dir)]), log.read_text()
