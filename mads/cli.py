@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, submit, eval, compare, report, explain."""
+"""The command `mads`: prepare, label, doctor, train, submit, watch, eval, export, compare, report, explain."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
                                        what a run needs of its machines, tried on every rank: folder, clocks, ports, versions
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
   submit [--dry-run] [key=value ...]   the same as a job of Slurm: writes its script, gives it to sbatch (cluster.nodes=N ...)
-  eval RUN|CHECKPOINT TASK=FILE ... [--apart TASK] [--out FILE] [--limit N] [--examples]
-                                       bits per byte of question plus right answer
+  watch RUN [--once] [--interval SECONDS]
+                                       a run in the terminal, while it trains or afterwards
+  eval RUN|CHECKPOINT [TASK=FILE ...] [--apart TASK] [--out FILE] [--limit N] [--examples]
+       [--harness TASK ... --include-path DIR [--num-fewshot N] [--batch-size N]]
+                                       bits per byte of question plus right answer; tasks of lm-evaluation-harness
+  export RUN|CHECKPOINT --out DIR [--dtype float32|bfloat16|float16] [--max-shard-gb N] [--data DIR]
+                                       a folder that transformers loads: weights, config, tokenizer
   compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]
                                        strategies x seeds at equal tokens: a table with intervals and a page; restartable
   report RUN [--compare RUN ...]       one HTML page from a run folder
@@ -40,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "doctor": doctor,
         "train": train,
         "submit": submit,
+        "watch": watch,
         "eval": evaluate,
+        "export": export,
         "compare": compare,
         "report": report,
         "explain": explain,
@@ -256,6 +263,13 @@ def submit(arguments: list[str]) -> int:
     return submit_job(overrides, known.dry_run)
 
 
+def watch(arguments: list[str]) -> int:
+    """`mads watch`: see mads.watch."""
+    from mads.watch.command import watch_command
+
+    return watch_command(arguments)
+
+
 def evaluate(arguments: list[str]) -> int:
     """`mads eval`: see mads.train.evaluation."""
     from mads.checkpoint.manifest import CheckpointError
@@ -266,6 +280,13 @@ def evaluate(arguments: list[str]) -> int:
         return eval_command(arguments)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
+
+
+def export(arguments: list[str]) -> int:
+    """`mads export`: see mads.export."""
+    from mads.export.command import export_command
+
+    return export_command(arguments)
 
 
 def compare(arguments: list[str]) -> int:

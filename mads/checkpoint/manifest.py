@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from mads.data.schema import sha256_of
+from mads.paths import UnsafeNameError, inside, is_plain
 
 FORMAT_VERSION = 1
+_STEP = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(RuntimeError):
@@ -81,27 +84,41 @@ def publish(root: Path, temporary: Path, step: int, files: dict[str, dict] | Non
     return target
 
 
+def member(path: Path, name: str) -> Path:
+    """Path of a checkpoint's file by its name in the manifest.
+
+    Raises:
+        CheckpointError: it is no plain file inside of the checkpoint's folder.
+    """
+    if not is_plain(name):
+        raise CheckpointError(f"{path / 'manifest.json'} names a file outside of its folder: {name!r}")
+    try:
+        return inside(path, name)
+    except UnsafeNameError as error:
+        raise CheckpointError(f"{error}: {path.name} is not read") from error
+
+
 def verify(path: Path) -> dict:
     """The manifest of a checkpoint whose every file is there and unchanged.
 
     Raises:
-        CheckpointError: naming the first file that is missing or damaged.
+        CheckpointError: naming the first file that is missing or damaged, is no plain file, or lies outside of the folder.
     """
-    manifest_path = path / "manifest.json"
+    manifest_path = member(path, "manifest.json")
     if not manifest_path.is_file():
         raise CheckpointError(f"{manifest_path} is missing")
     try:
         manifest = json.loads(manifest_path.read_text())
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
         version = manifest["format_version"]
+        if not all(isinstance(size, int) and isinstance(sha256, str) for size, sha256 in files.values()):
+            raise ValueError("a size or a hash is of another type")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{manifest_path} is damaged ({error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{manifest_path} has format {version}; this mads reads {FORMAT_VERSION}")
     for name, (size, sha256) in files.items():
-        if Path(name).name != name:
-            raise CheckpointError(f"{manifest_path} names a file outside of its folder: {name!r}")
-        file = path / name
+        file = member(path, name)
         if not file.is_file():
             raise CheckpointError(f"{file} is missing")
         if file.stat().st_size != size or sha256_of(file) != sha256:
@@ -111,7 +128,7 @@ def verify(path: Path) -> dict:
 
 def complete_checkpoints(root: Path) -> list[Path]:
     """Folders with a manifest, newest first (not verified)."""
-    return sorted((p for p in root.glob("step-*") if (p / "manifest.json").is_file()), reverse=True)
+    return sorted((p for p in root.glob("step-*") if _STEP.fullmatch(p.name) and (p / "manifest.json").is_file()), reverse=True)
 
 
 def find_latest(root: Path) -> Path | None:
@@ -122,7 +139,7 @@ def find_latest(root: Path) -> Path | None:
     """
     pointer, found = root / "latest", complete_checkpoints(root)
     path = root / Path(pointer.read_text().strip()).name if pointer.is_file() else None
-    if path is None or not path.is_dir() or (found and found[0].name > path.name):
+    if path is None or not _STEP.fullmatch(path.name) or not path.is_dir() or (found and found[0].name > path.name):
         # Killed between the two renames (the folder is complete, the pointer is not), or the user removed a damaged folder.
         if not found:
             return None

@@ -379,6 +379,7 @@ class TrainConfig:
     precision: str = "auto"  # fp32 | bf16; auto = bf16 on a GPU, fp32 elsewhere
     seed: int = 0
     branch_from: Optional[str] = None  # RUN/checkpoints/step-...: go on from it in a run_dir of its own (docs/evaluation.md)
+    init_from: Optional[str] = None  # folder of a LlamaForCausalLM in safetensors: the start weights (docs/export.md)
     log_interval: int = 10
     eval_interval: int = 50
     eval_samples: int = 32  # held-out samples per domain, and reference examples per task
@@ -401,11 +402,22 @@ class CheckpointConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Steps that the PyTorch profiler records: a trace and a table of operators of each rank in RUN/profile."""
+
+    start: Optional[int] = None  # the first step, counted from 1; None = no profile
+    steps: int = 5
+    ranks: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass
 class LoggingConfig:
     """Where a run reports to beside its own folder."""
 
     wandb: str = "disabled"  # disabled | offline | online
-    project: str = "mads"
+    project: str = "mads"  # of W&B
+    tensorboard: bool = False  # event files in RUN/tensorboard
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     console: bool = True  # progress lines on rank 0
 
 

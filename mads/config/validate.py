@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mads.config.compose import ConfigError
+from mads.config.logging_rules import logging_rules
 from mads.config.parallel_rules import parallel_rules
 from mads.config.selection_rules import selection_rules
 from mads.config.store import VARIANTS
@@ -39,6 +40,7 @@ def validate(config: DictConfig, world_size: int | None = 1, has_gpu: bool = Fal
         *parallel_rules(config, world_size, overrides),
         *_numbers(config),
         *_modes(config, has_gpu),
+        *logging_rules(config, world_size, overrides),
         *_agents(config),
         *_bounds(config),
         *selection_rules(config, overrides),
@@ -125,6 +127,8 @@ RANGES = {
     **{f"parallel.{axis}_parallel_size": "[1, inf)" for axis in ("tensor_model", "pipeline_model", "context")},
     "parallel.timeout_s": "(0, inf)",
     "parallel.control_timeout_s": "(0, inf)",
+    "logging.profile.start": "[1, inf)",
+    "logging.profile.steps": "[1, inf)",
     "checkpoint.interval": "[0, inf)",
     "checkpoint.keep_last": "[1, inf)",
     "checkpoint.max_file_bytes": "[1, inf)",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mads.data.batch import PackedBatch, make_batch
-from mads.data.indexed import TokenShards
+from mads.data.indexed import IndexedReader, TokenShards
 
 _PRELOAD = ["mads.data.workers"]
 
@@ -33,11 +32,11 @@ class _Batches(Dataset):
 
     def __init__(self, shards: TokenShards, seq_length: int):
         # Opened with the first batch: an error then has a way back to the training process, one at the start has not.
-        self._pickled, self._shards, self._seq_length = pickle.dumps(shards), None, seq_length
+        self._prefixes, self._shards, self._seq_length = [reader.prefix for reader in shards.readers], None, seq_length
 
     def __getitem__(self, rows: Sequence[Row]) -> tuple[torch.Tensor, int]:
         if self._shards is None:
-            self._shards = pickle.loads(self._pickled)
+            self._shards = TokenShards([IndexedReader(prefix, check=False) for prefix in self._prefixes])
         batch = build(self._shards, rows, self._seq_length)
         # One tensor: each one is a file descriptor on its way between the processes.
         return torch.stack([batch.tokens, batch.labels, batch.positions, batch.segments]), batch.samples

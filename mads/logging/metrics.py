@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mads.console.record import DecisionRecord
-from mads.logging.decisions import keep_decisions, write_decision
+from mads.logging.decisions import FOLDER, keep_decisions, write_decision
+from mads.paths import no_follow, refuse_links
 
 METRICS = "metrics.jsonl"
 DECISIONS = "decisions.jsonl"
@@ -84,11 +85,25 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Replace a file's content in one rename, on disk before it is visible."""
     target = Path(path)
     temporary = target.with_name(target.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
+    with open(temporary, "w", encoding="utf-8", opener=no_follow) as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, target)
+
+
+def refuse_run_links(run_dir: str | os.PathLike) -> None:
+    """A run folder may come from others: nothing is written or removed through a symbolic link in it. `checkpoints` may be one,
+    and so may the folder itself.
+
+    Raises:
+        ValueError: naming the link.
+    """
+    root = Path(run_dir)
+    files = [*root.glob("*.json*"), *root.glob("*.yaml*"), *root.glob("*.html*")]
+    folders = [root / name for name in (FOLDER, "profile", "tensorboard", "wandb")]
+    below = [path for name in (FOLDER, "profile", "checkpoints") for path in (root / name).glob("*")]
+    refuse_links([*files, *folders, *below], "remove it, or choose another run_dir")
 
 
 def truncate_after(path: str | os.PathLike, step: int) -> int:

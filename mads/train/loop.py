@@ -19,15 +19,18 @@ from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
 from mads.data.pool import Pool
 from mads.data.schema import DataError
+from mads.logging.metrics import refuse_run_links
 from mads.model.shape import flops_per_token
 from mads.noise import hash64
 from mads.reward.build import mix_tokens
 from mads.topology import Topology
 from mads.train.branch import branch_point
 from mads.train.growth import PoolEntry, grow, open_history
+from mads.train.initial import initial_weights, load_initial
 from mads.train.invariants import ReplicaGuard
 from mads.train.journal import Journal
 from mads.train.ledgers import save_ledger
+from mads.train.profile import StepProfiler
 from mads.train.schedule import learning_rate
 from mads.train.setup import build_parts
 from mads.train.signals import Notice, Preemption
@@ -72,9 +75,16 @@ class Trainer:
         trunk = None
         if checkpoint is None and config.train.branch_from is not None:
             checkpoint = trunk = branch_point(config, topology)
+        initial = None
+        if checkpoint is None and config.train.init_from is not None:
+            initial = initial_weights(config, topology, self.journal.message)
         self.history = open_history(self.root, topology, fresh=checkpoint is None, trunk=trunk)
         self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
         resumed = self._resume(checkpoint) if checkpoint else None
+        if initial is not None:
+            load_initial(initial, self.parts.engine, topology)
+            self.journal.message(f"start weights: {config.train.init_from}")
+        self.profiler = StepProfiler(config.logging.profile, self.root, topology.rank, device, self.journal.message)
         self.guard = ReplicaGuard(self.parts.engine, config.train.invariant_interval)
         if self.finished:
             self.journal.message(
@@ -99,13 +109,16 @@ class Trainer:
             if self.step == 0 and not self.preemption.agreed():
                 self._evaluate()
             while self.step < until and not self.preemption.stopping:
+                self.profiler.before(self.step + 1)
                 if self._selection_due():
                     if self.preemption.agreed():  # a reward pass may take longer than the grace of a cluster
                         break
-                    self._select()
+                    with self.journal.selecting():
+                        self._select()
                 self.preemption.ask()
                 self._train_one_step()
                 self._after_step(last=self.preemption.answer() or self.step == until)
+                self.profiler.after(self.step)
             if self.preempted and self.saved_step != self.step:
                 self._save()
             with self.journal.phase("checkpoint"):
@@ -114,6 +127,7 @@ class Trainer:
             self.saver.leave()
             raise
         self._tell_saves()
+        self.profiler.close(self.step)
         self.parts.loader.close()
         self.journal.close(self.step, self.tokens, self.step >= end)
 
@@ -229,15 +243,17 @@ class Trainer:
             self.journal.checkpoint(saved)
 
     def _find_checkpoint(self) -> Path | None:
-        """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Collective.
+        """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Nothing was written there before.
+        Collective.
 
         Raises:
-            DataError: on every rank, if it is damaged.
+            DataError: on every rank, if it is damaged, or the folder holds a link that a run would write through.
             ResumeError: on every rank, if it is of a run with other settings.
         """
         found, changed, error = None, [], None
         if self.topology.rank == 0:
             try:
+                refuse_run_links(self.root)
                 path = find_latest(self.root / "checkpoints")
                 if path is not None:
                     found = path.name
@@ -271,7 +287,7 @@ class Trainer:
         canonical.load(path, parts.engine, self.topology, verified=True)
         parts.console.load_state(state["console"], arrays["pending_ids"])
         own = own_slice(parts.pool, self.topology)
-        parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool), *own, verified=True)
+        parts.ledger = Ledger.load(canonical.vouched(path, "ledger.bin"), len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
         self.saved_step = self.step if path.parent.parent == self.root else 0
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
