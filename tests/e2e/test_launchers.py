@@ -89,6 +89,7 @@ CODES = [("deepspeed", "rank", 85), ("deepspeed", "launcher", 1), ("torchrun", "
 def test_a_signal_leaves_a_checkpoint_and_the_launchers_own_exit_code(prepared, tmp_path, kind, victim, expected):
     run_dir = tmp_path / "run"
     ((process, log),) = start_nodes(kind, 1, tmp_path, settings(prepared, run_dir, *RUN, "train.steps=100000"))
+    ranks = []
     try:
         wait_until(lambda: process.poll() is not None or trained_steps(run_dir) >= 3, "no steps", 120)
         ranks = workers(process.pid)
@@ -98,5 +99,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_launchers_own_exit_code(prepared, 
         wait_until(lambda: not any(map(alive, ranks)), "ranks outlive their launcher", 60)
     finally:
         process.kill()
+        for rank in filter(alive, ranks):
+            os.kill(rank, signal.SIGKILL)
     saved = [int(p.name.split("-")[1]) for p in (run_dir / "checkpoints").glob("step-*")]
     assert (code, saved) == (expected, [trained_steps(run_dir)]), log.read_text()

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from command_support import REPOSITORY
 from mads.launch import exits
 from mads.launch.script import Job, slurm_script
 
@@ -16,6 +17,10 @@ GOLDEN = Path(__file__).parent / "golden"
 RUN = ["data=prepared", "data.dir=data/mine", "selection=mads"]
 CASES = {
     "one_node": ([], Job(RUN, "/where/runs/a", "/where", ["python3"])),
+    "two_nodes": (
+        ["cluster=cpu", "cluster.nodes=2", "cluster.cpus_per_task=1", "cluster.time_limit=1:00:00"],
+        Job(["data=prepared", "data.dir=data/mine", "run_dir=runs/a"], "/shared/runs/a", "/shared", ["/shared/venv/bin/python"]),
+    ),
     "many": (
         [
             "cluster.nodes=4",
@@ -69,6 +74,10 @@ def golden(name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_text_is_the_one_that_was_read_and_found_right(name):
     assert golden(name) == (GOLDEN / f"{name}.sh").read_text()
+
+
+def test_the_page_shows_the_script_as_it_is():
+    assert golden("two_nodes") in (REPOSITORY / "docs" / "slurm.md").read_text()
 
 
 @pytest.mark.parametrize("name", CASES)
