@@ -62,8 +62,8 @@ def _timeouts(p) -> Iterator[str]:
     key = min(limits, key=limits.get)
     if p.hang_timeout_s is not None and p.hang_timeout_s >= limits[key]:
         yield (
-            f"parallel.hang_timeout_s={p.hang_timeout_s} must be less than {key}={limits[key]}: else the collectives give up before "
-            "the watchdog has named the rank that hangs; lower it, or set it to null for a run without a watchdog"
+            f"parallel.hang_timeout_s={p.hang_timeout_s} must be less than {key}={limits[key]}: else the collectives give up "
+            "before the watchdog has named the rank that hangs; lower it, or set it to null for a run without a watchdog"
         )
 
 

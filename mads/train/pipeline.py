@@ -130,8 +130,8 @@ class _StageEngine(PipelineEngine):
     }
 
     def train_pass(self, batches: Sequence[tuple], before_step, beat) -> None:
-        """Run the 1F1B schedule over ((inputs of the first stage), (labels of the last stage)) pairs, with a `beat` each, then the
-        step."""
+        """Run the 1F1B schedule over ((inputs of the first stage), (labels of the last stage)) pairs, each with a
+        `beat`, then the step."""
         self.module.train()
         self.total_loss = self.total_additional_losses = None
         self._compute_loss = True

@@ -28,9 +28,9 @@ class Pulse:
         self.beat()
 
     def stepped(self, step: int) -> None:
-        """A step was taken."""
+        """A step was taken. Outside of all phases, which end in the loop from then on."""
         self.at(step)
-        self.warm = True
+        self.phase, self.warm = "loop", True
 
     @contextmanager
     def during(self, phase: str):

@@ -27,8 +27,8 @@ WAITING = ("torch/distributed/", "deepspeed/comm/", "mads/collectives.py")
 class Report:
     """What a rank has said about itself last.
 
-    idle: seconds without progress, when it was said. waits: a thread is in a collective. place: where the main thread is; "" while
-    it makes progress. heard: when the report arrived, by the receiver's clock.
+    idle: seconds without progress, when it was said. waits: a thread is in a collective. place: where the main thread is; ""
+    while it makes progress. heard: when the report arrived, by the receiver's clock.
     """
 
     step: int = 0
@@ -110,17 +110,24 @@ def culprits(reports: Mapping[int, Report], now: float, limit: float) -> tuple[s
     return kind, [rank for rank in candidates if (reports[rank].step, reports[rank].count) == behind]
 
 
-def sentence(kind: str, guilty: Mapping[int, Report], now: float) -> str:
-    """For people: the ranks of `culprits`, with step and phase."""
+def sentence(kind: str, guilty: Mapping[int, Report], now: float, reached: int) -> str:
+    """For people: the ranks of `culprits`, or with kind "dead" those whose process has ended, with step and phase.
+
+    Args:
+        reached: step of a rank that is there. A rank that is not may have taken steps after its last report.
+    """
     lines = []
     for rank, report in list(guilty.items())[:MOST_NAMED]:
-        if kind == "silent":
-            lines.append(f"rank {rank} does not answer: silent for {report.silent(now):.1f} s, last heard {report.where}")
-        else:
-            state = {"busy": "hangs", "waiting": "waits in a collective, as all ranks do, and has come least far:"}[kind]
-            lines.append(
-                f"rank {rank} {state} {report.where}, without progress for {report.stalled(now):.1f} s, at {report.place}"
-            )
+        since = f"without progress for {report.stalled(now):.1f} s, at {report.place}"
+        heard = f"last heard {report.silent(now):.1f} s ago {report.where} (the others have come to step {reached})"
+        lines.append(
+            {
+                "dead": f"rank {rank} died: its process has ended; {heard}",
+                "silent": f"rank {rank} does not answer; {heard}",
+                "busy": f"rank {rank} hangs {report.where}, {since}",
+                "waiting": f"rank {rank} waits in a collective, as all do, and has come least far: {report.where}, {since}",
+            }[kind]
+        )
     if len(guilty) > MOST_NAMED:
         lines.append(f"and {len(guilty) - MOST_NAMED} ranks more")
     return "; ".join(lines)

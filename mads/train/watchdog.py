@@ -1,9 +1,9 @@
 """A thread beside the training of every rank: when a rank hangs or dies, the run ends everywhere, and every rank says whose fault
 it was (docs/faults.md).
 
-Every thread reports its rank's pulse to rank 0's over a link of its own (mads.train.links). Rank 0 judges (mads.train.verdict) and
-tells all; the others judge only whether rank 0 is there. A main thread that is blocked in a collective cannot be interrupted, so
-the thread ends its process with os._exit.
+Every thread reports its rank's pulse to rank 0's over a link of its own (mads.train.links). Rank 0 judges (mads.train.verdict)
+and tells all; the others judge only whether rank 0 is there. A main thread that is blocked in a collective cannot be interrupted,
+so the thread ends its process with os._exit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from mads.launch import exits
 from mads.launch.identity import Identity, end_process
 from mads.topology import Topology
-from mads.train.links import Link, connect_to_first
+from mads.train.links import connect_to_first
 from mads.train.monitor import Monitor
 from mads.train.pulse import Pulse
 from mads.train.verdict import Report, culprits, hung_for, overview, sentence, silent_ranks
@@ -79,9 +79,10 @@ class Watchdog(threading.Thread):
 
     def __init__(self, pulse: Pulse, limit_s: float, start_limit_s: float, topology: Topology, host: str, run_dir: Path):
         super().__init__(name="watchdog", daemon=True)
-        self.rank = topology.rank
+        self.rank, self.world = topology.rank, topology.world_size
         self._pulse, self._limit, self._start_limit = pulse, limit_s, start_limit_s
-        self.beat_s = min(5.0, max(0.2, limit_s / 20))
+        # Rank 0 reads one report of each rank in it: at a thousand ranks a few hundred a second.
+        self.beat_s = min(max(0.2, limit_s / 20), max(1.0, self.world / 200))
         self._main = threading.main_thread().ident
         self._clock = Clock(QUIET_BEATS * self.beat_s)
         self._links = connect_to_first(topology, host)
@@ -184,15 +185,17 @@ class Watchdog(threading.Thread):
         if self._own_end is not None:
             return
         if self._gone and self._passed("gone", SETTLE_S, now):
-            said = [f"rank {rank} died: its process has ended; last heard {self._reports[rank].where}" for rank in self._gone]
-            self._end_all("; ".join(said), exits.HUNG)
+            dead = {rank: self._reports[rank] for rank in sorted(self._gone)}
+            self._end_all(sentence("dead", dead, now, self._pulse.step), exits.HUNG)
         failed = [rank for rank, end in self._left.items() if end["code"] not in ORDERLY]
         if failed and self._passed("failed", 0.0 if self._failing else LEAVE_S, now):
             rank = failed[0]
             end = self._left[rank]
             why = f": {end['why']}" if end["why"] else ""
             self._end_all(f"rank {rank} left with exit code {end['code']} {self._reports[rank].where}{why}", end["code"])
-        here = {rank: report for rank, report in self._reports.items() if rank not in self._left and rank not in self._gone}
+        if self._gone or failed:
+            return
+        here = {rank: report for rank, report in self._reports.items() if rank not in self._left}
         limit = self._limit if all(report.warm for report in here.values()) else self._start_limit
         first = here.get(0)
         if self.rank == 0 or first is None:  # where rank 0 has left in order, this rank is alone
@@ -215,7 +218,8 @@ class Watchdog(threading.Thread):
     def _end_hung(self, suspects: dict[int, Report], here: dict[int, Report], now: float, limit: float) -> None:
         kind, ranks = culprits(suspects, now, limit)
         kill = {str(rank): self._identities[rank] for rank in ranks if rank in self._identities} if kind == "silent" else {}
-        self._end_all(sentence(kind, {rank: suspects[rank] for rank in ranks}, now), exits.HUNG, ranks, kill, overview(here))
+        text = sentence(kind, {rank: suspects[rank] for rank in ranks}, now, self._pulse.step)
+        self._end_all(text, exits.HUNG, ranks, kill, overview(here))
 
     def _end_all(self, text: str, code: int, guilty=(), kill=MappingProxyType({}), more: Sequence[str] = ()) -> None:
         verdict = {"verdict": text, "code": code, "guilty": list(guilty), "kill": dict(kill)}
@@ -230,14 +234,16 @@ class Watchdog(threading.Thread):
             if self._own_end is not None:  # the main thread is about to leave with a code of its own
                 return
             self._own_end = verdict["code"]
-        ended = [int(rank) for rank, identity in verdict["kill"].items() if end_process(Identity(*identity))]
         lines = [f"mads train: {verdict['verdict']}; rank {self.rank} ends with exit code {verdict['code']}", *more]
-        lines += [f"  the process of rank {rank} was on this machine and is ended" for rank in ended]
         if self._monitor is not None:
             self._monitor.close(verdict["verdict"], wait=False)
         words = threading.Thread(target=self._last_words, args=(lines, self.rank in verdict["guilty"]), daemon=True)
         words.start()
         words.join(LAST_S)
+        if verdict["kill"] and self.rank > 0:
+            time.sleep(2 * self.beat_s)  # if rank 0 is silent, the other ranks find that out by themselves
+        for identity in verdict["kill"].values():
+            end_process(Identity(*identity))
         os._exit(verdict["code"])
 
     def _last_words(self, lines: list[str], guilty: bool) -> None:

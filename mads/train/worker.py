@@ -114,8 +114,8 @@ def choose_device(where: Place) -> torch.device:
 
 
 def _leave(code: int, where: Place, watchdog: Watchdog | NoWatchdog, why: str = "") -> int:
-    """After a failure other ranks may wait in a collective forever: end at once, so that the launcher ends the job, or without one
-    the others' watchdogs."""
+    """After a failure other ranks may wait in a collective forever: end at once, so that the launcher ends the job, or the
+    others' watchdogs do."""
     watchdog.leave(code, why)
     if where.world_size > 1:
         sys.stdout.flush()
