@@ -7,10 +7,12 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+from mads.launch.processes import PARENT
+
 
 class Identity(NamedTuple):
-    """space: the machine since it was booted, and what of its processes is seen there (containers); "" where that is not known.
-    born: when the process began, in the kernel's ticks: its number may be given to another one later."""
+    """space: the machine since it was booted, and what of its processes is seen there (containers); "" where that is not known, and
+    of a worker that `mads train` started, which ends it itself. born: when the process began, in the kernel's ticks: its number may be given to another one later."""
 
     space: str
     pid: int
@@ -19,7 +21,7 @@ class Identity(NamedTuple):
     @classmethod
     def own(cls) -> Identity:
         """Of this process."""
-        return cls(_space(), os.getpid(), _born(os.getpid()))
+        return cls("" if PARENT in os.environ else _space(), os.getpid(), _born(os.getpid()))
 
 
 def end_process(identity: Identity) -> bool:

@@ -23,17 +23,23 @@ class Monitor:
 
     def __init__(self, run_dir: Path, limit_s: float):
         self._path, self._limit = Path(run_dir) / HEARTBEAT, limit_s
-        self._content: dict[str, Any] = {}
         self._waiting: dict[str, Any] | None = None
         self._last = -EVERY_S
-        self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write, name="heartbeat file", daemon=True)
         self._thread.start()
 
-    def update(self, reports: Mapping[int, Report], left: Mapping[int, Mapping[str, Any]], now: float) -> None:
-        """Show these reports, unless it is too soon; `now` by the clock of the reports. left: of ranks that have, their ends."""
-        if now - self._last < EVERY_S:
+    def show(
+        self, reports: Mapping[int, Report], left: Mapping[int, Mapping[str, Any]], now: float, ended: str | None = None
+    ) -> None:
+        """Take these reports, unless it is too soon.
+
+        Args:
+            left: rank -> how it has left, of those that have.
+            now: by the clock of the reports.
+            ended: how the run has ended: the last version. Waits for it, for a while.
+        """
+        if now - self._last < EVERY_S and ended is None:
             return
         self._last = now
         ranks = [
@@ -48,29 +54,20 @@ class Monitor:
             }
             for rank, report in sorted(reports.items())
         ]
-        self._hand_over({"hang_timeout_s": self._limit, "ended": None, "ranks": ranks})
-
-    def close(self, ended: str, wait: bool = True) -> None:
-        """Write down how the run has ended."""
-        self._closed = True
-        self._hand_over(self._content | {"ended": ended})
-        if wait:
+        with self._changed:
+            self._waiting = {"time": round(time.time(), 1), "hang_timeout_s": self._limit, "ended": ended, "ranks": ranks}
+            self._changed.notify()
+        if ended is not None:
             self._thread.join(CLOSE_S)
 
-    def _hand_over(self, content: dict[str, Any]) -> None:
-        with self._changed:
-            self._content = self._waiting = {"time": round(time.time(), 1)} | content
-            self._changed.notify()
-
     def _write(self) -> None:
-        while True:
+        content: dict[str, Any] = {"ended": None}
+        while content["ended"] is None:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None)
-                content, self._waiting, last = self._waiting, None, self._closed
+                content, self._waiting = self._waiting, None
             try:
                 if self._path.parent.is_dir():  # not before the run has made it
                     write_atomically(self._path, json.dumps(content, indent=1) + "\n")
             except OSError:  # of a full disk the training itself will tell
                 pass
-            if last:
-                return

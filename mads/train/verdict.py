@@ -52,7 +52,7 @@ class Report:
 
     def silent(self, now: float) -> float:
         """Seconds since it arrived."""
-        return now - self.heard
+        return max(0.0, now - self.heard)
 
     def stalled(self, now: float) -> float:
         """Seconds without a sign of progress."""

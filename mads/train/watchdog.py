@@ -117,15 +117,19 @@ class Watchdog(threading.Thread):
                 link.send({"left": code, "why": why[:500], **last})
         self._wake.send(b".")
         self.join(None if ending else self.beat_s)  # a verdict ends the process from there
+        for link in self._links.values():
+            link.receive()  # TCP takes back the last message from an end that closes without having read
         if self._monitor is not None:
-            self._monitor.close(f"ended with exit code {code}")
+            self._monitor.show(self._reports, self._left, self._clock(), f"exit code {code}{f': {why}' if why else ''}")
 
     def linger(self) -> None:
         """An exception has come: wait for news of other ranks. If one of them is lost, that is the cause, and this process ends
         here with the verdict."""
         self._failing = True
-        deadline = time.monotonic() + LINGER_S
-        while self._links and (time.monotonic() < deadline or self._since or self._own_end is not None or self._doubtful()):
+        start = time.monotonic()
+        while self._links and (passed := time.monotonic() - start) < self._limit + LAST_S:
+            if passed > LINGER_S and not self._since and self._own_end is None and not self._doubtful():
+                return
             time.sleep(0.05)
 
     def finish_first(self, work: Callable[[float], None]) -> None:
@@ -160,7 +164,7 @@ class Watchdog(threading.Thread):
             for link in self._links.values():
                 link.send(own.message())
         if self._monitor is not None:
-            self._monitor.update(self._reports, self._left, now)
+            self._monitor.show(self._reports, self._left, now)
 
     def _hear(self, rank: int, now: float) -> None:
         link = self._links[rank]
@@ -235,9 +239,7 @@ class Watchdog(threading.Thread):
                 return
             self._own_end = verdict["code"]
         lines = [f"mads train: {verdict['verdict']}; rank {self.rank} ends with exit code {verdict['code']}", *more]
-        if self._monitor is not None:
-            self._monitor.close(verdict["verdict"], wait=False)
-        words = threading.Thread(target=self._last_words, args=(lines, self.rank in verdict["guilty"]), daemon=True)
+        words = threading.Thread(target=self._last_words, args=(lines, verdict), daemon=True)
         words.start()
         words.join(LAST_S)
         if verdict["kill"] and self.rank > 0:
@@ -246,9 +248,12 @@ class Watchdog(threading.Thread):
             end_process(Identity(*identity))
         os._exit(verdict["code"])
 
-    def _last_words(self, lines: list[str], guilty: bool) -> None:
+    def _last_words(self, lines: list[str], verdict: dict[str, Any]) -> None:
         print("\n".join(lines), file=sys.stderr, flush=True)
-        if guilty:
+        if self.rank in verdict["guilty"]:
+            print(f"threads of rank {self.rank}, the main thread last:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stdout.flush()
+        if self._monitor is not None:
+            self._monitor.show(self._reports, self._left, self._clock(), verdict["verdict"])
         self._finish(LAST_S / 2)
