@@ -11,8 +11,11 @@ from mads.launch.processes import PARENT
 
 
 class Identity(NamedTuple):
-    """space: the machine since it was booted, and what of its processes is seen there (containers); "" where that is not known, and
-    of a worker that `mads train` started, which ends it itself. born: when the process began, in the kernel's ticks: its number may be given to another one later."""
+    """born: when the process began, in the kernel's ticks: its number may be given to another one later.
+
+    space: the machine since it was booted, and what of its processes is seen there (containers); "" where that is not known, and
+    of a worker that `mads train` has started, which ends it itself.
+    """
 
     space: str
     pid: int

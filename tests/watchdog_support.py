@@ -131,7 +131,9 @@ def raise_on_1(rank, step, pulse):
 
 
 def slow_on_1(rank, step, pulse):
-    """Longer than the limit, with signs of life."""
+    """Longer than the limit, without signs of life before the first step, with signs later."""
+    if rank == 1 and step == 0:
+        time.sleep(1.7 * LIMIT_S)
     if rank == 1 and step == 5:
         for _ in range(10):
             time.sleep(LIMIT_S / 6)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import watchdog_support as watched
+from harness import run_ranks
 from mads.launch import exits
 from watchdog_support import KILL, LIMIT_S, STOP, Ranks, named_steps
 
@@ -102,6 +103,79 @@ def test_a_slow_rank_that_beats_and_an_end_in_order_are_no_reason(ranks):
     assert codes == [0, 0] and words == ["", ""]
     shown = json.loads((Path(group.folder) / "heartbeat.json").read_text())
     assert shown["ended"] == "exit code 0" and abs(shown["time"] - time.time()) < 30
+
+
+def check_beats(prepared, root):
+    """Of a short run: the beats inside of each phase, against what is done in it."""
+    from collections import Counter
+
+    import torch
+    import torch.distributed as dist
+    from run_support import run_config
+    from topologies import topology
+
+    from mads.train.loop import Trainer
+    from mads.train.pulse import Pulse
+
+    class Counting(Pulse):
+        def __init__(self):
+            super().__init__()
+            self.beats, self.entered = Counter(), Counter()
+
+        def beat(self):
+            super().beat()
+            self.beats[self.phase] += 1
+
+        def during(self, phase):
+            self.entered[phase] += 1
+            return super().during(phase)
+
+    pulse, world = Counting(), dist.get_world_size()
+    config = run_config(prepared, f"{root}/run", "train.steps=6", "checkpoint.interval=6", "reward.rows_per_batch=2", world=world)
+    trainer = Trainer(config, topology(dp=world), torch.device("cpu"), None, pulse)
+    trainer.run()
+    inside = {phase: pulse.beats[phase] - times for phase, times in pulse.entered.items()}  # one beat is for the beginning
+    assert pulse.step == 6 and pulse.warm and pulse.phase == "loop"
+    micro = config.train.global_batch_size // config.train.micro_batch_size // world
+    assert inside["train"] == 6 * micro and micro > 1
+    heldout = trainer.parts.heldout._batches
+    assert inside["evaluation"] == pulse.entered["evaluation"] * len(heldout.share_of(0, world)) > 4
+    assert inside["rewards"] > 2 * config.selection.probes * world / 40 and inside["selection"] >= 0
+    assert inside["checkpoint"] >= 2 * len(trainer.parts.engine.parameters)
+
+
+def test_every_long_phase_beats_inside(prepared, tmp_path):
+    run_ranks(1, check_beats, prepared, str(tmp_path), timeout=120)
+
+
+def check_beats_on_own_corpus():
+    """`check_beats`, for the mutants."""
+    import tempfile
+
+    import torch.distributed as dist
+    from run_support import prepare_small
+
+    with tempfile.TemporaryDirectory() as mine:
+        told = [mine]
+        dist.broadcast_object_list(told)
+        if dist.get_rank() == 0:
+            prepare_small(Path(told[0]))
+        dist.barrier()
+        check_beats(f"{told[0]}/prepared", told[0])
+
+
+def check_pipeline_beats(micro_batches):
+    import layouts
+
+    built = layouts.make({"pp": 2}, 1, f"train.micro_batch_size={8 // micro_batches}")
+    built.engine.pulse.count = 0
+    layouts.step(built, layouts.rows_of_step(0), 1e-3)
+    return built.engine.pulse.count
+
+
+@pytest.mark.full
+def test_pipeline_stages_beat_with_every_micro_batch():
+    assert run_ranks(2, check_pipeline_beats, 4, timeout=120) == [4, 4]
 
 
 @pytest.mark.full
