@@ -35,8 +35,15 @@ def _passes_do_not_beat(original):
     return losses
 
 
-def _phases_are_the_only_beats(original):
-    return lambda self: None
+def _steps_do_not_beat(original):
+    def run(self, *args):
+        from mads.train.pulse import Pulse
+
+        pulse, self.pulse = self.pulse, Pulse()
+        original(self, *args)
+        self.pulse = pulse
+
+    return run
 
 
 MUTANTS = [
@@ -69,7 +76,7 @@ MUTANTS = [
 ]
 ON_RANKS = [
     Mutant("evaluation does not beat", "mads.train.passes:WholePasses._losses", _passes_do_not_beat, BEATS, world=2),
-    Mutant("steps do not beat", "mads.train.pulse:Pulse.beat", _phases_are_the_only_beats, BEATS, world=2),
+    Mutant("steps do not beat", "mads.train.engine:TrainEngine._run", _steps_do_not_beat, BEATS, world=2),
 ]
 
 

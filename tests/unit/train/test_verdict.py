@@ -8,11 +8,11 @@ import time
 import pytest
 from mads.launch.identity import Identity, end_process
 
-from mads.train import links
+from mads.train import links, verdict
 from mads.train.links import Link
 from mads.train.monitor import Monitor
 from mads.train.pulse import Pulse
-from mads.train.verdict import Report, culprits, hung_for, overview, sentence, standing
+from mads.train.verdict import Report, overview, sentence, standing
 from mads.train.watchdog import Clock
 
 LIMIT = 10.0
@@ -25,9 +25,9 @@ def report(step=7, count=70, idle=0.0, waits=True, heard=100.0, phase="train", p
 def check_one_rank_that_moves_is_enough():
     """A rank that waits for a slow one makes no progress for longer than the limit."""
     reports = {0: report(idle=50.0), 1: report(idle=0.4, waits=False)}
-    assert hung_for(reports, 100.0) == pytest.approx(0.4)
-    assert hung_for(reports, 109.0) == pytest.approx(9.4)
-    assert hung_for({0: report(idle=50.0), 1: report(idle=12.0)}, 101.0) == pytest.approx(13.0)
+    assert verdict.hung_for(reports, 100.0) == pytest.approx(0.4)
+    assert verdict.hung_for(reports, 109.0) == pytest.approx(9.4)
+    assert verdict.hung_for({0: report(idle=50.0), 1: report(idle=12.0)}, 101.0) == pytest.approx(13.0)
 
 
 # (reports at 100 s, kind, ranks)
@@ -51,7 +51,7 @@ CASES = {
 
 def check_culprits(name):
     reports, kind, ranks = CASES[name]
-    assert culprits(reports, 100.0, LIMIT) == (kind, ranks)
+    assert verdict.culprits(reports, 100.0, LIMIT) == (kind, ranks)
 
 
 def check_suspension_is_no_time():
