@@ -30,6 +30,7 @@ from mads.train.verdict import Report, culprits, hung_for, overview, sentence, s
 
 ORDERLY = (exits.DONE, exits.PREEMPTED)
 SETTLE_S = 0.5  # from the first lost connection to the verdict: the ranks of a node end together, and are named together
+GATHER_S = 0.1  # between two looks at what has arrived: waking up costs more than reading
 LEAVE_S = 10.0  # for the ranks to leave by themselves after one that has failed
 LINGER_S = 2.0  # for news of other ranks, before a rank takes an error for its own
 LAST_S = 10.0  # for last words, and for a checkpoint that is nearly written
@@ -89,12 +90,13 @@ class Watchdog(threading.Thread):
         self._reports = {rank: Report(heard=self._clock()) for rank in (self.rank, *self._links)}
         self._left: dict[int, dict[str, Any]] = {}  # rank -> its last message
         self._identities: dict[int, Identity] = {}
+        self._failed: list[int] = []  # of those, the ones with another code than ORDERLY
         self._gone: set[int] = set()  # ended without one
         self._since: dict[str, float] = {}  # what has happened -> when
         self._count, self._changed = -1, 0.0
         self._lock = threading.Lock()  # links, and `_own_end`
         self._own_end: int | None = None
-        self._failing = False
+        self._failing, self._leaving = False, threading.Event()
         self._finish: Callable[[float], None] = lambda seconds: None
         self._monitor = Monitor(run_dir, limit_s) if self.rank == 0 else None
         self._wake, self._woken = socket.socketpair()
@@ -115,6 +117,7 @@ class Watchdog(threading.Thread):
             last = Report.of(self._pulse, 0.0, self._main, 0.0).message()
             for link in self._links.values():
                 link.send({"left": code, "why": why[:500], **last})
+        self._leaving.set()
         self._wake.send(b".")
         self.join(None if ending else self.beat_s)  # a verdict ends the process from there
         for link in self._links.values():
@@ -128,7 +131,8 @@ class Watchdog(threading.Thread):
         self._failing = True
         start = time.monotonic()
         while self._links and (passed := time.monotonic() - start) < self._limit + LAST_S:
-            if passed > LINGER_S and not self._since and self._own_end is None and not self._doubtful():
+            lost = self._gone or self._failed or self._own_end is not None
+            if passed > LINGER_S and not lost and not self._doubtful():
                 return
             time.sleep(0.05)
 
@@ -141,16 +145,23 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         due = 0.0
         while self._own_end is None:
-            wait = 0.05 if self._since or self._failing else self.beat_s
-            events = self._selector.select(wait)
+            events = self._selector.select(0.05 if self._urgent else self.beat_s)
             now = self._clock()
             for key, _ in events:
                 if key.data is not None:
                     self._hear(key.data, now)
-            if now >= due:
+            if beat := now >= due:
                 due = now + 0.9 * self.beat_s  # `select` may return a little early
                 self._tell(now)
-            self._judge(now)
+            if beat or self._urgent:
+                self._judge(now)
+            if not self._urgent:
+                self._leaving.wait(GATHER_S)
+
+    @property
+    def _urgent(self) -> bool:
+        """A rank is lost, or this one may be about to: look often. Else every beat is enough, for a look takes all reports."""
+        return bool(self._gone or self._failed or self._failing)
 
     def _report(self) -> Report:
         now = self._clock()
@@ -178,6 +189,8 @@ class Watchdog(threading.Thread):
                 self._reports[rank] = Report(**message, heard=now)
                 if code is not None:
                     self._left[rank] = {"code": code, "why": why}
+                    if code not in ORDERLY:
+                        self._failed.append(rank)
         if link.closed:
             self._selector.unregister(link.socket)
             if rank not in self._left:
@@ -191,13 +204,12 @@ class Watchdog(threading.Thread):
         if self._gone and self._passed("gone", SETTLE_S, now):
             dead = {rank: self._reports[rank] for rank in sorted(self._gone)}
             self._end_all(sentence("dead", dead, now, self._pulse.step), exits.HUNG)
-        failed = [rank for rank, end in self._left.items() if end["code"] not in ORDERLY]
-        if failed and self._passed("failed", 0.0 if self._failing else LEAVE_S, now):
-            rank = failed[0]
+        if self._failed and self._passed("failed", 0.0 if self._failing else LEAVE_S, now):
+            rank = self._failed[0]
             end = self._left[rank]
             why = f": {end['why']}" if end["why"] else ""
             self._end_all(f"rank {rank} left with exit code {end['code']} {self._reports[rank].where}{why}", end["code"])
-        if self._gone or failed:
+        if self._gone or self._failed:
             return
         here = {rank: report for rank, report in self._reports.items() if rank not in self._left}
         limit = self._limit if all(report.warm for report in here.values()) else self._start_limit
