@@ -22,6 +22,7 @@ from mads.checkpoint.tensors import KEYS, assemble, deal, gather_pieces, logical
 from mads.checkpoint.writing import Publication, Writer, attempt
 from mads.layout import Layout, layout_of
 
+JOIN_S = 1.0  # between two looks at a save that is waited for
 HURRY_S = 60.0  # for other ranks' files, when this process is about to end
 
 
@@ -73,6 +74,11 @@ class _Job:
     def error(self) -> str | None:
         return self.writer.error or self.writer.abandoned
 
+    @property
+    def done(self) -> int:
+        """Grows with every file of this rank and, on rank 0, with every rank that has written its own."""
+        return self.writer.written + (self.publication.there if self.publication else 0)
+
 
 class Chunks:
     """Collects tensors of one key and hands a file to the writer whenever `max_bytes` are together."""
@@ -110,6 +116,7 @@ class Saver:
         limit_s: the longest that rank 0 waits for another rank's files without any progress.
         say: shows a message; rank 0's is used.
         keep_steps: steps whose checkpoints are never removed.
+        beat: called for every piece of work, while a caller waits for it.
     """
 
     def __init__(
@@ -122,10 +129,11 @@ class Saver:
         limit_s: float = 900.0,
         say: Callable[[str], None] = lambda text: None,
         keep_steps: Collection[int] = (),
+        beat: Callable[[], None] = lambda: None,
     ):
         self.root, self.topology, self.asynchronous = Path(root), topology, asynchronous
         self._keep_last, self._max_file_bytes, self._limit_s, self._say = keep_last, max_file_bytes, limit_s, say
-        self._keep_steps = keep_steps
+        self._keep_steps, self._beat = keep_steps, beat
         self._job: _Job | None = None
         self._unreported: list[_Job] = []
 
@@ -214,6 +222,7 @@ class Saver:
             for name, parameter in engine.parameters:
                 if (key, name) not in owner:
                     continue
+                self._beat()
                 pieces = gather_pieces(engine, topology, parameter, key, owner[key, name])
                 if pieces is not None and error is None:
                     error = attempt(chunks.add, name, pieces, layout_of(parameter))
@@ -231,7 +240,12 @@ class Saver:
             return
         if self.asynchronous and job.writer.is_alive():
             self._say(f"waiting for checkpoint {job.step}, which is still being written")
-        job.writer.join()
+        done = -1
+        while job.writer.is_alive():
+            job.writer.join(JOIN_S)
+            if job.done != done:
+                done = job.done
+                self._beat()
         control = self.topology.group("control")
         raise_together(job.writer.error, control, f"saving checkpoint {job.step}", job.writer.abandoned)
 
@@ -243,6 +257,12 @@ class Saver:
             Saved(job.step, job.stall_seconds, job.writer.seconds, job.publication.bytes if job.publication else 0, job.error)
             for job in ended
         ]
+
+    def settle(self, seconds: float) -> None:
+        """Give the save in progress so long to end. Not collective; from any thread."""
+        job = self._job
+        if job is not None:
+            job.writer.join(seconds)
 
     def leave(self) -> None:
         """Before a process ends because of another error: let the save in progress end, and tell if it failed. Not collective."""

@@ -87,6 +87,11 @@ class Writer(threading.Thread):
                 self.abandoned = attempt(self._then)
         self.seconds = time.perf_counter() - start
 
+    @property
+    def written(self) -> int:
+        """Files so far."""
+        return len(self._files)
+
     def _write(self, name: str, write: File, items: list[Item]) -> None:
         self._begun.append(name)
         self._files[name] = write(self.folder / name)
@@ -118,7 +123,7 @@ class Publication:
         limit_s: the longest time without a new part.
         keep_last, keep_steps: of `prune`.
 
-    Attributes: `bytes`, of the whole checkpoint, when it is published.
+    Attributes: `bytes`, of the whole checkpoint, when it is published; `there`, the parts so far.
     """
 
     def __init__(
@@ -135,7 +140,7 @@ class Publication:
         self._root, self._folder, self._step = root, folder, step
         self._ranks, self._expected, self._keep_last, self._keep_steps = ranks, expected, keep_last, keep_steps
         self.limit_s = limit_s
-        self.bytes = 0
+        self.bytes = self.there = 0
 
     def __call__(self) -> None:
         """Raises: CheckpointError, naming ranks and what went wrong; the temporary folder is gone then."""
@@ -161,6 +166,7 @@ class Publication:
             found = {n for rank in range(self._ranks) for n in (part_name(rank), _failed_name(rank)) if n in names}
             if len(found) > len(there):
                 there, last = found, time.monotonic()
+                self.there = len(there)
             if len(there) >= self._ranks:
                 return [self._read(rank, there) for rank in range(self._ranks)]
             if time.monotonic() - last > self.limit_s:

@@ -324,6 +324,7 @@ class ParallelConfig:
     zero_options: dict[str, Any] = field(default_factory=dict)  # further keys of DeepSpeed's zero_optimization
     timeout_s: float = 1800.0  # of the training collectives
     control_timeout_s: float = 1800.0  # of the console's own gloo group
+    hang_timeout_s: Optional[float] = 600.0  # no rank makes progress for so long: the run ends, naming who hangs; None = off
 
 
 @dataclass

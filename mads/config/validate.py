@@ -127,6 +127,7 @@ RANGES = {
     **{f"parallel.{axis}_parallel_size": "[1, inf)" for axis in ("tensor_model", "pipeline_model", "context")},
     "parallel.timeout_s": "(0, inf)",
     "parallel.control_timeout_s": "(0, inf)",
+    "parallel.hang_timeout_s": "[2, inf)",
     "logging.profile.start": "[1, inf)",
     "logging.profile.steps": "[1, inf)",
     "checkpoint.interval": "[0, inf)",

@@ -31,6 +31,7 @@ from mads.train.invariants import ReplicaGuard
 from mads.train.journal import Journal
 from mads.train.ledgers import save_ledger
 from mads.train.profile import StepProfiler
+from mads.train.pulse import Pulse
 from mads.train.schedule import learning_rate
 from mads.train.setup import build_parts
 from mads.train.signals import Notice, Preemption
@@ -49,9 +50,17 @@ class Trainer:
         topology: the grid of ranks.
         device: where this rank computes.
         notice: of signals to this process; None: it takes none.
+        pulse: what a watchdog looks at; None: nobody does.
     """
 
-    def __init__(self, config: DictConfig, topology: Topology, device: torch.device, notice: Notice | None = None):
+    def __init__(
+        self,
+        config: DictConfig,
+        topology: Topology,
+        device: torch.device,
+        notice: Notice | None = None,
+        pulse: Pulse | None = None,
+    ):
         self.config, self.topology, self.device = config, topology, device
         self.root = Path(config.run_dir)
         self.step = 0
@@ -60,7 +69,8 @@ class Trainer:
         self.saved_step = 0
         self.notice = notice
         self.preemption = Preemption(notice, partial(collectives.start_sum, group=topology.group("control")))
-        self.journal = Journal(config, topology)
+        self.pulse = pulse or Pulse()
+        self.journal = Journal(config, topology, self.pulse)
         self.saver = Saver(
             self.root / "checkpoints",
             topology,
@@ -70,6 +80,7 @@ class Trainer:
             config.parallel.control_timeout_s / 2,  # sooner than the ranks that wait for rank 0 give up
             self.journal.message,
             tuple(config.checkpoint.keep_steps),
+            self.pulse.beat,
         )
         checkpoint = self._find_checkpoint()  # before the model is built: other settings are told at once
         trunk = None
@@ -79,7 +90,7 @@ class Trainer:
         if checkpoint is None and config.train.init_from is not None:
             initial = initial_weights(config, topology, self.journal.message)
         self.history = open_history(self.root, topology, fresh=checkpoint is None, trunk=trunk)
-        self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
+        self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint), self.pulse)
         resumed = self._resume(checkpoint) if checkpoint else None
         if initial is not None:
             load_initial(initial, self.parts.engine, topology)
@@ -113,7 +124,7 @@ class Trainer:
                 if self._selection_due():
                     if self.preemption.agreed():  # a reward pass may take longer than the grace of a cluster
                         break
-                    with self.journal.selecting():
+                    with self.journal.selecting(), self.pulse.during("selection"):
                         self._select()
                 self.preemption.ask()
                 self._train_one_step()
@@ -146,6 +157,7 @@ class Trainer:
         parts.ledger.consume(batch.sample_positions)
         self.batch = batch
         self.step += 1
+        self.pulse.stepped(self.step)
         self.tokens += batch.tokens
         if self.step % config.train.log_interval == 0 or self.step in (1, config.train.steps):
             self.journal.train(self.step, self.tokens, result, rate, parts.console.round - 1)
@@ -177,7 +189,8 @@ class Trainer:
             probes = parts.console.draw_probes()
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
             samples = parts.pool.tokens(probes.positions)
-            rewards = parts.rewarder(probes, samples, parts.console.round, rate, self._current_mix())
+            with self.pulse.during("rewards"):
+                rewards = parts.rewarder(probes, samples, parts.console.round, rate, self._current_mix())
             share = rewards.direction["flops"] / self._interval_flops()
             rewards.direction["share of the interval"] = share
             self.journal.message(f"round {parts.console.round}: rewards cost {share:.2%} of the training of an interval")
@@ -289,6 +302,7 @@ class Trainer:
         own = own_slice(parts.pool, self.topology)
         parts.ledger = Ledger.load(canonical.vouched(path, "ledger.bin"), len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
+        self.pulse.at(self.step)
         self.saved_step = self.step if path.parent.parent == self.root else 0
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
         verb = "resuming" if path.parent.parent == self.root else "branching from"
