@@ -12,11 +12,11 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mads.checkpoint.manifest import CheckpointError, flush, prune, publish
+from mads.checkpoint.manifest import CheckpointError, Keep, flush, prune, publish
 from mads.checkpoint.tensors import Item
 
 POLL_S = 0.02
@@ -116,7 +116,7 @@ class Publication:
         ranks: that write a part.
         expected: every tensor of the model, each of which must be in exactly one file.
         limit_s: the longest time without a new part.
-        keep_last, keep_steps: of `prune`.
+        keep: of `prune`.
 
     Attributes: `bytes`, of the whole checkpoint, when it is published.
     """
@@ -128,12 +128,11 @@ class Publication:
         step: int,
         ranks: int,
         expected: set[Item],
-        keep_last: int,
+        keep: Keep,
         limit_s: float,
-        keep_steps: Collection[int] = (),
     ):
         self._root, self._folder, self._step = root, folder, step
-        self._ranks, self._expected, self._keep_last, self._keep_steps = ranks, expected, keep_last, keep_steps
+        self._ranks, self._expected, self._keep = ranks, expected, keep
         self.limit_s = limit_s
         self.bytes = 0
 
@@ -149,7 +148,7 @@ class Publication:
             shutil.rmtree(self._folder, ignore_errors=True)  # on a full disk the rest would be in everyone's way
             raise
         self.bytes = sum(entry["bytes"] for entry in files.values())
-        prune(self._root, self._keep_last, self._keep_steps)
+        prune(self._root, self._keep)
 
     def _wait(self) -> list[dict]:
         """All parts, in rank order."""

@@ -396,6 +396,7 @@ class CheckpointConfig:
     interval: int = 100  # steps; 0 = only at the end
     asynchronous: bool = True  # files are written while training goes on; False = the step waits for them
     keep_last: int = 2
+    keep_every: int = 0  # those at multiples of it are never removed; a multiple of interval; 0 = none
     keep_steps: list[int] = field(default_factory=list)  # also saved at these steps, and never removed
     max_file_bytes: int = 2_000_000_000
 
