@@ -17,7 +17,7 @@ SHOWN = 5  # damaged checkpoints that a message names
 
 @dataclass
 class Search:
-    """path: the newest whole checkpoint, verified, or None; damaged: those newer than it, newest first, each with what is wrong."""
+    """path: the newest whole checkpoint, verified, or None; damaged: the newer ones, newest first, each with what is wrong."""
 
     path: Path | None = None
     damaged: list[tuple[Path, str]] = field(default_factory=list)
@@ -49,8 +49,8 @@ def search(root: Path) -> Search:
         return found
     if found.damaged:
         raise CheckpointError(
-            f"none of {len(found.damaged)} checkpoints in {root} is whole: {found.told()}; restore one of them, or remove them to "
-            "start again"
+            f"none of {len(found.damaged)} checkpoints in {root} is whole: {found.told()}; restore one, or remove all to start "
+            "again"
         )
     return found
 

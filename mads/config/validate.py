@@ -219,8 +219,8 @@ def _numbers(config) -> Iterator[str]:
     every, interval = config.checkpoint.keep_every, config.checkpoint.interval
     if every and (not interval or every % interval):
         yield (
-            f"checkpoint.keep_every={every} keeps what is saved every checkpoint.interval={interval} steps: choose a multiple of it, "
-            "or list steps in checkpoint.keep_steps"
+            f"checkpoint.keep_every={every} keeps what is saved every checkpoint.interval={interval} steps: choose a multiple of "
+            "it, or list steps in checkpoint.keep_steps"
         )
     if config.schedule.warmup_steps >= config.train.steps:
         yield f"schedule.warmup_steps={config.schedule.warmup_steps} leaves nothing of train.steps={config.train.steps}"
