@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import errno
 import functools
 import importlib
 import json
@@ -190,26 +189,19 @@ def poison(fault: dict) -> None:
 
 
 def file_limit(fault: dict) -> None:
-    """No file of this process may be longer than `bytes`: writing then fails as on a full disk, with EFBIG."""
+    """From `place` at `step` on no file of this process may become longer than `bytes`: writing fails as on a full disk, with
+    EFBIG in place of ENOSPC."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], fault["bytes"]))
+
+    def around(place, step, call):
+        if (place, step) == (fault["place"], fault["step"]):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], fault["bytes"]))
+        return call()
+
+    Places(around)
 
 
-def full_disk(fault: dict) -> None:
-    """Where no small file system can be mounted: from `step` on, writing below a folder named `below` raises ENOSPC."""
-
-    def made(original):
-        def write_pieces(path, *groups):
-            if fault["below"] in str(path):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            return original(path, *groups)
-
-        return write_pieces
-
-    replace("mads.checkpoint.tensors:write_pieces", made)
-
-
-FAULTS = {f.__name__: f for f in (kill, delay, poison, file_limit, full_disk)}
+FAULTS = {f.__name__: f for f in (kill, delay, poison, file_limit)}
 
 
 # ---------------------------------------------------------------- the ranks and their launcher
@@ -288,7 +280,6 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     warnings.simplefilter("ignore")
     from harness import PRELOADED
-
     from mads.launch.processes import prepare_worker
 
     prepare_worker(False)

@@ -171,13 +171,10 @@ def exact(value):
 @functools.cache
 def reference(layout: str) -> Reference:
     """Of one undisturbed run, made once in this process."""
-    run_dir = home() / f"reference {layout}"
-    counts = home() / f"calls {layout}"
+    world, name = LAYOUTS[layout][0], layout.replace(" ", "-")
+    run_dir, counts, log = (home() / f"{kind}-{name}" for kind in ("reference", "calls", "log"))
     counts.mkdir()
-    world, log = LAYOUTS[layout][0], home() / f"reference {layout}.log"
-    overrides = settings(layout, home() / f"'reference {layout}'", "checkpoint.keep_every=2")
-    overrides = [f"run_dir='{run_dir}'" if o.startswith("run_dir=") else o for o in overrides]
-    codes = nursery().life(world, overrides, log, trace=counts)
+    codes = nursery().life(world, settings(layout, run_dir, "checkpoint.keep_every=2"), log, trace=counts)
     assert codes == [0] * world, log.read_text()[-3000:]
     calls = {}
     for rank in range(world):

@@ -70,9 +70,22 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def unwritten(error: OSError, path: Path, size: int) -> OSError:
+    """The error of writing, which knows of no file, with the path and how many bytes it had taken."""
+    return OSError(error.errno, f"{error.strerror} after {size:,} bytes", os.fspath(path))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file. Raises: OSError that names it, on a full disk too."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise unwritten(error, path, 0) from error
+
+
 def write_json(path: Path, value) -> None:
     """Write a JSON value; NaN and infinity, which JSON lacks, are a ValueError."""
-    path.write_text(json.dumps(value, indent=1, allow_nan=False))  # in the given order: that of the agents matters
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))  # in the given order: that of the agents matters
 
 
 def recorded(file: Path) -> dict:
@@ -107,7 +120,7 @@ def publish(root: Path, temporary: Path, step: int, files: dict[str, dict] | Non
 def point(root: Path, name: str) -> None:
     """Have `latest` name a checkpoint; on disk when this returns, and the renames before it."""
     pointer = root / "latest.tmp"
-    pointer.write_text(name + "\n")
+    write_text(pointer, name + "\n")
     flush(pointer)
     os.replace(pointer, root / "latest")
     flush(root)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mads.checkpoint.manifest import CheckpointError, Keep, flush, prune, publish
+from mads.checkpoint.manifest import CheckpointError, Keep, flush, prune, publish, write_text
 from mads.checkpoint.tensors import Item
 
 POLL_S = 0.02
@@ -98,7 +98,7 @@ class Writer(threading.Thread):
     def _put_part(self, part: dict) -> None:
         """Under a name that nobody looks for first: a part is there whole or not at all."""
         temporary = self.folder / f"{part_name(self.rank)}.tmp"
-        temporary.write_text(json.dumps(part))
+        write_text(temporary, json.dumps(part))
         flush(temporary)
         os.replace(temporary, self.folder / part_name(self.rank))
 

@@ -386,6 +386,7 @@ class TrainConfig:
     invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
     prefetch: int = 2  # micro-batches read and packed ahead by a thread
     loader_workers: int = 0  # processes that read and pack for that thread; 0 = it does so itself
+    verify_data: bool = False  # rank 0 reads all of data.dir before training and compares hashes; sizes are compared always
     grow_pool: bool = False  # at each decision, take up the shards that `mads prepare --append` has added to data.dir since
 
 
