@@ -134,10 +134,11 @@ def no_checkpoint_fits(run: Run) -> dict:
 
 
 def disk_full_at_the_log(run: Run) -> dict:
-    """RUN/metrics.jsonl cannot grow; the checkpoint before is intact."""
+    """The run folder's logs cannot grow; the checkpoint before is intact."""
     run.half()
-    limit = [{"kind": "file_limit", "rank": 0, "place": "log", "step": 7, "bytes": 100}]
-    told = run.fails(1, "metrics.jsonl", "bytes could not be written", "File too large", faults=limit)
+    # More than what is printed takes, for the limit holds for that file too, and less than the lines of seven steps.
+    limit = [{"kind": "file_limit", "rank": 0, "place": "log", "step": 7, "bytes": 8000}]
+    told = run.fails(1, ".jsonl", "bytes could not be written", "File too large", faults=limit)
     assert str(run.dir) in told
     run.equals_undisturbed()
     return run.result("a limit on the length of files; without it the same command goes on, the curve is equal")
@@ -220,7 +221,7 @@ def nan_in_a_weight(run: Run) -> dict:
     """A weight of rank 1 becomes NaN before step 6."""
     codes, said = run.life(faults=[{"kind": "poison", "rank": 1, "step": 5}])
     told = [line for line in said.splitlines() if line.startswith("mads train: ")]
-    assert codes == [1, 1] and len(told) == 1 and "the step was not taken" in told[0], (codes, said[-2000:])
+    assert codes[0] == 1 and codes[1] != 0 and len(told) == 1 and "the step was not taken" in told[0], (codes, said[-2000:])
     run.note(codes, told[0])
     assert newest(run.dir) == 4 and whole(folders(run.dir)[4]) == reference(LAYOUT).files[4]
     run.equals_undisturbed()

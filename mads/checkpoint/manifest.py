@@ -72,7 +72,8 @@ def flush(path: Path) -> None:
 
 def unwritten(error: OSError, path: Path, size: int) -> OSError:
     """The error of writing, which knows of no file, with the path and how many bytes it had taken."""
-    return OSError(error.errno, f"{error.strerror} after {size:,} bytes", os.fspath(path))
+    taken = f" after {size:,} bytes" if size else ""
+    return OSError(error.errno, f"{error.strerror}{taken}", os.fspath(path))
 
 
 def write_text(path: Path, text: str) -> None:

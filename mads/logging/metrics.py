@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mads.console.record import DecisionRecord
-from mads.logging.decisions import keep_decisions, write_decision
+from mads.logging.decisions import decision_path, keep_decisions, write_decision
 
 METRICS = "metrics.jsonl"
 DECISIONS = "decisions.jsonl"
@@ -189,7 +189,7 @@ class MetricsWriter:
             try:
                 write_decision(self.run_dir, record.round, ids)
             except OSError as error:
-                raise _unwritten(self.run_dir / f"the {len(ids)} ids of round {record.round}", ids.nbytes, error) from error
+                raise _unwritten(decision_path(self.run_dir, record.round), ids.nbytes, error) from error
         self._append(DECISIONS, json.loads(record.to_json()))
 
     def _append(self, name: str, line: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Killed at any place, damaged, out of disk, with other data: every run that goes on equals the undisturbed one, bit for bit.
 
-A chain is a run that is killed several times by SIGKILL and started again, some times with its newest checkpoint damaged in
-between; then it runs to its end. Where it is killed follows from the chain's seed: rank, place, step and the call inside it, of any
-function or of those that reach files. Whatever is found after a kill is compared too: every checkpoint, with that of the
+A chain is a run that is killed several times by SIGKILL and started again, sometimes with its newest checkpoint damaged in
+between; then it runs to its end. Where it is killed follows from the chain's seed: rank, place, step and the call inside it, of
+any function or of those that reach files. Whatever is found after a kill is compared too: every checkpoint, with that of the
 undisturbed run.
 """
 
