@@ -244,6 +244,7 @@ def test_a_run_folder_is_not_continued_with_other_settings_data_or_damage(prepar
     ]
     other = str(prepare_small_other(tmp_path))
     assert run_ranks(1, refuse_other_settings, other, run_dir, [], "fingerprint") == ["DataError"]
+    check_verified_data(prepared, tmp_path, run_dir)
     folders = [tmp_path / "run" / "checkpoints" / f"step-0000000{step}" for step in (2, 4)]
     for folder in folders:
         damaged = next(folder.glob("exp_avg-*"))
@@ -273,6 +274,18 @@ def test_k3_a_resume_passes_over_a_damaged_checkpoint_on_all_ranks_and_equals_th
         assert_same(again[rank], whole[rank])
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
     assert sorted(p.name for p in root.iterdir()) == ["latest", "step-00000003", "step-00000006.damaged", "step-00000008"]
+
+
+def check_verified_data(prepared, tmp_path, run_dir):
+    """A byte of the data that has changed is found on request, on all ranks."""
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    shard = next((copy / "train").glob("*.bin"))
+    raw = bytearray(shard.read_bytes())
+    raw[9] ^= 1
+    shard.write_bytes(raw)
+    told = run_ranks(2, refuse_other_settings, str(copy), run_dir, ["train.verify_data=true"], "is damaged")
+    assert told == ["DataError", "RankFailedError"]
 
 
 def prepare_small_other(tmp_path):
