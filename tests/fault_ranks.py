@@ -201,7 +201,38 @@ def file_limit(fault: dict) -> None:
     Places(around)
 
 
-FAULTS = {f.__name__: f for f in (kill, delay, poison, file_limit)}
+def miscount(fault: dict) -> None:
+    """A resume counts a token too much: what the comparison of curves must see."""
+
+    def made(original):
+        def resume(trainer, path):
+            step = original(trainer, path)
+            trainer.tokens += 1
+            return step
+
+        return resume
+
+    replace("mads.train.loop:Trainer._resume", made)
+
+
+def publish_slowly(fault: dict) -> None:
+    """A checkpoint gets its name before its files: what the look at what kills leave behind must see."""
+    import shutil
+
+    def made(original):
+        def publish(root, temporary, step, files):
+            named = root / f"step-{step:08d}"
+            named.mkdir(exist_ok=True)
+            for name in sorted(files):
+                shutil.copy(temporary / name, named / name)
+            return original(root, temporary, step, files)
+
+        return publish
+
+    replace("mads.checkpoint.writing:publish", made)
+
+
+FAULTS = {f.__name__: f for f in (kill, delay, poison, file_limit, miscount, publish_slowly)}
 
 
 # ---------------------------------------------------------------- the ranks and their launcher

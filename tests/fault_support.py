@@ -190,7 +190,7 @@ def reference(layout: str) -> Reference:
 
 @dataclass
 class Chain:
-    """A run that is killed and started again and again. lines: what happened, in words; kills by place."""
+    """A run that is killed and started again and again. lines: what happened, in words; kills by place; faults: of every life."""
 
     layout: str
     run_dir: Path
@@ -199,7 +199,8 @@ class Chain:
     kills: dict[str, int] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     fallbacks: int = 0
-    last_saved: int = 0
+    places: dict[str, int] = field(default_factory=dict)
+    faults: tuple[dict, ...] = ()
 
     def __post_init__(self):
         self.world, self.reference = LAYOUTS[self.layout][0], reference(self.layout)
@@ -207,7 +208,7 @@ class Chain:
     def draw_kill(self) -> tuple[dict, str]:
         """Where the next life ends: a place that it will come to, and a call in it."""
         begin, rng = newest(self.run_dir) or 0, self.rng
-        place = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        place = rng.choices(list(self.places), list(self.places.values()))[0]
         rank = 0 if place in ("log", "end") else rng.randrange(self.world)
         steps = [s for (r, p, s) in self.reference.calls if (r, p) == (rank, place) and begin <= s <= begin + REACH]
         steps = [s for s in steps if place in BEGIN or s > begin or (begin == 0 and place == "evaluation")]
@@ -225,7 +226,7 @@ class Chain:
         expected = newest(self.run_dir)
         log = self.run_dir.with_suffix(f".{number}")
         overrides = settings(self.layout, self.run_dir, f"checkpoint.asynchronous={str(asynchronous).lower()}")
-        codes = nursery().life(self.world, overrides, log, [fault], linger)
+        codes = nursery().life(self.world, overrides, log, [*self.faults, fault], linger)
         self.lines.append(f"kill {words}; from {expected}; codes {codes}; saved {newest(self.run_dir)}")
         assert codes[fault["rank"]] == KILLED, f"{self.lines}\n{log.read_text()[-3000:]}"
         self.kills[fault["place"]] = self.kills.get(fault["place"], 0) + 1
@@ -262,7 +263,7 @@ class Chain:
     def finish(self) -> None:
         """A last life to the end, and the comparison with the undisturbed run."""
         expected, log = newest(self.run_dir), self.run_dir.with_suffix(".last")
-        codes = nursery().life(self.world, settings(self.layout, self.run_dir), log)
+        codes = nursery().life(self.world, settings(self.layout, self.run_dir), log, self.faults)
         assert codes == [0] * self.world, f"{self.lines}\n{log.read_text()[-3000:]}"
         self.check_life(log, expected, -1)
         assert exact(curve(self.run_dir)) == self.reference.curve, self.lines
@@ -271,14 +272,17 @@ class Chain:
         assert not left or expected == STEPS, (self.lines, left)  # the first save of a life clears what others left behind
 
 
-def run_chain(seed: int, layout: str, kills: int) -> Chain:
+def run_chain(seed: int, layout: str, kills: int, places: dict[str, int] | None = None, faults: tuple[dict, ...] = ()) -> Chain:
     """`kills` lives that are killed, some with the newest checkpoint damaged before them, and one to the end.
+
+    Args:
+        places: weights of the places; None: WEIGHTS.
 
     Raises:
         AssertionError: with everything that was done, if the resumed run is not the undisturbed one, bit for bit.
     """
     run_dir = home() / f"chain-{seed}-{os.getpid()}"
-    chain = Chain(layout, run_dir, random.Random(f"{seed} {layout}"))
+    chain = Chain(layout, run_dir, random.Random(f"{seed} {layout}"), places=places or WEIGHTS, faults=faults)
     try:
         for number in range(kills):
             if chain.rng.random() < 0.25:
