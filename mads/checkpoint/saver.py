@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mads import collectives
-from mads.checkpoint.manifest import CheckpointError, recorded
+from mads.checkpoint.manifest import CheckpointError, Keep, recorded
 from mads.checkpoint.tensors import KEYS, assemble, deal, gather_pieces, logical_shapes, stage_items, write_pieces, write_tensors
 from mads.checkpoint.writing import Publication, Writer, attempt
 from mads.layout import Layout, layout_of
@@ -109,13 +109,12 @@ class Saver:
 
     Args:
         root: a folder that all ranks see.
-        keep_last: complete checkpoints that stay.
+        keep: which complete checkpoints stay.
         max_file_bytes: most bytes of tensors in a file, unless one tensor alone is larger.
         asynchronous: files are written while training goes on; False: `save` returns when the checkpoint is published, and a rank
             holds the tensors of no more than about three files.
         limit_s: the longest that rank 0 waits for another rank's files without any progress.
         say: shows a message; rank 0's is used.
-        keep_steps: steps whose checkpoints are never removed.
         beat: called for every piece of work, while a caller waits for it.
     """
 
@@ -123,17 +122,16 @@ class Saver:
         self,
         root: Path,
         topology,
-        keep_last: int,
+        keep: Keep,
         max_file_bytes: int,
         asynchronous: bool = True,
         limit_s: float = 900.0,
         say: Callable[[str], None] = lambda text: None,
-        keep_steps: Collection[int] = (),
         beat: Callable[[], None] = lambda: None,
     ):
         self.root, self.topology, self.asynchronous = Path(root), topology, asynchronous
-        self._keep_last, self._max_file_bytes, self._limit_s, self._say = keep_last, max_file_bytes, limit_s, say
-        self._keep_steps, self._beat = keep_steps, beat
+        self._keep, self._max_file_bytes, self._limit_s, self._say = keep, max_file_bytes, limit_s, say
+        self._beat = beat
         self._job: _Job | None = None
         self._unreported: list[_Job] = []
 
@@ -208,7 +206,7 @@ class Saver:
         if self.topology.rank == 0:
             expected = {(key, name) for key in KEYS for name in logical_shapes(engine)}
             ranks = self.topology.world_size
-            publication = Publication(self.root, folder, step, ranks, expected, self._keep_last, self._limit_s, self._keep_steps)
+            publication = Publication(self.root, folder, step, ranks, expected, self._keep, self._limit_s)
         return _Job(step, Writer(folder, self.topology.rank, not self.asynchronous, publication), publication)
 
     def _snapshot(self, engine, writer: Writer, error: str | None) -> str | None:

@@ -12,11 +12,11 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mads.checkpoint.manifest import CheckpointError, flush, prune, publish
+from mads.checkpoint.manifest import CheckpointError, Keep, flush, prune, publish, write_text
 from mads.checkpoint.tensors import Item
 
 POLL_S = 0.02
@@ -103,7 +103,7 @@ class Writer(threading.Thread):
     def _put_part(self, part: dict) -> None:
         """Under a name that nobody looks for first: a part is there whole or not at all."""
         temporary = self.folder / f"{part_name(self.rank)}.tmp"
-        temporary.write_text(json.dumps(part))
+        write_text(temporary, json.dumps(part))
         flush(temporary)
         os.replace(temporary, self.folder / part_name(self.rank))
 
@@ -121,7 +121,7 @@ class Publication:
         ranks: that write a part.
         expected: every tensor of the model, each of which must be in exactly one file.
         limit_s: the longest time without a new part.
-        keep_last, keep_steps: of `prune`.
+        keep: of `prune`.
 
     Attributes: `bytes`, of the whole checkpoint, when it is published; `there`, the parts so far.
     """
@@ -133,12 +133,11 @@ class Publication:
         step: int,
         ranks: int,
         expected: set[Item],
-        keep_last: int,
+        keep: Keep,
         limit_s: float,
-        keep_steps: Collection[int] = (),
     ):
         self._root, self._folder, self._step = root, folder, step
-        self._ranks, self._expected, self._keep_last, self._keep_steps = ranks, expected, keep_last, keep_steps
+        self._ranks, self._expected, self._keep = ranks, expected, keep
         self.limit_s = limit_s
         self.bytes = self.there = 0
 
@@ -154,7 +153,7 @@ class Publication:
             shutil.rmtree(self._folder, ignore_errors=True)  # on a full disk the rest would be in everyone's way
             raise
         self.bytes = sum(entry["bytes"] for entry in files.values())
-        prune(self._root, self._keep_last, self._keep_steps)
+        prune(self._root, self._keep)
 
     def _wait(self) -> list[dict]:
         """All parts, in rank order."""

@@ -55,6 +55,11 @@ class Journal:
         self._pulse.beat()
         self._progress.message(text)
 
+    def warn(self, text: str) -> None:
+        """What must not be missed: on rank 0's stderr, with progress lines or without."""
+        if self._writes:
+            print(f"mads train: {text}", file=sys.stderr, flush=True)
+
     def open(self, resume_step: int | None, tokens: int, parts) -> None:
         """Collective: start or continue the run folder's files.
 

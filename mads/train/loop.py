@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from mads import collectives
 from mads.checkpoint import canonical
-from mads.checkpoint.manifest import find_latest
+from mads.checkpoint.finding import search, set_aside
+from mads.checkpoint.manifest import Keep
 from mads.checkpoint.saver import Saver
 from mads.config.compose import differences, trajectory
 from mads.config.rounds import round_steps
@@ -74,12 +75,11 @@ class Trainer:
         self.saver = Saver(
             self.root / "checkpoints",
             topology,
-            config.checkpoint.keep_last,
+            Keep(config.checkpoint.keep_last, tuple(config.checkpoint.keep_steps), config.checkpoint.keep_every),
             config.checkpoint.max_file_bytes,
             config.checkpoint.asynchronous,
             config.parallel.control_timeout_s / 2,  # sooner than the ranks that wait for rank 0 give up
             self.journal.message,
-            tuple(config.checkpoint.keep_steps),
             self.pulse.beat,
         )
         checkpoint = self._find_checkpoint()  # before the model is built: other settings are told at once
@@ -256,24 +256,27 @@ class Trainer:
             self.journal.checkpoint(saved)
 
     def _find_checkpoint(self) -> Path | None:
-        """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Nothing was written there before.
-        Collective.
+        """The newest whole checkpoint in the run folder, verified by rank 0, which sets damaged ones before it aside; None for a
+        fresh run. Nothing was written there before. Collective.
 
         Raises:
-            DataError: on every rank, if it is damaged, or the folder holds a link that a run would write through.
+            DataError: on every rank, if there are checkpoints and all are damaged, or the folder holds a link that a run would
+                write through.
             ResumeError: on every rank, if it is of a run with other settings.
         """
-        found, changed, error = None, [], None
+        name, changed, error = None, [], None
         if self.topology.rank == 0:
             try:
                 refuse_run_links(self.root)
-                path = find_latest(self.root / "checkpoints")
-                if path is not None:
-                    found = path.name
-                    changed = differences(trajectory(self.config), canonical.read_state(path)[0]["trajectory"])
+                found = search(self.root / "checkpoints")
+                if found.path is not None:
+                    name = found.path.name
+                    changed = differences(trajectory(self.config), canonical.read_state(found.path)[0]["trajectory"])
+                    if not changed and (told := set_aside(self.root / "checkpoints", found)):
+                        self.journal.warn(told)
             except Exception as caught:  # told to the other ranks, then raised
                 error = f"{caught}"
-        found, changed, error = collectives.broadcast_json([found, changed, error], self.topology.group("control"))
+        name, changed, error = collectives.broadcast_json([name, changed, error], self.topology.group("control"))
         if error:
             raise DataError(error)
         if changed:
@@ -282,7 +285,7 @@ class Trainer:
                 + "\n  ".join(changed)
                 + "\nstart with the same settings to continue it, or choose another run_dir"
             )
-        return self.root / "checkpoints" / found if found else None
+        return self.root / "checkpoints" / name if name else None
 
     def _known_shards(self, checkpoint: Path | None) -> tuple[int | None, int | None]:
         """How many shards of the training and of the held-out part the run knew at the checkpoint; of a fresh run all are new."""

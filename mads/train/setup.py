@@ -22,7 +22,7 @@ from mads.console.strategy import Learning, build_strategy
 from mads.data.ledger import Ledger
 from mads.data.loader import Loader
 from mads.data.pool import Pool
-from mads.data.schema import DataError
+from mads.data.schema import DataError, Manifest
 from mads.data.tokenizer import Tokenizer
 from mads.eval.heldout import HeldOut
 from mads.model.decoder import Decoder
@@ -195,6 +195,8 @@ def build_parts(
     strategy = build_strategy(config.selection)
     inputs, error = None, None
     try:
+        if config.train.verify_data and topology.rank == 0:
+            Manifest.read(config.data.dir, verify=True)
         inputs = _open_inputs(config, shards, strategy.learning)
     except (ConfigError, DataError) as caught:
         error = caught

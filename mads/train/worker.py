@@ -54,6 +54,7 @@ def train(config, where: Place, notice: Notice | None = None) -> int:
     # Imported here: they load deepspeed, which takes seconds, and bad input should be reported at once.
     from mads.collectives import ReplicaMismatchError
     from mads.console.exchange import RankFailedError
+    from mads.logging.metrics import LogError
     from mads.train.interface import NonFiniteError
     from mads.train.loop import ResumeError, Trainer
 
@@ -71,7 +72,8 @@ def train(config, where: Place, notice: Notice | None = None) -> int:
         trainer.run()
     except (*USER_ERRORS, ResumeError) as error:
         return _leave(_report(error, where, 2), where, watchdog, str(error))
-    except (NonFiniteError, ReplicaMismatchError, RankFailedError) as error:  # raised on every rank, with names and numbers
+    # Raised on every rank, with names and numbers; the last one on rank 0, which tells it.
+    except (NonFiniteError, ReplicaMismatchError, RankFailedError, LogError) as error:
         return _leave(_report(error, where, 1), where, watchdog, str(error))
     except KeyboardInterrupt:
         return _leave(130, where, watchdog)
