@@ -113,7 +113,7 @@ def trainer(config):
 def curve(run_dir):
     """What a run computed, without the times: train and eval lines, and decisions."""
     lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "tokens_per_second", "step_seconds", "memory_mib")
+    timed = ("seconds", "tokens_per_second", "step_seconds", "selection_seconds", "tflops", "memory_mib")
     metrics = [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] in ("train", "eval")]
     decisions = [json.loads(line) for line in (Path(run_dir) / "decisions.jsonl").read_text().splitlines()]
     return metrics, [{k: v for k, v in d.items() if k != "seconds"} for d in decisions]

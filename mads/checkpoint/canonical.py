@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from mads import collectives
-from mads.checkpoint.manifest import CheckpointError, verify
+from mads.checkpoint.manifest import CheckpointError, member, verify
 from mads.checkpoint.saver import raise_together
 from mads.checkpoint.streamed import Stored, stored_tensors
 from mads.checkpoint.tensors import KEYS, local_shape, logical_shapes, read_piece
@@ -23,8 +23,12 @@ from mads.layout import layout_of
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """state.json and the arrays of a checkpoint whose files have been verified."""
-    state = json.loads((path / "state.json").read_text())
+    """state.json and the arrays of a checkpoint whose files have been verified.
+
+    Raises:
+        CheckpointError: the manifest does not vouch for state.json.
+    """
+    state = json.loads(vouched(path, "state.json").read_text())
     arrays = {f.stem: np.load(f, allow_pickle=False) for f in _listed(path, ".npy")}
     return state, arrays
 
@@ -58,10 +62,24 @@ def weight_index(path: Path) -> dict[str, Stored]:
     return found
 
 
+def vouched(path: Path, name: str) -> Path:
+    """Where a checkpoint's file is.
+
+    Raises:
+        CheckpointError: the manifest, whose hashes are all that was verified, does not name it.
+    """
+    if name not in _names(path):
+        raise CheckpointError(f"{path / 'manifest.json'} does not name {name}, so nothing vouches for it; use another checkpoint")
+    return member(path, name)
+
+
 def _listed(path: Path, ending: str, start: str = "") -> list[Path]:
     """Files that the manifest vouches for; anything else in the folder is not read."""
-    names = json.loads((path / "manifest.json").read_text())["files"]
-    return [path / name for name in sorted(names) if name.startswith(start) and name.endswith(ending)]
+    return [member(path, name) for name in sorted(_names(path)) if name.startswith(start) and name.endswith(ending)]
+
+
+def _names(path: Path) -> list[str]:
+    return list(json.loads((path / "manifest.json").read_text())["files"])
 
 
 def load(path: Path, engine, topology, verified: bool = False) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

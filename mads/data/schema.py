@@ -32,8 +32,11 @@ from typing import Any
 
 import numpy as np
 
+from mads.paths import UnsafeNameError, everything_in, inside, is_plain, refuse_links
+
 SHARD_SHIFT = 40  # 2**40 rows a shard, 2**23 shards
 FORMAT_VERSION = 2
+PARTS = ("train", "heldout")
 
 
 class DataError(ValueError):
@@ -158,6 +161,43 @@ class Manifest:
             h.update(f"{name} {self.files[name]['sha256']}\n".encode())
         return h.hexdigest()
 
+    def _check_names(self, path: Path) -> None:
+        """Every name that becomes part of a path is a plain one, and the files that readers open are those listed.
+
+        Raises:
+            DataError: naming what is not.
+        """
+        try:
+            tokenizer = [self.tokenizer["file"]] if self.tokenizer["file"] else []  # "": ids without a text
+            names = [*self.references, *(a.name for a in self.attributes), *tokenizer]
+            odd = [name for name in names if not is_plain(name)] + [part for part in self.parts if part not in PARTS]
+            odd += [a.revision for a in self.attributes if not isinstance(a.revision, int)]
+            shards = [(part, i) for part, entry in self.parts.items() for i in range(len(entry["shards"]))]
+            needed = [f"{part}/{shard_name(i)}{ending}" for part, i in shards for ending in (".bin", ".idx")]
+            needed += [f"{part}/attributes/{a.folder}/{shard_name(i)}.arrow" for a in self.attributes for part, i in shards]
+            needed += [f"references/{task}.jsonl" for task in self.references] + tokenizer
+            odd += [e for e in self.files.values() if not isinstance(e["bytes"], int) or not isinstance(e["sha256"], str)]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is not a manifest of mads ({error}); prepare the data again") from error
+        if odd:
+            raise DataError(f"{path} holds {odd[0]!r}, which no manifest of mads does; it is not read: prepare the data again")
+        if missing := [name for name in needed if name not in self.files]:
+            raise DataError(f"{path} does not vouch for {missing[0]}, which would be read; prepare the data again")
+
+    @staticmethod
+    def read_to_change(directory: str | os.PathLike) -> Manifest:
+        """`read` for those who then write into the directory, which may come from others: it holds no link at all.
+
+        Raises:
+            DataError: as read; naming a link.
+        """
+        manifest = Manifest.read(directory)
+        try:
+            refuse_links(everything_in(directory), "remove it, or prepare the data again")
+        except UnsafeNameError as error:
+            raise DataError(str(error)) from error
+        return manifest
+
     def write(self, directory: str | os.PathLike) -> None:
         """Write manifest.json atomically; it is the last file of a preparation, so its presence means completeness."""
         target = Path(directory) / "manifest.json"
@@ -171,7 +211,7 @@ class Manifest:
         """Read manifest.json; sizes of the files are always checked, their hashes when `verify` is set.
 
         Raises:
-            DataError: if the manifest or a file it names is missing, of another size, or damaged.
+            DataError: if the manifest or a file it names is missing, of another size, damaged, or not inside of the directory.
         """
         directory = Path(directory)
         path = directory / "manifest.json"
@@ -182,16 +222,21 @@ class Manifest:
             claimed = value.pop("fingerprint")
             value["attributes"] = [AttributeSchema(**a) for a in value["attributes"]]
             manifest = cls(**value)
-        except (ValueError, TypeError, KeyError) as error:
+            damaged = manifest.fingerprint != claimed
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path} is not a manifest of mads ({error}); prepare the data again") from error
         if manifest.format_version != FORMAT_VERSION:
             raise DataError(
                 f"{path} has format {manifest.format_version}, this mads reads {FORMAT_VERSION}; prepare the data again"
             )
-        if manifest.fingerprint != claimed:
+        if damaged:
             raise DataError(f"{path} was edited: its fingerprint does not fit its file hashes; prepare the data again")
+        manifest._check_names(path)
         for name, entry in manifest.files.items():
-            file = directory / name
+            try:
+                file = inside(directory, name)
+            except UnsafeNameError as error:
+                raise DataError(f"{path} names a file that is not read: {error}") from error
             size = file.stat().st_size if file.is_file() else None
             if size != entry["bytes"]:
                 raise DataError(f"{file} should have {entry['bytes']} bytes and has {size}; prepare the data again")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -149,7 +150,7 @@ def _read_config(run: Path) -> DictConfig:
         raise DataError(f"{run} holds no config.yaml, so it is not the folder of a run that has started training")
     try:
         return OmegaConf.load(path)
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 

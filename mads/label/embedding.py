@@ -16,6 +16,7 @@ from mads.data.schema import AttributeSchema, DataError
 from mads.label.pretrained import ModelLabeller
 from mads.label.sampling import choose
 from mads.label.vocabulary import name_clusters
+from mads.paths import UnsafeNameError, inside
 
 
 class EmbeddingTopicLabeller(ModelLabeller):
@@ -120,7 +121,10 @@ def _pools_by_mean(path: str) -> bool:
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise DataError(f"{path} consists of {kinds}; only a Transformer, a Pooling and a Normalize are supported")
-    pooling = json.loads((folder / modules[1]["path"] / "config.json").read_text())
+    try:
+        pooling = json.loads(inside(folder, f"{modules[1]['path']}/config.json").read_text())
+    except UnsafeNameError as error:
+        raise DataError(f"{path}/modules.json: {error}") from error
     modes = [mode for mode, on in pooling.items() if mode.startswith("pooling_mode") and on is True]
     if modes not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
         raise DataError(f"{path} pools by {modes}; only pooling_mode_mean_tokens and pooling_mode_cls_token are supported")

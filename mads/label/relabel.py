@@ -107,7 +107,7 @@ def remove_attributes(directory: str | os.PathLike, names: Sequence[str]) -> Man
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    Manifest.read(directory)  # no lock file in a folder that is not ours
+    Manifest.read_to_change(directory)  # no lock file in a folder that is not ours
     path = directory / _LOCK
     with open(path, "a") as file:
         try:

@@ -18,7 +18,13 @@ FOLDER = "decisions"
 
 
 def decision_path(run_dir: str | os.PathLike, round_: int) -> Path:
-    """Where a round's ids are."""
+    """Where a round's ids are.
+
+    Raises:
+        ValueError: `round_`, which may have been read from a file, is no round.
+    """
+    if isinstance(round_, bool) or not isinstance(round_, int | np.integer) or round_ < 0:
+        raise ValueError(f"{round_!r} is no round of a run; {Path(run_dir) / FOLDER} is left alone")
     return Path(run_dir) / FOLDER / f"round-{round_:05d}.npy"
 
 
@@ -52,8 +58,8 @@ def read_decision(run_dir: str | os.PathLike, round_: int) -> np.ndarray:
 
 
 def keep_decisions(run_dir: str | os.PathLike, rounds: Collection[int]) -> None:
-    """Remove what is in the folder beside the decisions of these rounds."""
+    """Remove the decisions of all other rounds, and unfinished ones; files of other names stay."""
     keep = {decision_path(run_dir, round_) for round_ in rounds}
-    for path in sorted((Path(run_dir) / FOLDER).glob("*")):
+    for path in sorted((Path(run_dir) / FOLDER).glob("round-*.npy*")):
         if path not in keep:
             path.unlink()

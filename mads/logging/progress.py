@@ -34,6 +34,11 @@ def _number(value: float | None, form: str) -> str:
     return "not finite" if value is None else format(value, form)
 
 
+def printable(text: str) -> str:
+    """Labels and domains come from corpora: control characters, which could steer a terminal, are spelt out; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def train_line(line: dict[str, Any], total_steps: int, eta_seconds: float | None) -> str:
     """One line of kind "train" for reading."""
     width = len(str(total_steps))
@@ -96,7 +101,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         if self.enabled:
-            print(text, file=self._stream, flush=True)
+            print(printable(text), file=self._stream, flush=True)
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl; phases are left to the report."""

@@ -19,11 +19,14 @@ def stored_run_id(run_dir: str | os.PathLike, run_id: str | None = None) -> str:
     """The W&B id of a run folder, made and stored at the first call so that a restarted run goes on in the same W&B run.
 
     Raises:
-        ValueError: if `run_id` is given and the folder already belongs to another id.
+        ValueError: if `run_id` is given and the folder already belongs to another id, or the file is damaged.
     """
     path = Path(run_dir) / RUN_ID
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))["run_id"]
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))["run_id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no W&B run id ({error!r}); remove it to start another W&B run") from error
         if run_id not in (None, stored):
             raise ValueError(f"{path} belongs to the W&B run {stored!r}, not {run_id!r}; remove the file to start another one")
         return stored
@@ -41,6 +44,26 @@ def flatten(value: dict[str, Any], prefix: str) -> dict[str, float]:
         elif isinstance(item, (int, float)) and not isinstance(item, bool):
             flat[f"{prefix}/{name}"] = item
     return flat
+
+
+def line_prefix(line: dict[str, Any]) -> str:
+    """First part of the names of a metrics line's numbers."""
+    return f"phase/{line['name']}" if line["kind"] == "phase" else line["kind"]
+
+
+def decision_numbers(record: DecisionRecord) -> dict[str, Any]:
+    """What charts show of a decision: theta, the agents' rewards, every label's weight and share, seconds."""
+    labels = {
+        agent: {row.label: {"weight": row.weight, "chosen_share": row.chosen_share} for row in rows}
+        for agent, rows in record.labels.items()
+    }
+    return {
+        "round": record.round,
+        "theta": record.theta,
+        "agent_rewards": record.agent_rewards,
+        "labels": labels,
+        "seconds": record.seconds,
+    }
 
 
 class WandbSink:
@@ -68,27 +91,14 @@ class WandbSink:
         """Send one line of metrics.jsonl; steps become the x axis of every chart."""
         if self._run is None:
             return
-        kind = line["kind"]
-        prefix = f"phase/{line['name']}" if kind == "phase" else kind
         fields = {k: v for k, v in line.items() if k not in ("kind", "step", "name", "nonfinite")}
-        self._run.log({"step": line.get("step", line.get("steps")), **flatten(fields, prefix)})
+        self._run.log({"step": line.get("step", line.get("steps")), **flatten(fields, line_prefix(line))})
 
     def decision(self, record: DecisionRecord) -> None:
         """Send theta, the agents' rewards and every label's weight and share."""
         if self._run is None:
             return
-        labels = {
-            agent: {r.label: {"weight": r.weight, "chosen_share": r.chosen_share} for r in rows}
-            for agent, rows in record.labels.items()
-        }
-        numbers = {
-            "round": record.round,
-            "theta": record.theta,
-            "agent_rewards": record.agent_rewards,
-            "labels": labels,
-            "seconds": record.seconds,
-        }
-        self._run.log({"step": record.step, **flatten(numbers, "decision")})
+        self._run.log({"step": record.step, **flatten(decision_numbers(record), "decision")})
 
     def finish(self) -> None:
         """Flush and close; further calls are errors of the caller."""

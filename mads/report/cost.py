@@ -14,6 +14,7 @@ from mads.report.training import keys, overhead, tokens
 
 _GAUGES = (
     ("tokens_per_second", "Throughput", "tokens per second", compact),
+    ("mfu", "Utilisation (MFU)", "share of the dense bf16 peak", lambda v: f"{v:.1%}"),
     ("grad_norm", "Gradient norm", "norm before clipping", lambda v: f"{v:.2f}"),
     ("lr", "Learning rate", "rate", lambda v: f"{v:.1e}"),
     ("memory_mib", "Memory", "MiB per process", compact),
@@ -42,7 +43,8 @@ def time_section(runs: list[Run]) -> str:
         charts += figure(
             f"Selection overhead: {overhead(run) or 0.0:.2%} of the wall time",
             bar_chart("selection overhead", words),
-            "Reference pass, probe rewards, update of agents and theta, scoring of the pool, exchange, decision.",
+            "Reference pass, probe rewards, update of agents and theta, scoring of the pool, exchange, decision. "
+            "The whole holds what lies between them too.",
         )
     else:
         charts += paragraph("No time was spent on selection phases.", "note")
@@ -60,7 +62,7 @@ def _overheads(runs: list[Run]) -> str:
                 "–" if overhead(run) is None else f"{overhead(run):.2%}",
             ]
         )
-    return "<h3>Selection overhead of every run, share of its wall time</h3>" + table(["run", *SELECTION_PHASES, "sum"], rows)
+    return "<h3>Selection overhead of every run, share of its wall time</h3>" + table(["run", *SELECTION_PHASES, "whole"], rows)
 
 
 def gauge_section(runs: list[Run]) -> str:

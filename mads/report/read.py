@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -100,7 +101,7 @@ def read_run(folder: str | Path) -> Run:
         environment = json.loads(_text(folder / ENVIRONMENT) or "null")
         config_text = _text(folder / "config.yaml")
         config = OmegaConf.to_container(OmegaConf.create(config_text)) if config_text else {}
-    except (ValueError, TypeError, KeyError, OmegaConfBaseException) as error:
+    except (ValueError, TypeError, KeyError, OmegaConfBaseException, yaml.YAMLError) as error:
         raise DataError(f"{folder} cannot be read as a run folder: {error}") from error
     if not lines:
         raise DataError(

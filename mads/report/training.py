@@ -39,7 +39,10 @@ def last(points: list[Point]) -> float | None:
 
 
 def overhead(run: Run) -> float | None:
-    """Share of the wall time spent choosing data (all selection phases); None without timings."""
+    """Share of the wall time spent choosing data, rewards and all; None without timings."""
+    whole = [line["selection_seconds"] for line in run.train if "selection_seconds" in line]
+    if whole and run.wall_seconds:
+        return sum(whole) / run.wall_seconds
     phases = run.phase_seconds()
     if not phases or not run.wall_seconds:
         return None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mads.checkpoint.canonical import read_state
 from mads.config.compose import ConfigError
 from mads.data.batch import PackedBatch, sum_by_sample
 from mads.data.schema import sha256_of
@@ -111,7 +112,7 @@ def evaluate(saved: SavedModel, tasks: Sequence[Task], apart: Sequence[str] = ()
     """(what evaluation.json holds, the scores by task)."""
     device = _device()
     model = saved.load().to(device) if tasks else None
-    state = json.loads((saved.checkpoint / "state.json").read_text())
+    state = read_state(saved.checkpoint)[0]
     scores = {}
     for task in tasks:
         scores[task.name] = score_task(

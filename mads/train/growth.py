@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mads.checkpoint.canonical import read_state
 from mads.collectives import assert_equal_on_ranks, broadcast_json
 from mads.console.exchange import raise_together
 from mads.data.pool import Pool
@@ -38,6 +39,11 @@ class PoolEntry:
     tokens: int
     fingerprint: str
     heldout_shards: int
+
+    def __post_init__(self):
+        counts = (self.round, self.shards, self.samples, self.tokens, self.heldout_shards)
+        if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(self.fingerprint, str):
+            raise TypeError("a count is no whole number of 0 or more, or the fingerprint is no text")
 
     @classmethod
     def of(cls, round_: int, pool: Pool, heldout_shards: int) -> PoolEntry:
@@ -119,7 +125,7 @@ def open_history(run_dir: str | os.PathLike, topology: Topology, fresh: bool, tr
 
 def _inherited(run_dir: str | os.PathLike, trunk: Path) -> PoolHistory:
     """The history of the trunk's run up to the checkpoint, written to the branch's folder."""
-    known = json.loads((trunk / "state.json").read_text())["loader"]["shards"]
+    known = read_state(trunk)[0]["loader"]["shards"]
     history = PoolHistory(run_dir, [])
     history.path.parent.mkdir(parents=True, exist_ok=True)
     for entry in PoolHistory.read(trunk.parent.parent).entries:

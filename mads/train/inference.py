@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mads.checkpoint.canonical import read_weights
-from mads.checkpoint.manifest import find_latest
+from mads.checkpoint.finding import find_latest
 from mads.data.schema import DataError, Manifest
 from mads.data.tokenizer import Tokenizer
 from mads.model.decoder import Decoder
@@ -42,7 +44,10 @@ class SavedModel:
         path = where if single else find_latest(where / "checkpoints")
         if path is None or not (run / "config.yaml").is_file():
             raise DataError(f"{where} is no folder of a run: it has no checkpoint or no config.yaml")
-        config = OmegaConf.load(run / "config.yaml")
+        try:
+            config = OmegaConf.load(run / "config.yaml")
+        except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{run / 'config.yaml'} cannot be read: {error}") from error
         data = Path(config.data.dir if data_dir is None else data_dir)
         record = Manifest.read(data).tokenizer
         tokenizer = Tokenizer.open(data / record["file"], record["kind"])

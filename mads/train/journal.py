@@ -12,13 +12,18 @@ import torch
 from omegaconf import DictConfig
 
 from mads.config.compose import ConfigError, to_dict, to_yaml
+from mads.config.validate import precision_of
 from mads.console.exchange import raise_together
 from mads.logging.decisions import write_decision
 from mads.logging.environment import environment, write_environment
 from mads.logging.metrics import MetricsWriter, write_atomically
 from mads.logging.progress import Progress
+from mads.logging.tensorboard import TensorboardSink
+from mads.logging.throughput import peak_flops, utilisation
 from mads.logging.wandb import WandbSink
+from mads.model.shape import flops_per_token
 from mads.topology import Topology
+from mads.train.pulse import Pulse
 
 
 def peak_memory_mib(device: str) -> float:
@@ -32,19 +37,28 @@ def peak_memory_mib(device: str) -> float:
 class Journal:
     """Opened in two steps, because whether the files are continued is known only after the checkpoint was looked at."""
 
-    def __init__(self, config: DictConfig, topology: Topology):
-        self._config, self._topology = config, topology
+    def __init__(self, config: DictConfig, topology: Topology, pulse: Pulse | None = None):
+        self._config, self._topology, self._pulse = config, topology, pulse or Pulse()
         self._writes = topology.rank == 0
         self._progress = Progress(config.train.steps, enabled=self._writes and config.logging.console)
         self._metrics: MetricsWriter | None = None
-        self._wandb: WandbSink | None = None
+        self._sinks: tuple[WandbSink | TensorboardSink, ...] = ()
         self._seconds: dict[str, float] = {}
         self._started = self._last_line = time.perf_counter()
         self._last_step = self._last_tokens = 0
         self._device = "cpu"
+        self._choosing = 0.0
+        self._peak: float | None = None
+        self._token_flops = flops_per_token(config.model, config.data.seq_length)
 
     def message(self, text: str) -> None:
+        self._pulse.beat()
         self._progress.message(text)
+
+    def warn(self, text: str) -> None:
+        """What must not be missed: on rank 0's stderr, with progress lines or without."""
+        if self._writes:
+            print(f"mads train: {text}", file=sys.stderr, flush=True)
 
     def open(self, resume_step: int | None, tokens: int, parts) -> None:
         """Collective: start or continue the run folder's files.
@@ -71,7 +85,14 @@ class Journal:
         self._metrics = MetricsWriter(run_dir, resume_step)
         if resume_step is not None:  # the folder may have lost it, the checkpoint has not
             write_decision(run_dir, parts.console.round - 1, parts.console.pending)
-        self._wandb = WandbSink(self._config.logging.wandb, self._config.logging.project, run_dir, to_dict(self._config))
+        logging = self._config.logging
+        self._sinks = (
+            WandbSink(logging.wandb, logging.project, run_dir, to_dict(self._config)),
+            TensorboardSink(logging.tensorboard, run_dir, resume_step),
+        )
+        if self._device.startswith("cuda"):
+            precision = precision_of(self._config, has_gpu=True)
+            self._peak = peak_flops(torch.cuda.get_device_name(parts.engine.device), precision)
         self._progress = Progress(self._config.train.steps, resume_step or 0, self._config.logging.console)
         shape, count = self._config.model, sum(s.numel() for s in parts.engine.logical_shapes.values())
         self.message(
@@ -84,17 +105,27 @@ class Journal:
 
     @contextmanager
     def phase(self, name: str):
-        """Add the block's wall seconds to a phase; written with the next train line."""
+        """Add the block's wall seconds to a phase; written with the next train line, and a span of its own in a profile."""
         start = time.perf_counter()
-        yield
+        with torch.profiler.record_function(f"mads.{name}"), self._pulse.during(name):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def selecting(self):
+        """Count the block's wall seconds, rewards and all, as the selection's in the next train line."""
+        start = time.perf_counter()
+        with torch.profiler.record_function("mads.selection"):
+            yield
+        self._choosing += time.perf_counter() - start
 
     def _write(self, kind: str, **fields) -> None:
         if self._metrics is None:
             return
         line = self._metrics.write(kind, **fields)
         self._progress.metrics(line)
-        self._wandb.log(line)
+        for sink in self._sinks:
+            sink.log(line)
 
     def _flush_phases(self, step: int) -> None:
         for name, seconds in self._seconds.items():
@@ -117,9 +148,12 @@ class Journal:
             seconds=seconds,
             tokens_per_second=(tokens - self._last_tokens) / seconds,
             step_seconds=busy / steps,
+            selection_seconds=self._choosing,
+            **utilisation(self._token_flops, tokens - self._last_tokens, busy, self._topology.world_size, self._peak),
             round=round_,
             memory_mib=peak_memory_mib(self._device),
         )
+        self._choosing = 0.0
         self._flush_phases(step)
         self._last_line, self._last_step, self._last_tokens = now, step, tokens
 
@@ -129,7 +163,8 @@ class Journal:
             return
         self._metrics.decision(record, ids)
         self._progress.decision(record)
-        self._wandb.decision(record)
+        for sink in self._sinks:
+            sink.decision(record)
         for name, seconds in record.seconds.items():
             self._write("phase", name=name, step=record.step, seconds=seconds)
 
@@ -157,4 +192,5 @@ class Journal:
                 peak_memory_mib=peak_memory_mib(self._device),
             )
         self._metrics.close()
-        self._wandb.finish()
+        for sink in self._sinks:
+            sink.finish()

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from mads import collectives
 from mads.checkpoint import canonical
-from mads.checkpoint.manifest import find_latest
+from mads.checkpoint.finding import search, set_aside
+from mads.checkpoint.manifest import Keep
 from mads.checkpoint.saver import Saver
 from mads.config.compose import differences, trajectory
 from mads.config.rounds import round_steps
@@ -19,6 +20,7 @@ from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
 from mads.data.pool import Pool
 from mads.data.schema import DataError
+from mads.logging.metrics import refuse_run_links
 from mads.model.shape import flops_per_token
 from mads.noise import hash64
 from mads.reward.build import mix_tokens
@@ -29,6 +31,8 @@ from mads.train.initial import initial_weights, load_initial
 from mads.train.invariants import ReplicaGuard
 from mads.train.journal import Journal
 from mads.train.ledgers import save_ledger
+from mads.train.profile import StepProfiler
+from mads.train.pulse import Pulse
 from mads.train.schedule import learning_rate
 from mads.train.setup import build_parts
 from mads.train.signals import Notice, Preemption
@@ -47,9 +51,17 @@ class Trainer:
         topology: the grid of ranks.
         device: where this rank computes.
         notice: of signals to this process; None: it takes none.
+        pulse: what a watchdog looks at; None: nobody does.
     """
 
-    def __init__(self, config: DictConfig, topology: Topology, device: torch.device, notice: Notice | None = None):
+    def __init__(
+        self,
+        config: DictConfig,
+        topology: Topology,
+        device: torch.device,
+        notice: Notice | None = None,
+        pulse: Pulse | None = None,
+    ):
         self.config, self.topology, self.device = config, topology, device
         self.root = Path(config.run_dir)
         self.step = 0
@@ -58,16 +70,17 @@ class Trainer:
         self.saved_step = 0
         self.notice = notice
         self.preemption = Preemption(notice, partial(collectives.start_sum, group=topology.group("control")))
-        self.journal = Journal(config, topology)
+        self.pulse = pulse or Pulse()
+        self.journal = Journal(config, topology, self.pulse)
         self.saver = Saver(
             self.root / "checkpoints",
             topology,
-            config.checkpoint.keep_last,
+            Keep(config.checkpoint.keep_last, tuple(config.checkpoint.keep_steps), config.checkpoint.keep_every),
             config.checkpoint.max_file_bytes,
             config.checkpoint.asynchronous,
             config.parallel.control_timeout_s / 2,  # sooner than the ranks that wait for rank 0 give up
             self.journal.message,
-            tuple(config.checkpoint.keep_steps),
+            self.pulse.beat,
         )
         checkpoint = self._find_checkpoint()  # before the model is built: other settings are told at once
         trunk = None
@@ -77,11 +90,12 @@ class Trainer:
         if checkpoint is None and config.train.init_from is not None:
             initial = initial_weights(config, topology, self.journal.message)
         self.history = open_history(self.root, topology, fresh=checkpoint is None, trunk=trunk)
-        self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
+        self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint), self.pulse)
         resumed = self._resume(checkpoint) if checkpoint else None
         if initial is not None:
             load_initial(initial, self.parts.engine, topology)
             self.journal.message(f"start weights: {config.train.init_from}")
+        self.profiler = StepProfiler(config.logging.profile, self.root, topology.rank, device, self.journal.message)
         self.guard = ReplicaGuard(self.parts.engine, config.train.invariant_interval)
         if self.finished:
             self.journal.message(
@@ -106,13 +120,16 @@ class Trainer:
             if self.step == 0 and not self.preemption.agreed():
                 self._evaluate()
             while self.step < until and not self.preemption.stopping:
+                self.profiler.before(self.step + 1)
                 if self._selection_due():
                     if self.preemption.agreed():  # a reward pass may take longer than the grace of a cluster
                         break
-                    self._select()
+                    with self.journal.selecting(), self.pulse.during("selection"):
+                        self._select()
                 self.preemption.ask()
                 self._train_one_step()
                 self._after_step(last=self.preemption.answer() or self.step == until)
+                self.profiler.after(self.step)
             if self.preempted and self.saved_step != self.step:
                 self._save()
             with self.journal.phase("checkpoint"):
@@ -121,6 +138,7 @@ class Trainer:
             self.saver.leave()
             raise
         self._tell_saves()
+        self.profiler.close(self.step)
         self.parts.loader.close()
         self.journal.close(self.step, self.tokens, self.step >= end)
 
@@ -139,6 +157,7 @@ class Trainer:
         parts.ledger.consume(batch.sample_positions)
         self.batch = batch
         self.step += 1
+        self.pulse.stepped(self.step)
         self.tokens += batch.tokens
         if self.step % config.train.log_interval == 0 or self.step in (1, config.train.steps):
             self.journal.train(self.step, self.tokens, result, rate, parts.console.round - 1)
@@ -170,7 +189,8 @@ class Trainer:
             probes = parts.console.draw_probes()
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
             samples = parts.pool.tokens(probes.positions)
-            rewards = parts.rewarder(probes, samples, parts.console.round, rate, self._current_mix())
+            with self.pulse.during("rewards"):
+                rewards = parts.rewarder(probes, samples, parts.console.round, rate, self._current_mix())
             share = rewards.direction["flops"] / self._interval_flops()
             rewards.direction["share of the interval"] = share
             self.journal.message(f"round {parts.console.round}: rewards cost {share:.2%} of the training of an interval")
@@ -236,22 +256,27 @@ class Trainer:
             self.journal.checkpoint(saved)
 
     def _find_checkpoint(self) -> Path | None:
-        """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Collective.
+        """The newest whole checkpoint in the run folder, verified by rank 0, which sets damaged ones before it aside; None for a
+        fresh run. Nothing was written there before. Collective.
 
         Raises:
-            DataError: on every rank, if it is damaged.
+            DataError: on every rank, if there are checkpoints and all are damaged, or the folder holds a link that a run would
+                write through.
             ResumeError: on every rank, if it is of a run with other settings.
         """
-        found, changed, error = None, [], None
+        name, changed, error = None, [], None
         if self.topology.rank == 0:
             try:
-                path = find_latest(self.root / "checkpoints")
-                if path is not None:
-                    found = path.name
-                    changed = differences(trajectory(self.config), canonical.read_state(path)[0]["trajectory"])
+                refuse_run_links(self.root)
+                found = search(self.root / "checkpoints")
+                if found.path is not None:
+                    name = found.path.name
+                    changed = differences(trajectory(self.config), canonical.read_state(found.path)[0]["trajectory"])
+                    if not changed and (told := set_aside(self.root / "checkpoints", found)):
+                        self.journal.warn(told)
             except Exception as caught:  # told to the other ranks, then raised
                 error = f"{caught}"
-        found, changed, error = collectives.broadcast_json([found, changed, error], self.topology.group("control"))
+        name, changed, error = collectives.broadcast_json([name, changed, error], self.topology.group("control"))
         if error:
             raise DataError(error)
         if changed:
@@ -260,7 +285,7 @@ class Trainer:
                 + "\n  ".join(changed)
                 + "\nstart with the same settings to continue it, or choose another run_dir"
             )
-        return self.root / "checkpoints" / found if found else None
+        return self.root / "checkpoints" / name if name else None
 
     def _known_shards(self, checkpoint: Path | None) -> tuple[int | None, int | None]:
         """How many shards of the training and of the held-out part the run knew at the checkpoint; of a fresh run all are new."""
@@ -278,8 +303,9 @@ class Trainer:
         canonical.load(path, parts.engine, self.topology, verified=True)
         parts.console.load_state(state["console"], arrays["pending_ids"])
         own = own_slice(parts.pool, self.topology)
-        parts.ledger = Ledger.load(path / "ledger.bin", len(parts.pool), *own, verified=True)
+        parts.ledger = Ledger.load(canonical.vouched(path, "ledger.bin"), len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
+        self.pulse.at(self.step)
         self.saved_step = self.step if path.parent.parent == self.root else 0
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
         verb = "resuming" if path.parent.parent == self.root else "branching from"

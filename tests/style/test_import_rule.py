@@ -7,6 +7,7 @@ from source_tree import below, not_allowed, reaches, read_all, read_module, room
 ROOMS = {
     "mads": (),
     "mads.noise": (),
+    "mads.paths": (),
     "mads.topology": (),
     "mads.collectives": (),
     "mads.layout": (),
@@ -16,18 +17,18 @@ ROOMS = {
     "mads.config": (),
     "mads.tensor": ("mads.collectives", "mads.layout"),
     "mads.model": ("mads.collectives", "mads.kernels", "mads.tensor", "mads.topology"),
-    "mads.data": ("mads.noise", "mads.label.base", "mads.hygiene"),
+    "mads.data": ("mads.noise", "mads.paths", "mads.label.base", "mads.hygiene"),
     "mads.hygiene": (
         "mads.data.cutting",
         "mads.data.schema",
     ),
-    "mads.label": ("mads.noise", "mads.data"),
+    "mads.label": ("mads.noise", "mads.paths", "mads.data"),
     "mads.agents": (),
     "mads.console": ("mads.noise", "mads.topology", "mads.collectives", "mads.agents", "mads.reward.probes"),
     "mads.reward": ("mads.noise", "mads.data", "mads.eval.losses", "mads.train.interface"),
     "mads.reward.probes": ("mads.noise", "mads.agents"),
     "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.train.interface"),
-    "mads.checkpoint": ("mads.collectives", "mads.data.schema", "mads.layout"),
+    "mads.checkpoint": ("mads.collectives", "mads.data.schema", "mads.layout", "mads.paths"),
     # The model's names elsewhere; what a saved run is, it asks mads.train.inference, which knows no DeepSpeed.
     "mads.export": (
         "mads",
@@ -38,8 +39,9 @@ ROOMS = {
         "mads.model.shape",
         "mads.train.inference",
     ),
-    "mads.logging": ("mads.console.record",),
+    "mads.logging": ("mads.console.record", "mads.paths"),
     "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
+    "mads.watch": ("mads.console.record", "mads.data.schema", "mads.logging"),
     "mads.train.interface": ("mads.data.batch",),
     "mads.train": (
         "mads.agents",
@@ -61,7 +63,17 @@ ROOMS = {
         "mads.topology",
     ),
     # Knows shapes, layouts and rules, to count what a run would need; never the training code, which imports DeepSpeed.
-    "mads.doctor": ("mads.config", "mads.data.schema", "mads.layout", "mads.model", "mads.tensor.init", "mads.topology"),
+    "mads.doctor": (
+        "mads.collectives",
+        "mads.config",
+        "mads.data.schema",
+        "mads.launch",
+        "mads.layout",
+        "mads.logging",
+        "mads.model",
+        "mads.tensor.init",
+        "mads.topology",
+    ),
     # Opens a run's parts as training does, but builds no model and needs no DeepSpeed.
     "mads.explain": (
         "mads.agents",
@@ -95,6 +107,7 @@ ROOMS = {
         "mads.report",
         "mads.train.evaluation",
         "mads.train.worker",
+        "mads.watch",
     ),
 }
 # Library -> the only modules that may import it.
@@ -108,6 +121,8 @@ LIBRARIES = {
         "mads.train.reward_model",
     ),
     "hydra": ("mads.config",),
+    "rich": ("mads.watch",),
+    "tensorboardX": ("mads.logging.tensorboard",),
     "wandb": ("mads.logging.wandb",),
     "sentencepiece": ("mads.data.tokenizer", "mads.export.tokenizer_json"),
     "safetensors": ("mads.checkpoint",),

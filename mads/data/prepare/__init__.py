@@ -66,7 +66,7 @@ def prepare(
     }
     identity = json.loads(json.dumps(identity))  # as it will be read back: no tuples, keys are strings
     if append:
-        before = Manifest.read(directory)
+        before = Manifest.read_to_change(directory)
         job = Job(directory, source, labellers, references, settings, identity, before)
         if appended_already(job, progress):
             return before

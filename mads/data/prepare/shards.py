@@ -14,13 +14,13 @@ from mads.data.attributes import write_column
 from mads.data.documents import Document, Rejects
 from mads.data.indexed import IndexedWriter, token_dtype
 from mads.data.megatron import WindowWriter, document_tokens
-from mads.data.parts import PARTS, window_lengths
+from mads.data.parts import window_lengths
 from mads.data.pool import attribute_path, key_path, shard_prefix
 from mads.data.prepare.board import Tally
 from mads.data.prepare.fit import Fitted, load_fitted, read_again
 from mads.data.prepare.job import Job
 from mads.data.prepare.plan import HELDOUT, REMOVED, Plan
-from mads.data.schema import DataError, sha256_of
+from mads.data.schema import PARTS, DataError, sha256_of
 from mads.data.split import text_keys
 
 _BATCH_BYTES = 4_000_000  # text that is tokenised and labelled at a time

@@ -15,8 +15,9 @@ def test_the_named_class_is_built_with_its_keys_and_extra_arguments():
 
 
 def test_entries_are_built_in_the_order_of_the_configuration():
-    nodes = {name: {"_target_": "builtins.dict", "of": name} for name in ("zeta", "alpha", "mid")}
-    assert list(build_all(nodes, "things").items()) == [(n, {"of": n}) for n in ("zeta", "alpha", "mid")]
+    nodes = {name: {"_target_": AGENT, "attribute": f"of {name}"} for name in ("zeta", "alpha", "mid")}
+    built = build_all(nodes, "agents.members")
+    assert [(n, agent.attribute) for n, agent in built.items()] == [(n, f"of {n}") for n in ("zeta", "alpha", "mid")]
 
 
 @pytest.mark.parametrize(

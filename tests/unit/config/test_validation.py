@@ -34,6 +34,8 @@ WHERE = {
     **{f"reward.{key}": ["reward=group"] for key in ("control", "mix_rows")},
     "selection.first_interval": ["selection.first_interval=3"],
     "train.stop_at": ["train.stop_at=3"],
+    "logging.profile.start": ["logging.profile={start: 2, steps: 3}"],
+    "logging.profile.steps": ["logging.profile={start: 2, steps: 3}"],
     "schedule.min_ratio": ["schedule=wsd"],
     "schedule.decay_fraction": ["schedule=wsd"],
 }

@@ -83,3 +83,9 @@ def test_a_decision_shows_theta_bars_and_ranked_labels():
 
 def test_disabled_is_silent():
     assert shown(lambda p: (p.metrics(LINE), p.message("x")), enabled=False) == ""
+
+
+def test_text_of_a_corpus_does_not_steer_the_terminal():
+    stream = io.StringIO()
+    Progress(10, stream=stream).message("a\x1b[2J\x07\u202e\nb \u00e9\u6f22")
+    assert stream.getvalue() == "a\\x1b[2J\\x07\\u202e\nb \u00e9\u6f22\n"

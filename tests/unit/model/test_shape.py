@@ -51,6 +51,18 @@ def test_n2_flops_per_token_within_two_percent_of_the_counter(changes):
     assert abs(counter.get_total_flops() / (flops_per_token(config, 48) * 96) - 1) < 0.02
 
 
+@pytest.mark.parametrize("seq_length", [128, 2048])
+@pytest.mark.parametrize("name", COUNTS)
+def test_n2_flops_of_every_model_config_are_the_counters(name, seq_length):
+    """Whole models, all layers, on the meta device. The counter sees attention as plain products (SDPBackend.MATH), so it counts
+    the whole [S, S] square and no recomputation: the convention of flops_per_token."""
+    config = _config(name)
+    model, ids = Decoder(config, device="meta"), torch.zeros(2, seq_length, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(ids, ids, ids, ids).sum().backward()
+    assert abs(counter.get_total_flops() / (flops_per_token(config, seq_length) * ids.numel()) - 1) < 0.02
+
+
 @pytest.mark.parametrize(
     "changes, t, words",
     [

@@ -72,6 +72,27 @@ def test_phases_add_up_and_are_written_once_with_the_train_line(opened, tmp_path
     assert phases == [("train", 4, 5.0), ("loader", 4, 0.5), ("evaluation", 4, 1.5), ("train", 6, 4.0)]
 
 
+def test_selection_and_speed_are_in_the_train_line(opened, tmp_path, monkeypatch):
+    journal, clock = opened
+    with journal.selecting():
+        clock.now += 3.0
+        journal.decision(record(), np.arange(3))
+    with journal.phase("train"):
+        clock.now += 2.0
+    journal.train(4, 800, RESULT, 1e-3, 0)
+    with journal.phase("train"):
+        clock.now += 4.0
+    monkeypatch.setattr(journal, "_peak", 1e12)
+    journal.train(6, 1600, RESULT, 1e-3, 0)
+    first, second = [line for line in lines(tmp_path) if line["kind"] == "train"]
+    assert (first["selection_seconds"], first["seconds"]) == (3.0, 5.0) and second["selection_seconds"] == 0.0
+    model = journal._config.model
+    matrices = model.num_layers * (32 * (32 + 2 * 16) + 32 * 32 + 3 * 32 * 96) + 400 * 32  # model=nano, by hand
+    each = 6 * (matrices + model.num_layers * 2 * 32 * 32)
+    assert first["tflops"] == pytest.approx(each * 800 / 2.0 / 1e12) and "mfu" not in first  # a CPU has no known peak
+    assert second["mfu"] == pytest.approx(second["tflops"]) == pytest.approx(each * 800 / 4.0 / 1e12)
+
+
 def test_saves_are_written_down_and_failed_ones_said(opened, tmp_path, monkeypatch):
     journal, said = opened[0], []
     monkeypatch.setattr(journal, "message", said.append)
