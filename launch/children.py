@@ -15,7 +15,7 @@ from pathlib import Path
 from mads.launch.processes import GRACE_S, PARENT
 
 # Of a launcher around this one: a child is a job of its own.
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 POLL_S = 0.05
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mads.launch import exits
+from mads.launch.slurm import launched_by_slurm, slurm_variables, task_of_srun
 
 from mads.config.compose import ConfigError
 
@@ -23,43 +24,48 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # end now
 END = signal.SIGHUP  # what ends a worker, in C code too: it has no handler for it
 GRACE_S = 5.0  # what a worker gets between that and SIGKILL
 POLL_S = 0.1
+SPEAK_S = 2.0  # for the other workers' last words, when one is lost
 OWN_PORTS = range(15000, 32768)  # below those that Linux draws from
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a launcher (deepspeed, torchrun, or mads itself) told this process."""
+    """What a launcher (deepspeed, torchrun, srun, or mads itself) told this process."""
 
     rank: int
     local_rank: int
     world_size: int
     local_world_size: int
+    first_host: str = "127.0.0.1"  # where rank 0 is reached
 
 
 def place() -> Place | None:
-    """This process's place in a launched job, or None if nobody launched it.
+    """This process's place in a launched job, or None if nobody launched it. A task of `srun` gets the variables that
+    torch.distributed reads.
 
     Raises:
         ConfigError: if the launcher's variables are incomplete.
     """
+    if launched_by_slurm(os.environ):
+        os.environ.update(slurm_variables(os.environ))
     if "RANK" not in os.environ:
         return None
     missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed or torchrun, "
-            "or unset RANK"
+            f"RANK is set in the environment, but {', '.join(missing)} is not; start with `mads train`, deepspeed, torchrun or "
+            "srun, or unset RANK"
         )
     world = int(os.environ["WORLD_SIZE"])
     rank = int(os.environ["RANK"])
     # The deepspeed launcher sets LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE; a job on one machine needs neither.
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world)))
-    return Place(rank, int(os.environ.get("LOCAL_RANK", rank)), world, local_world)
+    return Place(rank, int(os.environ.get("LOCAL_RANK", rank)), world, local_world, os.environ["MASTER_ADDR"])
 
 
 def launched() -> bool:
     """Whether something other than a user's shell started this process: a launcher, or `mads train` as one of its workers."""
-    return "RANK" in os.environ or PARENT in os.environ
+    return "RANK" in os.environ or PARENT in os.environ or task_of_srun(os.environ)
 
 
 def become_single_process() -> Place:
@@ -86,8 +92,14 @@ def prepare_worker(has_gpu: bool) -> None:
             os._exit(1)
 
 
-def run_workers(workers: int, overrides: Sequence[str]) -> int:
-    """Start `workers` processes of `mads.train` on this machine and wait for all.
+def first_process(where: Place) -> tuple[str, int, bool]:
+    """(address and port of rank 0, whether this process has to open the port): torchrun has opened it itself."""
+    opened = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), where.rank == 0 and not opened
+
+
+def run_workers(workers: int, overrides: Sequence[str], program: Sequence[str] = ("mads.train",)) -> int:
+    """Start `workers` processes of `program` (a module and its first arguments) on this machine and wait for all.
 
     The first worker that fails ends the others, and so do SIGINT and SIGHUP to this process: the workers get SIGHUP, and SIGKILL
     after a few seconds. SIGTERM and SIGUSR1 go on to the workers, which finish their step and save; a second one ends them. The
@@ -112,7 +124,7 @@ def run_workers(workers: int, overrides: Sequence[str]) -> int:
     try:
         for rank in range(workers):
             # In a process group of its own: Ctrl-C in a terminal goes to this process alone, which ends the workers in order.
-            command = [sys.executable, "-u", "-m", "mads.train", *overrides]
+            command = [sys.executable, "-u", "-m", *program, *overrides]
             variables = environment | _place_variables(rank, workers, port)
             processes.append(subprocess.Popen(command, env=variables, process_group=0))
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -132,8 +144,10 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
         failed = sorted((rank for rank, code in enumerate(codes) if code), key=lambda rank: codes[rank] > 0)
         if failed:
             rank, code = failed[0], codes[failed[0]]
+            if code < 0 or code == exits.HUNG:
+                _let_speak(processes)
             ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            if code not in (exits.FAILED, exits.BAD_INPUT, exits.PREEMPTED):  # with these it has said why
+            if code not in (exits.FAILED, exits.BAD_INPUT, exits.PREEMPTED, exits.HUNG):  # with these it has said why
                 print(f"mads train: worker {rank} {ending}; ending the others", file=sys.stderr, flush=True)
             return 128 - code if code < 0 else code
         if all(code == 0 for code in codes):
@@ -152,6 +166,13 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(number)
+        time.sleep(POLL_S)
+
+
+def _let_speak(processes: Sequence[subprocess.Popen]) -> None:
+    """A worker is lost: the watchdogs of the others say at which step, and end them."""
+    deadline = time.monotonic() + SPEAK_S
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(POLL_S)
 
 

@@ -1,4 +1,4 @@
-"""The command `mads`: prepare, label, doctor, train, watch, eval, compare, report, explain."""
+"""The command `mads`: prepare, label, doctor, train, submit, watch, eval, export, compare, report, explain."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ USAGE = """usage: mads COMMAND [ARGUMENTS]
                                        show, add, replace or remove attributes of a prepared directory
   doctor [--nodes N] [--gpus-per-node G] [--gpu-memory-gb M] [--host-memory-gb H] [key=value ...]
                                        what a configuration needs of a cluster: errors, grid, batches, memory; no GPU needed
+  doctor --preflight [--workers N] [key=value ...]
+                                       what a run needs of its machines, tried on every rank: folder, clocks, ports, versions
   train [--workers N] [key=value ...]  pretrain with online data selection; continues the run in run_dir if there is one
+  submit [--dry-run] [key=value ...]   the same as a job of Slurm: writes its script, gives it to sbatch (cluster.nodes=N ...)
   watch RUN [--once] [--interval SECONDS]
                                        a run in the terminal, while it trains or afterwards
-  eval RUN|CHECKPOINT TASK=FILE ... [--apart TASK] [--out FILE] [--limit N] [--examples]
-                                       bits per byte of question plus right answer
+  eval RUN|CHECKPOINT [TASK=FILE ...] [--apart TASK] [--out FILE] [--limit N] [--examples]
+       [--harness TASK ... --include-path DIR [--num-fewshot N] [--batch-size N]]
+                                       bits per byte of question plus right answer; tasks of lm-evaluation-harness
+  export RUN|CHECKPOINT --out DIR [--dtype float32|bfloat16|float16] [--max-shard-gb N] [--data DIR]
+                                       a folder that transformers loads: weights, config, tokenizer
   compare [--jobs N] [--folder F] [--only STRATEGY ...] [--report] compare=NAME|path.yaml [key=value ...]
                                        strategies x seeds at equal tokens: a table with intervals and a page; restartable
   report RUN [--compare RUN ...]       one HTML page from a run folder
@@ -38,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "label": label,
         "doctor": doctor,
         "train": train,
+        "submit": submit,
         "watch": watch,
         "eval": evaluate,
+        "export": export,
         "compare": compare,
         "report": report,
         "explain": explain,
@@ -184,7 +192,8 @@ def label(arguments: list[str]) -> int:
 def doctor(arguments: list[str]) -> int:
     """`mads doctor`: see mads.doctor."""
     from mads.config.compose import compose, to_yaml
-    from mads.doctor.command import examine
+    from mads.doctor.command import examine, preflight_command
+    from mads.launch.processes import strip_launcher_arguments
 
     parser = argparse.ArgumentParser(
         prog="mads doctor", description="Check a configuration for a cluster and estimate its memory; exit code 1: does not fit."
@@ -193,11 +202,16 @@ def doctor(arguments: list[str]) -> int:
     parser.add_argument("--gpus-per-node", type=int, default=1, help="GPUs of each; default: 1")
     parser.add_argument("--gpu-memory-gb", type=float, default=80.0, help="GiB of one GPU; default: 80")
     parser.add_argument("--host-memory-gb", type=float, default=0.0, help="GiB of a machine; default: not checked")
-    known, overrides = _parse(parser, arguments)
+    parser.add_argument("--preflight", action="store_true", help="instead: try these machines; srun mads doctor --preflight ...")
+    parser.add_argument("--workers", type=int, help="of a preflight: processes on this machine; default: one")
+    parser.add_argument("--wait", type=float, default=60.0, help="of a preflight: seconds for each check; default: 60")
+    known, overrides = _parse(parser, strip_launcher_arguments(arguments))
     config = compose(overrides)
     if known.cfg:
         print(to_yaml(config), end="")
         return 0
+    if known.preflight:
+        return preflight_command(config, known.workers, known.wait, overrides)
     text, code = examine(config, known.nodes, known.gpus_per_node, known.gpu_memory_gb, known.host_memory_gb, overrides)
     print(text)
     return code
@@ -233,6 +247,22 @@ def train(arguments: list[str]) -> int:
     return worker.main(overrides) if workers == 1 else run_workers(workers, overrides)
 
 
+def submit(arguments: list[str]) -> int:
+    """`mads submit`: see mads.launch.submit."""
+    from mads.config.cluster import compose_cluster, split_overrides
+    from mads.config.compose import compose, to_yaml
+    from mads.launch.submit import submit as submit_job
+
+    parser = argparse.ArgumentParser(prog="mads submit", description="Submit `mads train` with these keys as a job of Slurm.")
+    parser.add_argument("--dry-run", action="store_true", help="print the script and the commands, write and submit nothing")
+    known, overrides = _parse(parser, arguments)
+    if known.cfg:
+        own, run = split_overrides(overrides)
+        print(to_yaml({"cluster": compose_cluster(own)}) + to_yaml(compose(run)), end="")
+        return 0
+    return submit_job(overrides, known.dry_run)
+
+
 def watch(arguments: list[str]) -> int:
     """`mads watch`: see mads.watch."""
     from mads.watch.command import watch_command
@@ -250,6 +280,13 @@ def evaluate(arguments: list[str]) -> int:
         return eval_command(arguments)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
+
+
+def export(arguments: list[str]) -> int:
+    """`mads export`: see mads.export."""
+    from mads.export.command import export_command
+
+    return export_command(arguments)
 
 
 def compare(arguments: list[str]) -> int:

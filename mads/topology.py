@@ -279,10 +279,25 @@ class MPU:
         return self._t.group("pp")
 
 
-def initialize_process_group(backend: str, timeout_s: float) -> None:
-    """Join the default process group from the variables that launchers set (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+def initialize_process_group(backend: str, timeout_s: float, at: tuple[dist.Store, int, int] | None = None) -> dist.ProcessGroup:
+    """Join the default process group from the variables that launchers set (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    at: (store, rank, number of ranks) instead of the variables.
+    """
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+        place = {} if at is None else {"store": dist.PrefixStore(backend, at[0]), "rank": at[1], "world_size": at[2]}
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **place)
+    return dist.group.WORLD
+
+
+def open_store(address: str, port: int, serve: bool, timeout_s: float) -> dist.Store:
+    """A key-value store that one process serves at this address and the others reach.
+
+    Raises:
+        RuntimeError: the port is taken, or nobody answers.
+    """
+    timeout = datetime.timedelta(seconds=timeout_s)
+    return dist.TCPStore(address, port, None, serve, timeout, wait_for_workers=False)
 
 
 def shut_down() -> None:

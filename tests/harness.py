@@ -112,6 +112,7 @@ def _groups() -> int:
 def _worker(rank: int, world: int, folder: str, pipe: connection.Connection) -> None:
     """Serve calls until the parent says stop or is gone (end of file)."""
     with open(os.path.join(folder, f"stack{rank}"), "w") as stack:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGUSR1))  # a loader may have started the fork server
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
         try:
             _start_worker(rank, world, folder)

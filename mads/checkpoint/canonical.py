@@ -16,6 +16,7 @@ from safetensors import safe_open
 from mads import collectives
 from mads.checkpoint.manifest import CheckpointError, member, verify
 from mads.checkpoint.saver import raise_together
+from mads.checkpoint.streamed import Stored, stored_tensors
 from mads.checkpoint.tensors import KEYS, local_shape, logical_shapes, read_piece
 from mads.checkpoint.writing import attempt
 from mads.layout import layout_of
@@ -44,6 +45,21 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(os.fspath(file), framework="pt") as f:
             weights |= {name: f.get_tensor(name) for name in f.keys()}
     return weights
+
+
+def weight_index(path: Path) -> dict[str, Stored]:
+    """Parameter name -> where its fp32 weight is. The files are not verified here.
+
+    Raises:
+        CheckpointError: a name is in two files.
+    """
+    found: dict[str, Stored] = {}
+    for file in _listed(path, ".safetensors", start="weight-"):
+        for tensor in stored_tensors(file):
+            if tensor.name in found:
+                raise CheckpointError(f"weight/{tensor.name} is in {found[tensor.name].file.name} and in {file.name}")
+            found[tensor.name] = tensor
+    return found
 
 
 def vouched(path: Path, name: str) -> Path:

@@ -324,6 +324,7 @@ class ParallelConfig:
     zero_options: dict[str, Any] = field(default_factory=dict)  # further keys of DeepSpeed's zero_optimization
     timeout_s: float = 1800.0  # of the training collectives
     control_timeout_s: float = 1800.0  # of the console's own gloo group
+    hang_timeout_s: Optional[float] = 600.0  # no rank makes progress for so long: the run ends, naming who hangs; None = off
 
 
 @dataclass
@@ -379,6 +380,7 @@ class TrainConfig:
     precision: str = "auto"  # fp32 | bf16; auto = bf16 on a GPU, fp32 elsewhere
     seed: int = 0
     branch_from: Optional[str] = None  # RUN/checkpoints/step-...: go on from it in a run_dir of its own (docs/evaluation.md)
+    init_from: Optional[str] = None  # folder of a LlamaForCausalLM in safetensors: the start weights (docs/export.md)
     log_interval: int = 10
     eval_interval: int = 50
     eval_samples: int = 32  # held-out samples per domain, and reference examples per task
@@ -386,6 +388,7 @@ class TrainConfig:
     invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
     prefetch: int = 2  # micro-batches read and packed ahead by a thread
     loader_workers: int = 0  # processes that read and pack for that thread; 0 = it does so itself
+    verify_data: bool = False  # rank 0 reads all of data.dir before training and compares hashes; sizes are compared always
     grow_pool: bool = False  # at each decision, take up the shards that `mads prepare --append` has added to data.dir since
 
 
@@ -396,6 +399,7 @@ class CheckpointConfig:
     interval: int = 100  # steps; 0 = only at the end
     asynchronous: bool = True  # files are written while training goes on; False = the step waits for them
     keep_last: int = 2
+    keep_every: int = 0  # those at multiples of it are never removed; a multiple of interval; 0 = none
     keep_steps: list[int] = field(default_factory=list)  # also saved at these steps, and never removed
     max_file_bytes: int = 2_000_000_000
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver, resource_tracker
 
 import numpy as np
 import torch
@@ -54,15 +56,41 @@ def _as_it_is(item):
     return item
 
 
-def _end_with_parent(worker: int) -> None:
-    """DataLoader's own watchdog waits for another parent process. Here the parent is the fork server, which lives as long as the
-    workers hold its pipe: after a kill of the training process all of them would stay for ever."""
+# Slurm sends them to every process of a step, and the run is to finish its step first (docs/faults.md).
+NOT_FOR_WORKERS = (signal.SIGTERM, signal.SIGUSR1)
 
-    def wait():
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+
+def _start_fork_server() -> None:
+    """With these signals blocked, for good: what it and its workers inherit."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_WORKERS)
+    try:
+        resource_tracker.ensure_running()  # which unblocks SIGTERM in this process
+        signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_WORKERS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this worker when the training process asks for it, or is gone.
+
+    DataLoader's own watchdog waits for another parent process. Here the parent is the fork server, which lives as long as the
+    workers hold its pipe: after a kill of the training process all of them would stay for ever.
+    """
+    parent = multiprocessing.parent_process()
+    signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_WORKERS)
+
+    def wait_for_end():
+        multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    def wait_for_signal():
+        while signal.sigwaitinfo(NOT_FOR_WORKERS).si_pid != parent.pid:  # another's is for the training process
+            pass
+        os._exit(1)
+
+    for wait in (wait_for_end, wait_for_signal):
+        threading.Thread(target=wait, daemon=True).start()
 
 
 class WorkerBatches:
@@ -76,6 +104,7 @@ class WorkerBatches:
     def __init__(self, shards: TokenShards, seq_length: int, workers: int):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)  # torch is imported once, not by every worker
+        _start_fork_server()
         self._queue = _Queue()
         self._loader = DataLoader(
             _Batches(shards, seq_length),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
 
 from mads.config.compose import ConfigError
@@ -11,6 +12,10 @@ from mads.config.validate import validate
 from mads.data.schema import DataError, Manifest
 from mads.doctor.estimate import GIB, Cluster
 from mads.doctor.report import findings
+from mads.launch.processes import become_single_process, first_process, place, prepare_worker, run_workers
+from mads.model.shape import parameter_count
+
+STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and both moments
 
 
 def examine(
@@ -33,10 +38,7 @@ def examine(
         wrong.append(f"--host-memory-gb={host_memory_gb} must not be negative")
     if wrong:
         raise ConfigError("\n".join(wrong))
-    errors = []
-    if OmegaConf.is_missing(config.data, "dir"):  # a layout can be examined before there is data
-        config = config.copy()
-        config.data.dir = ""
+    errors, config = [], _without_data(config)
     try:
         validate(config, nodes * gpus_per_node, has_gpu=True, overrides=overrides)
     except ConfigError as error:
@@ -47,6 +49,43 @@ def examine(
     cluster = Cluster(nodes, gpus_per_node, int(gpu_memory_gb * GIB), int(host_memory_gb * GIB))
     lines, fits = findings(config, cluster)
     return "\n".join([*data, *lines]), 0 if fits else 1
+
+
+def preflight_command(config, workers: int | None, wait_s: float, overrides: list[str]) -> int:
+    """Try the machines of this job, as a process that a launcher has started, or with `workers` processes on this machine.
+
+    Raises:
+        ConfigError: what cannot run on any machine.
+    """
+    from mads.doctor.preflight import Start, preflight  # torch.distributed takes seconds, and only this needs it
+
+    where = place()
+    if where is not None and workers is not None:
+        raise ConfigError(f"--workers is not for a launched job: the launcher has started {where.world_size} processes")
+    if workers is not None and workers < 1 or wait_s <= 0:
+        raise ConfigError(f"--workers={workers} must be at least 1, and --wait={wait_s:g} more than 0")
+    config = _without_data(config)
+    validate(config, where.world_size if where else workers or 1, torch.cuda.is_available(), overrides)
+    if where is None and (workers or 1) > 1:
+        return run_workers(workers, [*overrides, "--preflight", f"--wait={wait_s}"], ["mads.cli", "doctor"])
+    prepare_worker(torch.cuda.is_available())
+    where = where or become_single_process()
+    return preflight(
+        config.run_dir,
+        config.data.dir,
+        parameter_count(config.model) * STATE_BYTES,
+        Start(where.rank, where.local_rank, where.world_size, *first_process(where)),
+        wait_s,
+        lambda line: print(line, flush=True),
+    )
+
+
+def _without_data(config):
+    """A layout, or a machine, can be examined before there is data."""
+    if OmegaConf.is_missing(config.data, "dir"):
+        config = config.copy()
+        config.data.dir = ""
+    return config
 
 
 def _data(config) -> tuple[list[str], list[str]]:

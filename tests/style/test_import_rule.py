@@ -29,6 +29,16 @@ ROOMS = {
     "mads.reward.probes": ("mads.noise", "mads.agents"),
     "mads.eval": ("mads.noise", "mads.collectives", "mads.data", "mads.train.interface"),
     "mads.checkpoint": ("mads.collectives", "mads.data.schema", "mads.layout", "mads.paths"),
+    # The model's names elsewhere; what a saved run is, it asks mads.train.inference, which knows no DeepSpeed.
+    "mads.export": (
+        "mads",
+        "mads.checkpoint",
+        "mads.config.compose",
+        "mads.data",
+        "mads.logging.environment",
+        "mads.model.shape",
+        "mads.train.inference",
+    ),
     "mads.logging": ("mads.console.record", "mads.paths"),
     "mads.report": ("mads.console.record", "mads.data.schema", "mads.label.summary", "mads.logging"),
     "mads.watch": ("mads.console.record", "mads.data.schema", "mads.logging"),
@@ -41,6 +51,7 @@ ROOMS = {
         "mads.console",
         "mads.data",
         "mads.eval",
+        "mads.export",
         "mads.label",
         "mads.launch",
         "mads.layout",
@@ -52,7 +63,17 @@ ROOMS = {
         "mads.topology",
     ),
     # Knows shapes, layouts and rules, to count what a run would need; never the training code, which imports DeepSpeed.
-    "mads.doctor": ("mads.config", "mads.data.schema", "mads.layout", "mads.model", "mads.tensor.init", "mads.topology"),
+    "mads.doctor": (
+        "mads.collectives",
+        "mads.config",
+        "mads.data.schema",
+        "mads.launch",
+        "mads.layout",
+        "mads.logging",
+        "mads.model",
+        "mads.tensor.init",
+        "mads.topology",
+    ),
     # Opens a run's parts as training does, but builds no model and needs no DeepSpeed.
     "mads.explain": (
         "mads.agents",
@@ -80,6 +101,7 @@ ROOMS = {
         "mads.data",
         "mads.doctor",
         "mads.explain",
+        "mads.export",
         "mads.label",
         "mads.launch",
         "mads.report",
@@ -102,8 +124,9 @@ LIBRARIES = {
     "rich": ("mads.watch",),
     "tensorboardX": ("mads.logging.tensorboard",),
     "wandb": ("mads.logging.wandb",),
-    "sentencepiece": ("mads.data.tokenizer",),
+    "sentencepiece": ("mads.data.tokenizer", "mads.export.tokenizer_json"),
     "safetensors": ("mads.checkpoint",),
+    "lm_eval": ("mads.train.harness",),
 }
 BLIND = (
     "config",

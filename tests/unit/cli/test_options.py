@@ -6,13 +6,13 @@ import yaml
 from mads.cli import main
 
 
-@pytest.mark.parametrize("command", ["prepare", "label", "doctor", "train", "compare", "report"])
+@pytest.mark.parametrize("command", ["prepare", "label", "doctor", "train", "compare", "export", "report"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     said = capsys.readouterr().out
     assert ended.value.code == 0 and said.startswith(f"usage: mads {command}")
-    assert command == "report" or "[key=value ...]" in said
+    assert command in ("export", "report") or "[key=value ...]" in said
 
 
 @pytest.mark.parametrize("command", ["prepare", "label", "doctor", "train"])

@@ -18,7 +18,8 @@ from mads.config.store import register
 from mads.config.validate import validate
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
-GROUPS = [path for path in CONF.rglob("*.yaml") if path.parent != CONF and path.parent.name != "compare"]  # no part of a run
+APART = ("compare", "cluster")  # no part of a run
+GROUPS = [path for path in CONF.rglob("*.yaml") if path.parent != CONF and path.parent.name not in APART]
 CHOICES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in GROUPS)
 OPEN = tuple(
     c for c in CHOICES if c.startswith("data/attributes/")

@@ -28,7 +28,10 @@ if __name__ == "__main__":
     loader.begin_round(0, pool.ids[:])
     loader.next()
     print(*(p.pid for p in __import__("multiprocessing").active_children()), flush=True)
-    sys.stdin.read()
+    if sys.stdin.readline():
+        loader.begin_round(1, pool.ids[:])  # asks every worker anew
+        print(loader.next().tokens, flush=True)
+        loader.close()
 """
 
 
@@ -107,11 +110,15 @@ def test_an_error_in_a_worker_surfaces_as_what_it_was_and_can_be_retried(tmp_pat
     assert not worker_pids()
 
 
+def endless(data, folder):
+    """A process with two workers, who waits for its input."""
+    (folder / "endless.py").write_text(ENDLESS)
+    command = [sys.executable, str(folder / "endless.py"), str(Path(data[0].readers[0].bin_path).parents[1])]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_workers_end_when_the_training_process_is_killed(data, tmp_path):
-    (tmp_path / "endless.py").write_text(ENDLESS)
-    folder = Path(data[0].readers[0].bin_path).parents[1]
-    command = [sys.executable, str(tmp_path / "endless.py"), str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with endless(data, tmp_path) as process:
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert len(pids) == 2 and all(alive(pid) for pid in pids)
         process.kill()
@@ -126,3 +133,40 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def processes_below(pid):
+    """Process ids of all descendants."""
+    children = [int(p) for thread in Path(f"/proc/{pid}/task").glob("*/children") for p in thread.read_text().split()]
+    return children + [below for child in children for below in processes_below(child)]
+
+
+def test_signals_of_a_cluster_to_every_process_leave_the_workers_at_work(data, tmp_path):
+    """Slurm sends the warning before a time limit to the loader's processes too: fork server, resource tracker, workers."""
+    process = endless(data, tmp_path)
+    try:
+        workers = {int(pid) for pid in process.stdout.readline().split()}
+        below = processes_below(process.pid)
+        assert workers < set(below) and len(below) == 4
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            for pid in below:
+                os.kill(pid, number)
+        time.sleep(0.5)
+        assert sorted(processes_below(process.pid)) == sorted(below)
+        said, _ = process.communicate("go on\n", timeout=60)
+        assert int(said) > 0 and process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_training_process_itself_can_end_a_worker(data):
+    pool, ids = data
+    loader = Loader(pool, SEQ, GLOBAL, 2, 0, 1, 2, 1)
+    loader.begin_round(0, ids)
+    loader.next()
+    (worker,) = [p for p in multiprocessing.active_children() if p.pid in worker_pids()]
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 1
+    loader.close()
