@@ -1,5 +1,6 @@
 """Run folders with one checkpoint of a model with large random weights, for tests of export, import and the harness."""
 
+import dataclasses
 import json
 
 import torch
@@ -60,11 +61,11 @@ def write_plain_tokenizer(data, eod="<|endoftext|>"):
     texts = ["the bread is baked in the oven of the captain, who sails the ship"] * 40 + ["so it is told, and so it was"] * 40
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=[eod], initial_alphabet=alphabet))
     core.save(str(data / "tokenizer.json"))
-    manifest = json.loads((data / "manifest.json").read_text())
-    manifest["tokenizer"] |= {"kind": "huggingface", "file": "tokenizer.json", "vocab_size": core.get_vocab_size(), "eod": 0}
+    manifest = Manifest.read(data)
+    own = {"kind": "huggingface", "file": "tokenizer.json", "vocab_size": core.get_vocab_size(), "eod": 0}
     size, digest = (data / "tokenizer.json").stat().st_size, sha256_of(data / "tokenizer.json")
-    manifest["files"]["tokenizer.json"] = {"bytes": size, "sha256": digest}
-    (data / "manifest.json").write_text(json.dumps(manifest))
+    files = manifest.files | {"tokenizer.json": {"bytes": size, "sha256": digest}}
+    dataclasses.replace(manifest, tokenizer=manifest.tokenizer | own, files=files).write(data)
 
 
 @torch.no_grad()
