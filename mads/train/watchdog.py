@@ -123,6 +123,7 @@ class Watchdog(threading.Thread):
         for link in self._links.values():
             link.receive()  # TCP takes back the last message from an end that closes without having read
         if self._monitor is not None:
+            self._reports[self.rank] = self._report()
             self._monitor.show(self._reports, self._left, self._clock(), f"exit code {code}{f': {why}' if why else ''}")
 
     def linger(self) -> None:
