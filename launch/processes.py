@@ -24,7 +24,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # end now
 END = signal.SIGHUP  # what ends a worker, in C code too: it has no handler for it
 GRACE_S = 5.0  # what a worker gets between that and SIGKILL
 POLL_S = 0.1
-SPEAK_S = 2.0  # for the other workers' last words, when one is lost
+SPEAK_S = 6.0  # for the other workers' last words, when one is lost, and for a checkpoint that is nearly written
 OWN_PORTS = range(15000, 32768)  # below those that Linux draws from
 
 
@@ -145,7 +145,7 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
         if failed:
             rank, code = failed[0], codes[failed[0]]
             if code < 0 or code == exits.HUNG:
-                _let_speak(processes)
+                _let_speak(processes, code)
             ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             if code not in (exits.FAILED, exits.BAD_INPUT, exits.PREEMPTED, exits.HUNG):  # with these it has said why
                 print(f"mads train: worker {rank} {ending}; ending the others", file=sys.stderr, flush=True)
@@ -169,11 +169,15 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
         time.sleep(POLL_S)
 
 
-def _let_speak(processes: Sequence[subprocess.Popen]) -> None:
-    """A worker is lost: the watchdogs of the others say at which step, and end them."""
+def _let_speak(processes: Sequence[subprocess.Popen], code: int) -> None:
+    """A worker is lost: the watchdogs of the others say at which step, and end them. What has not ended after a verdict of theirs
+    stands still, and would not hear a request either."""
     deadline = time.monotonic() + SPEAK_S
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(POLL_S)
+    for process in processes:
+        if code == exits.HUNG and process.poll() is None:
+            process.kill()
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:

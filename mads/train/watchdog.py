@@ -70,7 +70,7 @@ class Watchdog(threading.Thread):
     Args:
         pulse: this rank's.
         limit_s: the run hangs when no rank has made progress for so long.
-        start_limit_s: the same, until every rank has taken a step.
+        start_limit_s: the same, until the first step has been taken.
         host: where rank 0 is reached.
         run_dir: heartbeat.json is kept there, by rank 0.
 
@@ -123,6 +123,7 @@ class Watchdog(threading.Thread):
         for link in self._links.values():
             link.receive()  # TCP takes back the last message from an end that closes without having read
         if self._monitor is not None:
+            self._reports[self.rank] = self._report()
             self._monitor.show(self._reports, self._left, self._clock(), f"exit code {code}{f': {why}' if why else ''}")
 
     def linger(self) -> None:
@@ -212,7 +213,8 @@ class Watchdog(threading.Thread):
         if self._gone or self._failed:
             return
         here = {rank: report for rank, report in self._reports.items() if rank not in self._left}
-        limit = self._limit if all(report.warm for report in here.values()) else self._start_limit
+        # No rank ends a step that another one has not computed; what a silent one has said last may be from before.
+        limit = self._limit if any(report.warm for report in self._reports.values()) else self._start_limit
         first = here.get(0)
         if self.rank == 0 or first is None:  # where rank 0 has left in order, this rank is alone
             if hung_for(here, now) >= limit:

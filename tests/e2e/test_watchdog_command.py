@@ -10,12 +10,12 @@ import time
 import pytest
 from command_support import MADS, REPOSITORY, alive, children, environment, settings, start, wait_until
 from mads.launch import exits
-from mads.launch.processes import free_port
+from mads.launch.processes import SPEAK_S, free_port
 from test_processes_end import trained_steps
 
 LIMIT_S = 6
 RUN = ["selection=random", "train.steps=100000", "train.eval_interval=100000", f"parallel.hang_timeout_s={LIMIT_S}"]
-SLACK_S = 15.0  # of a loaded machine
+SLACK_S = 20.0  # of a loaded machine
 STARTING_S = 120.0
 
 
@@ -86,7 +86,7 @@ def test_a_stopped_worker_ends_the_command_and_all_workers(prepared, tmp_path, p
     workers = children(process.pid)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGSTOP)
-    assert process.wait(timeout=LIMIT_S + SLACK_S) == exits.HUNG
+    assert process.wait(timeout=LIMIT_S + SPEAK_S + SLACK_S) == exits.HUNG
     said = (tmp_path / "log").read_text()
     assert "mads train: rank 1 does not answer; last heard" in said and "Traceback" not in said, said
     assert f"come to step {trained_steps(tmp_path / 'run')}" in said, said
