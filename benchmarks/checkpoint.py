@@ -29,12 +29,13 @@ def measure(rank: int, folder: str, hidden: int, layers: int, rounds: int, answe
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS), **port)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    from mads.checkpoint.manifest import Keep
     from mads.checkpoint.saver import Saver
     from mads.topology import Grid, Topology
 
     topology = Topology(Grid(dp=RANKS))
     engine, batch, valid = build(topology, hidden, layers)
-    savers = {kind: Saver(Path(folder) / "saved", topology, 1, 2_000_000_000, kind == "asynchronous") for kind in KINDS}
+    savers = {kind: Saver(Path(folder) / "saved", topology, Keep(1), 2_000_000_000, kind == "asynchronous") for kind in KINDS}
     found: dict[str, list[float]] = {f"{kind} {what}": [] for kind in KINDS for what in ("stall", "write", "step behind")}
     found["step"] = []
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.exact_model import ExactModel, ReferenceSet
 from mads.checkpoint import canonical
-from mads.checkpoint.manifest import find_latest
+from mads.checkpoint.finding import find_latest
 from mads.config.schema import FiniteDifferenceRewardConfig, GhostRewardConfig
 from mads.data.loader import Loader
 from mads.data.pool import Pool

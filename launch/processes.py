@@ -24,6 +24,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # end now
 END = signal.SIGHUP  # what ends a worker, in C code too: it has no handler for it
 GRACE_S = 5.0  # what a worker gets between that and SIGKILL
 POLL_S = 0.1
+SPEAK_S = 2.0  # for the other workers' last words, when one is lost
 OWN_PORTS = range(15000, 32768)  # below those that Linux draws from
 
 
@@ -35,6 +36,7 @@ class Place:
     local_rank: int
     world_size: int
     local_world_size: int
+    first_host: str = "127.0.0.1"  # where rank 0 is reached
 
 
 def place() -> Place | None:
@@ -58,7 +60,7 @@ def place() -> Place | None:
     rank = int(os.environ["RANK"])
     # The deepspeed launcher sets LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE; a job on one machine needs neither.
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world)))
-    return Place(rank, int(os.environ.get("LOCAL_RANK", rank)), world, local_world)
+    return Place(rank, int(os.environ.get("LOCAL_RANK", rank)), world, local_world, os.environ["MASTER_ADDR"])
 
 
 def launched() -> bool:
@@ -142,8 +144,10 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
         failed = sorted((rank for rank, code in enumerate(codes) if code), key=lambda rank: codes[rank] > 0)
         if failed:
             rank, code = failed[0], codes[failed[0]]
+            if code < 0 or code == exits.HUNG:
+                _let_speak(processes)
             ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            if code not in (exits.FAILED, exits.BAD_INPUT, exits.PREEMPTED):  # with these it has said why
+            if code not in (exits.FAILED, exits.BAD_INPUT, exits.PREEMPTED, exits.HUNG):  # with these it has said why
                 print(f"mads train: worker {rank} {ending}; ending the others", file=sys.stderr, flush=True)
             return 128 - code if code < 0 else code
         if all(code == 0 for code in codes):
@@ -162,6 +166,13 @@ def _wait(processes: Sequence[subprocess.Popen], received: Sequence[int]) -> int
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(number)
+        time.sleep(POLL_S)
+
+
+def _let_speak(processes: Sequence[subprocess.Popen]) -> None:
+    """A worker is lost: the watchdogs of the others say at which step, and end them."""
+    deadline = time.monotonic() + SPEAK_S
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(POLL_S)
 
 

@@ -95,9 +95,10 @@ def same(ours, theirs, what):
 
 
 def saver(built, root, **options):
+    from mads.checkpoint.manifest import Keep
     from mads.checkpoint.saver import Saver
 
-    settings = {"keep_last": 2, "max_file_bytes": 20_000, "limit_s": 30.0} | options
+    settings = {"keep": Keep(2), "max_file_bytes": 20_000, "limit_s": 30.0} | options
     return Saver(Path(root), built.topology, **settings)
 
 

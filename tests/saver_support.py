@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from mads.checkpoint import tensors, writing
-from mads.checkpoint.manifest import find_latest, name_of
+from mads.checkpoint.finding import find_latest
+from mads.checkpoint.manifest import Keep, name_of
 from mads.checkpoint.saver import Saver
 from mads.layout import REPLICATED, Layout, mark
 from mads.topology import Grid
@@ -45,7 +46,7 @@ def fake_engine(steps=1, value=1.0):
 
 
 def make_saver(root, **options):
-    return Saver(root, alone(), **({"keep_last": 2, "max_file_bytes": 40, "limit_s": 5.0} | options))
+    return Saver(root, alone(), **({"keep": Keep(2), "max_file_bytes": 40, "limit_s": 5.0} | options))
 
 
 def values_in(folder):

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from mads import collectives
-from mads.checkpoint.manifest import CheckpointError, recorded
+from mads.checkpoint.manifest import CheckpointError, Keep, recorded
 from mads.checkpoint.tensors import KEYS, assemble, deal, gather_pieces, logical_shapes, stage_items, write_pieces, write_tensors
 from mads.checkpoint.writing import Publication, Writer, attempt
 from mads.layout import Layout, layout_of
 
+JOIN_S = 1.0  # between two looks at a save that is waited for
 HURRY_S = 60.0  # for other ranks' files, when this process is about to end
 
 
@@ -73,6 +74,11 @@ class _Job:
     def error(self) -> str | None:
         return self.writer.error or self.writer.abandoned
 
+    @property
+    def done(self) -> int:
+        """Grows with every file of this rank and, on rank 0, with every rank that has written its own."""
+        return self.writer.written + (self.publication.there if self.publication else 0)
+
 
 class Chunks:
     """Collects tensors of one key and hands a file to the writer whenever `max_bytes` are together."""
@@ -103,29 +109,29 @@ class Saver:
 
     Args:
         root: a folder that all ranks see.
-        keep_last: complete checkpoints that stay.
+        keep: which complete checkpoints stay.
         max_file_bytes: most bytes of tensors in a file, unless one tensor alone is larger.
         asynchronous: files are written while training goes on; False: `save` returns when the checkpoint is published, and a rank
             holds the tensors of no more than about three files.
         limit_s: the longest that rank 0 waits for another rank's files without any progress.
         say: shows a message; rank 0's is used.
-        keep_steps: steps whose checkpoints are never removed.
+        beat: called for every piece of work, while a caller waits for it.
     """
 
     def __init__(
         self,
         root: Path,
         topology,
-        keep_last: int,
+        keep: Keep,
         max_file_bytes: int,
         asynchronous: bool = True,
         limit_s: float = 900.0,
         say: Callable[[str], None] = lambda text: None,
-        keep_steps: Collection[int] = (),
+        beat: Callable[[], None] = lambda: None,
     ):
         self.root, self.topology, self.asynchronous = Path(root), topology, asynchronous
-        self._keep_last, self._max_file_bytes, self._limit_s, self._say = keep_last, max_file_bytes, limit_s, say
-        self._keep_steps = keep_steps
+        self._keep, self._max_file_bytes, self._limit_s, self._say = keep, max_file_bytes, limit_s, say
+        self._beat = beat
         self._job: _Job | None = None
         self._unreported: list[_Job] = []
 
@@ -200,7 +206,7 @@ class Saver:
         if self.topology.rank == 0:
             expected = {(key, name) for key in KEYS for name in logical_shapes(engine)}
             ranks = self.topology.world_size
-            publication = Publication(self.root, folder, step, ranks, expected, self._keep_last, self._limit_s, self._keep_steps)
+            publication = Publication(self.root, folder, step, ranks, expected, self._keep, self._limit_s)
         return _Job(step, Writer(folder, self.topology.rank, not self.asynchronous, publication), publication)
 
     def _snapshot(self, engine, writer: Writer, error: str | None) -> str | None:
@@ -214,6 +220,7 @@ class Saver:
             for name, parameter in engine.parameters:
                 if (key, name) not in owner:
                     continue
+                self._beat()
                 pieces = gather_pieces(engine, topology, parameter, key, owner[key, name])
                 if pieces is not None and error is None:
                     error = attempt(chunks.add, name, pieces, layout_of(parameter))
@@ -231,7 +238,12 @@ class Saver:
             return
         if self.asynchronous and job.writer.is_alive():
             self._say(f"waiting for checkpoint {job.step}, which is still being written")
-        job.writer.join()
+        done = -1
+        while job.writer.is_alive():
+            job.writer.join(JOIN_S)
+            if job.done != done:
+                done = job.done
+                self._beat()
         control = self.topology.group("control")
         raise_together(job.writer.error, control, f"saving checkpoint {job.step}", job.writer.abandoned)
 
@@ -243,6 +255,12 @@ class Saver:
             Saved(job.step, job.stall_seconds, job.writer.seconds, job.publication.bytes if job.publication else 0, job.error)
             for job in ended
         ]
+
+    def settle(self, seconds: float) -> None:
+        """Give the save in progress so long to end. Not collective; from any thread."""
+        job = self._job
+        if job is not None:
+            job.writer.join(seconds)
 
     def leave(self) -> None:
         """Before a process ends because of another error: let the save in progress end, and tell if it failed. Not collective."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mads import collectives
+from mads.checkpoint.manifest import unwritten
 from mads.layout import Layout, is_copy, layout_of, unshard
 
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
@@ -108,14 +109,21 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any
 
 
 def write_pieces(path: Path, *groups: Iterable[Any]) -> dict[str, Any]:
-    """Write buffers one after another, flush them to disk, and tell size and SHA-256."""
+    """Write buffers one after another, flush them to disk, and tell size and SHA-256.
+
+    Raises:
+        OSError: that names the file and how far it came.
+    """
     digest, size = hashlib.sha256(), 0
-    with open(path, "wb") as file:
-        for pieces in groups:
-            for piece in pieces:
-                digest.update(piece)  # both let go of the interpreter lock while they work
-                file.write(piece)
-                size += len(piece)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "wb") as file:
+            for pieces in groups:
+                for piece in pieces:
+                    digest.update(piece)  # both let go of the interpreter lock while they work
+                    file.write(piece)
+                    size += len(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritten(error, path, size) from error
     return {"bytes": size, "sha256": digest.hexdigest()}

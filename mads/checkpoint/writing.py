@@ -12,11 +12,11 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mads.checkpoint.manifest import CheckpointError, flush, prune, publish
+from mads.checkpoint.manifest import CheckpointError, Keep, flush, prune, publish, write_text
 from mads.checkpoint.tensors import Item
 
 POLL_S = 0.02
@@ -87,6 +87,11 @@ class Writer(threading.Thread):
                 self.abandoned = attempt(self._then)
         self.seconds = time.perf_counter() - start
 
+    @property
+    def written(self) -> int:
+        """Files so far."""
+        return len(self._files)
+
     def _write(self, name: str, write: File, items: list[Item]) -> None:
         self._begun.append(name)
         self._files[name] = write(self.folder / name)
@@ -98,7 +103,7 @@ class Writer(threading.Thread):
     def _put_part(self, part: dict) -> None:
         """Under a name that nobody looks for first: a part is there whole or not at all."""
         temporary = self.folder / f"{part_name(self.rank)}.tmp"
-        temporary.write_text(json.dumps(part))
+        write_text(temporary, json.dumps(part))
         flush(temporary)
         os.replace(temporary, self.folder / part_name(self.rank))
 
@@ -116,9 +121,9 @@ class Publication:
         ranks: that write a part.
         expected: every tensor of the model, each of which must be in exactly one file.
         limit_s: the longest time without a new part.
-        keep_last, keep_steps: of `prune`.
+        keep: of `prune`.
 
-    Attributes: `bytes`, of the whole checkpoint, when it is published.
+    Attributes: `bytes`, of the whole checkpoint, when it is published; `there`, the parts so far.
     """
 
     def __init__(
@@ -128,14 +133,13 @@ class Publication:
         step: int,
         ranks: int,
         expected: set[Item],
-        keep_last: int,
+        keep: Keep,
         limit_s: float,
-        keep_steps: Collection[int] = (),
     ):
         self._root, self._folder, self._step = root, folder, step
-        self._ranks, self._expected, self._keep_last, self._keep_steps = ranks, expected, keep_last, keep_steps
+        self._ranks, self._expected, self._keep = ranks, expected, keep
         self.limit_s = limit_s
-        self.bytes = 0
+        self.bytes = self.there = 0
 
     def __call__(self) -> None:
         """Raises: CheckpointError, naming ranks and what went wrong; the temporary folder is gone then."""
@@ -149,7 +153,7 @@ class Publication:
             shutil.rmtree(self._folder, ignore_errors=True)  # on a full disk the rest would be in everyone's way
             raise
         self.bytes = sum(entry["bytes"] for entry in files.values())
-        prune(self._root, self._keep_last, self._keep_steps)
+        prune(self._root, self._keep)
 
     def _wait(self) -> list[dict]:
         """All parts, in rank order."""
@@ -161,6 +165,7 @@ class Publication:
             found = {n for rank in range(self._ranks) for n in (part_name(rank), _failed_name(rank)) if n in names}
             if len(found) > len(there):
                 there, last = found, time.monotonic()
+                self.there = len(there)
             if len(there) >= self._ranks:
                 return [self._read(rank, there) for rank in range(self._ranks)]
             if time.monotonic() - last > self.limit_s:

@@ -120,6 +120,7 @@ RUN_INDEPENDENT = (
     "train.invariant_interval",
     "train.prefetch",
     "train.loader_workers",
+    "train.verify_data",
     "train.grow_pool",  # RUN/pool.jsonl says what was taken up, and when
 )
 

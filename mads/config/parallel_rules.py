@@ -51,9 +51,20 @@ def parallel_rules(config, world_size: int | None, overrides: Sequence[str] = ()
     yield from _pipeline(config)
     if world_size is not None:
         yield from _world(config, world_size)
+    yield from _timeouts(p)
     yield from _offload(p)
     yield from _zero_options(p)
     yield from _ignored(p, overrides)
+
+
+def _timeouts(p) -> Iterator[str]:
+    limits = {f"parallel.{key}": p[key] for key in ("timeout_s", "control_timeout_s")}
+    key = min(limits, key=limits.get)
+    if p.hang_timeout_s is not None and p.hang_timeout_s >= limits[key]:
+        yield (
+            f"parallel.hang_timeout_s={p.hang_timeout_s} must be less than {key}={limits[key]}: else the collectives give up "
+            "before the watchdog has named the rank that hangs; lower it, or set it to null for a run without a watchdog"
+        )
 
 
 def _sizes(config) -> Iterator[str]:

@@ -324,6 +324,7 @@ class ParallelConfig:
     zero_options: dict[str, Any] = field(default_factory=dict)  # further keys of DeepSpeed's zero_optimization
     timeout_s: float = 1800.0  # of the training collectives
     control_timeout_s: float = 1800.0  # of the console's own gloo group
+    hang_timeout_s: Optional[float] = 600.0  # no rank makes progress for so long: the run ends, naming who hangs; None = off
 
 
 @dataclass
@@ -387,6 +388,7 @@ class TrainConfig:
     invariant_interval: int = 50  # replica checks run in the first three steps and every so many steps
     prefetch: int = 2  # micro-batches read and packed ahead by a thread
     loader_workers: int = 0  # processes that read and pack for that thread; 0 = it does so itself
+    verify_data: bool = False  # rank 0 reads all of data.dir before training and compares hashes; sizes are compared always
     grow_pool: bool = False  # at each decision, take up the shards that `mads prepare --append` has added to data.dir since
 
 
@@ -397,6 +399,7 @@ class CheckpointConfig:
     interval: int = 100  # steps; 0 = only at the end
     asynchronous: bool = True  # files are written while training goes on; False = the step waits for them
     keep_last: int = 2
+    keep_every: int = 0  # those at multiples of it are never removed; a multiple of interval; 0 = none
     keep_steps: list[int] = field(default_factory=list)  # also saved at these steps, and never removed
     max_file_bytes: int = 2_000_000_000
 

@@ -127,9 +127,11 @@ RANGES = {
     **{f"parallel.{axis}_parallel_size": "[1, inf)" for axis in ("tensor_model", "pipeline_model", "context")},
     "parallel.timeout_s": "(0, inf)",
     "parallel.control_timeout_s": "(0, inf)",
+    "parallel.hang_timeout_s": "[2, inf)",
     "logging.profile.start": "[1, inf)",
     "logging.profile.steps": "[1, inf)",
     "checkpoint.interval": "[0, inf)",
+    "checkpoint.keep_every": "[0, inf)",
     "checkpoint.keep_last": "[1, inf)",
     "checkpoint.max_file_bytes": "[1, inf)",
 }
@@ -219,6 +221,12 @@ def _numbers(config) -> Iterator[str]:
         yield f"train.stop_at={config.train.stop_at} is no step of train.steps={steps}"
     if wrong := [step for step in config.checkpoint.keep_steps if not 1 <= step <= steps]:
         yield f"checkpoint.keep_steps={list(config.checkpoint.keep_steps)}: {wrong[0]} is no step of train.steps={steps}"
+    every, interval = config.checkpoint.keep_every, config.checkpoint.interval
+    if every and (not interval or every % interval):
+        yield (
+            f"checkpoint.keep_every={every} keeps what is saved every checkpoint.interval={interval} steps: choose a multiple of "
+            "it, or list steps in checkpoint.keep_steps"
+        )
     if config.schedule.warmup_steps >= config.train.steps:
         yield f"schedule.warmup_steps={config.schedule.warmup_steps} leaves nothing of train.steps={config.train.steps}"
 

@@ -147,7 +147,7 @@ class _Writer:
         self._put(self._total.to_bytes(8, "little"))
         self._put(self._hash.digest())
         if self._error is not None:
-            raise self._error
+            raise OSError(self._error.errno, self._error.strerror, os.fspath(self._temporary)) from self._error
         with self._file as file:
             file.flush()
             os.fsync(file.fileno())

@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 
 from mads.console.record import DecisionRecord
-from mads.logging.decisions import FOLDER, keep_decisions, write_decision
+from mads.logging.decisions import FOLDER, decision_path, keep_decisions, write_decision
 from mads.paths import no_follow, refuse_links
 
 METRICS = "metrics.jsonl"
 DECISIONS = "decisions.jsonl"
 KINDS = ("train", "eval", "phase", "checkpoint", "end")
+
+
+class LogError(RuntimeError):
+    """A line of the run folder's files could not be written, because the disk is full for example. The message names the file."""
 
 
 def json_safe(value: Any) -> Any:
@@ -144,8 +148,15 @@ def _key(value: dict[str, Any]) -> tuple:
     return "decision", value["round"]
 
 
+def _unwritten(path: Path, size: int, error: OSError) -> LogError:
+    return LogError(
+        f"{path}: {size:,} bytes could not be written ({error.strerror}); mend that and start the same command again, which goes "
+        "on from the newest checkpoint"
+    )
+
+
 class MetricsWriter:
-    """Appends to the run folder's two .jsonl files. Made on rank 0 only.
+    """Appends to the run folder's two .jsonl files. Made on rank 0 only. Its methods raise LogError where the disk is full.
 
     resume_step: the step of the checkpoint the run goes on from; later lines are dropped (`truncate_after`), and what is written
         again *at* that step (an evaluation or decision that came after the checkpoint in the same step) is taken once.
@@ -190,14 +201,21 @@ class MetricsWriter:
     def decision(self, record: DecisionRecord, ids: np.ndarray | None = None) -> None:
         """Write the round's file of ids (if given), then append one line to decisions.jsonl."""
         if ids is not None:
-            write_decision(self.run_dir, record.round, ids)
+            try:
+                write_decision(self.run_dir, record.round, ids)
+            except OSError as error:
+                raise _unwritten(decision_path(self.run_dir, record.round), ids.nbytes, error) from error
         self._append(DECISIONS, json.loads(record.to_json()))
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if _key(line) in self._written_before:
             return
-        self._files[name].write(_line(line))
-        self._files[name].flush()
+        text = _line(line)
+        try:
+            self._files[name].write(text)
+            self._files[name].flush()
+        except OSError as error:
+            raise _unwritten(self.run_dir / name, len(text), error) from error
 
     def close(self) -> None:
         for f in self._files.values():

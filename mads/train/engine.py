@@ -18,6 +18,7 @@ from mads.tensor import Objective
 from mads.topology import MPU, Topology
 from mads.train.interface import NonFiniteError
 from mads.train.optimizer_state import optimizer_state_of
+from mads.train.pulse import Pulse
 from mads.train.zero import zero_settings
 
 
@@ -97,11 +98,23 @@ class Engine:
         parallel, optim, train: the config sections of these names.
         dtype: torch.float32 or torch.bfloat16.
         device: where the batches go.
+        pulse: beats with every micro-batch of every pass; None: nobody looks.
     """
 
-    def __init__(self, module: nn.Module, topology: Topology, parallel, optim, train, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        module: nn.Module,
+        topology: Topology,
+        parallel,
+        optim,
+        train,
+        dtype: torch.dtype,
+        device: torch.device,
+        pulse: Pulse | None = None,
+    ):
         prepare_deepspeed()
         self.topology = topology
+        self.pulse = pulse or Pulse()
         self.dtype = dtype
         self.device = device
         self.zero_stage = parallel.zero_stage
@@ -265,6 +278,7 @@ class TrainEngine(Engine):
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         self.engine.train()
         for index, (batch, draw) in enumerate(zip(micro_batches, draws)):
+            self.pulse.beat()
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             token_loss = self.engine(batch.tokens, batch.labels, batch.positions, batch.segments, draw, self.objective)
             self.engine.backward(token_loss.sum() * (scale * self.averaged_over), scale_wrt_gas=False)

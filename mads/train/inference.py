@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mads.checkpoint.canonical import read_weights
-from mads.checkpoint.manifest import find_latest
+from mads.checkpoint.finding import find_latest
 from mads.data.schema import DataError, Manifest
 from mads.data.tokenizer import Tokenizer
 from mads.model.decoder import Decoder

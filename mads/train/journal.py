@@ -23,6 +23,7 @@ from mads.logging.throughput import peak_flops, utilisation
 from mads.logging.wandb import WandbSink
 from mads.model.shape import flops_per_token
 from mads.topology import Topology
+from mads.train.pulse import Pulse
 
 
 def peak_memory_mib(device: str) -> float:
@@ -36,8 +37,8 @@ def peak_memory_mib(device: str) -> float:
 class Journal:
     """Opened in two steps, because whether the files are continued is known only after the checkpoint was looked at."""
 
-    def __init__(self, config: DictConfig, topology: Topology):
-        self._config, self._topology = config, topology
+    def __init__(self, config: DictConfig, topology: Topology, pulse: Pulse | None = None):
+        self._config, self._topology, self._pulse = config, topology, pulse or Pulse()
         self._writes = topology.rank == 0
         self._progress = Progress(config.train.steps, enabled=self._writes and config.logging.console)
         self._metrics: MetricsWriter | None = None
@@ -51,7 +52,13 @@ class Journal:
         self._token_flops = flops_per_token(config.model, config.data.seq_length)
 
     def message(self, text: str) -> None:
+        self._pulse.beat()
         self._progress.message(text)
+
+    def warn(self, text: str) -> None:
+        """What must not be missed: on rank 0's stderr, with progress lines or without."""
+        if self._writes:
+            print(f"mads train: {text}", file=sys.stderr, flush=True)
 
     def open(self, resume_step: int | None, tokens: int, parts) -> None:
         """Collective: start or continue the run folder's files.
@@ -100,7 +107,7 @@ class Journal:
     def phase(self, name: str):
         """Add the block's wall seconds to a phase; written with the next train line, and a span of its own in a profile."""
         start = time.perf_counter()
-        with torch.profiler.record_function(f"mads.{name}"):
+        with torch.profiler.record_function(f"mads.{name}"), self._pulse.during(name):
             yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 

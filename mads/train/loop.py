@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from mads import collectives
 from mads.checkpoint import canonical
-from mads.checkpoint.manifest import find_latest
+from mads.checkpoint.finding import search, set_aside
+from mads.checkpoint.manifest import Keep
 from mads.checkpoint.saver import Saver
 from mads.config.compose import differences, trajectory
 from mads.config.rounds import round_steps
@@ -31,6 +32,7 @@ from mads.train.invariants import ReplicaGuard
 from mads.train.journal import Journal
 from mads.train.ledgers import save_ledger
 from mads.train.profile import StepProfiler
+from mads.train.pulse import Pulse
 from mads.train.schedule import learning_rate
 from mads.train.setup import build_parts
 from mads.train.signals import Notice, Preemption
@@ -49,9 +51,17 @@ class Trainer:
         topology: the grid of ranks.
         device: where this rank computes.
         notice: of signals to this process; None: it takes none.
+        pulse: what a watchdog looks at; None: nobody does.
     """
 
-    def __init__(self, config: DictConfig, topology: Topology, device: torch.device, notice: Notice | None = None):
+    def __init__(
+        self,
+        config: DictConfig,
+        topology: Topology,
+        device: torch.device,
+        notice: Notice | None = None,
+        pulse: Pulse | None = None,
+    ):
         self.config, self.topology, self.device = config, topology, device
         self.root = Path(config.run_dir)
         self.step = 0
@@ -60,16 +70,17 @@ class Trainer:
         self.saved_step = 0
         self.notice = notice
         self.preemption = Preemption(notice, partial(collectives.start_sum, group=topology.group("control")))
-        self.journal = Journal(config, topology)
+        self.pulse = pulse or Pulse()
+        self.journal = Journal(config, topology, self.pulse)
         self.saver = Saver(
             self.root / "checkpoints",
             topology,
-            config.checkpoint.keep_last,
+            Keep(config.checkpoint.keep_last, tuple(config.checkpoint.keep_steps), config.checkpoint.keep_every),
             config.checkpoint.max_file_bytes,
             config.checkpoint.asynchronous,
             config.parallel.control_timeout_s / 2,  # sooner than the ranks that wait for rank 0 give up
             self.journal.message,
-            tuple(config.checkpoint.keep_steps),
+            self.pulse.beat,
         )
         checkpoint = self._find_checkpoint()  # before the model is built: other settings are told at once
         trunk = None
@@ -79,7 +90,7 @@ class Trainer:
         if checkpoint is None and config.train.init_from is not None:
             initial = initial_weights(config, topology, self.journal.message)
         self.history = open_history(self.root, topology, fresh=checkpoint is None, trunk=trunk)
-        self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint))
+        self.parts = build_parts(config, topology, device, self.journal.message, self._known_shards(checkpoint), self.pulse)
         resumed = self._resume(checkpoint) if checkpoint else None
         if initial is not None:
             load_initial(initial, self.parts.engine, topology)
@@ -113,7 +124,7 @@ class Trainer:
                 if self._selection_due():
                     if self.preemption.agreed():  # a reward pass may take longer than the grace of a cluster
                         break
-                    with self.journal.selecting():
+                    with self.journal.selecting(), self.pulse.during("selection"):
                         self._select()
                 self.preemption.ask()
                 self._train_one_step()
@@ -146,6 +157,7 @@ class Trainer:
         parts.ledger.consume(batch.sample_positions)
         self.batch = batch
         self.step += 1
+        self.pulse.stepped(self.step)
         self.tokens += batch.tokens
         if self.step % config.train.log_interval == 0 or self.step in (1, config.train.steps):
             self.journal.train(self.step, self.tokens, result, rate, parts.console.round - 1)
@@ -177,7 +189,8 @@ class Trainer:
             probes = parts.console.draw_probes()
             rate = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
             samples = parts.pool.tokens(probes.positions)
-            rewards = parts.rewarder(probes, samples, parts.console.round, rate, self._current_mix())
+            with self.pulse.during("rewards"):
+                rewards = parts.rewarder(probes, samples, parts.console.round, rate, self._current_mix())
             share = rewards.direction["flops"] / self._interval_flops()
             rewards.direction["share of the interval"] = share
             self.journal.message(f"round {parts.console.round}: rewards cost {share:.2%} of the training of an interval")
@@ -243,24 +256,27 @@ class Trainer:
             self.journal.checkpoint(saved)
 
     def _find_checkpoint(self) -> Path | None:
-        """The newest checkpoint in the run folder, verified by rank 0; None for a fresh run. Nothing was written there before.
-        Collective.
+        """The newest whole checkpoint in the run folder, verified by rank 0, which sets damaged ones before it aside; None for a
+        fresh run. Nothing was written there before. Collective.
 
         Raises:
-            DataError: on every rank, if it is damaged, or the folder holds a link that a run would write through.
+            DataError: on every rank, if there are checkpoints and all are damaged, or the folder holds a link that a run would
+                write through.
             ResumeError: on every rank, if it is of a run with other settings.
         """
-        found, changed, error = None, [], None
+        name, changed, error = None, [], None
         if self.topology.rank == 0:
             try:
                 refuse_run_links(self.root)
-                path = find_latest(self.root / "checkpoints")
-                if path is not None:
-                    found = path.name
-                    changed = differences(trajectory(self.config), canonical.read_state(path)[0]["trajectory"])
+                found = search(self.root / "checkpoints")
+                if found.path is not None:
+                    name = found.path.name
+                    changed = differences(trajectory(self.config), canonical.read_state(found.path)[0]["trajectory"])
+                    if not changed and (told := set_aside(self.root / "checkpoints", found)):
+                        self.journal.warn(told)
             except Exception as caught:  # told to the other ranks, then raised
                 error = f"{caught}"
-        found, changed, error = collectives.broadcast_json([found, changed, error], self.topology.group("control"))
+        name, changed, error = collectives.broadcast_json([name, changed, error], self.topology.group("control"))
         if error:
             raise DataError(error)
         if changed:
@@ -269,7 +285,7 @@ class Trainer:
                 + "\n  ".join(changed)
                 + "\nstart with the same settings to continue it, or choose another run_dir"
             )
-        return self.root / "checkpoints" / found if found else None
+        return self.root / "checkpoints" / name if name else None
 
     def _known_shards(self, checkpoint: Path | None) -> tuple[int | None, int | None]:
         """How many shards of the training and of the held-out part the run knew at the checkpoint; of a fresh run all are new."""
@@ -289,6 +305,7 @@ class Trainer:
         own = own_slice(parts.pool, self.topology)
         parts.ledger = Ledger.load(canonical.vouched(path, "ledger.bin"), len(parts.pool), *own, verified=True)
         self.step, self.tokens, self.round_start = state["step"], state["tokens"], state["round_start"]
+        self.pulse.at(self.step)
         self.saved_step = self.step if path.parent.parent == self.root else 0
         parts.loader.begin_round(state["loader"]["round"], arrays["pending_ids"], state["loader"]["position"])
         verb = "resuming" if path.parent.parent == self.root else "branching from"

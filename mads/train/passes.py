@@ -41,6 +41,7 @@ class WholePasses:
         self._engine = engine
 
     def _losses(self, batch: PackedBatch) -> torch.Tensor:
+        self._engine.pulse.beat()
         return self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments)
 
     @torch.no_grad()
@@ -58,7 +59,11 @@ class WholePasses:
         return dict(zip(names, total))
 
     def ghost_products(self, batches, direction_of):
-        return [ghost_products(self._engine.module, batch, direction_of) for batch in batches]
+        products = []
+        for batch in batches:
+            self._engine.pulse.beat()
+            products.append(ghost_products(self._engine.module, batch, direction_of))
+        return products
 
 
 class PipelinePasses:
@@ -151,6 +156,7 @@ class _Run:
                         arrived[buffer] = x.requires_grad_(self._backward is not None)
                         received += 1
                     case schedule.ForwardPass():
+                        self._passes._engine.pulse.beat()
                         index, started = started, started + 1
                         self._forward_begins(index)
                         batch, batch_of[buffer] = self._batches[index], index
@@ -166,6 +172,7 @@ class _Run:
                         like = outputs[buffer]
                         deltas[buffer] = collectives.receive(like.shape, like.dtype, like.device, place + 1, group)
                     case schedule.BackwardPass():
+                        self._passes._engine.pulse.beat()
                         arguments = outputs.pop(buffer), arrived.get(buffer), deltas.pop(buffer, None)
                         arrived[buffer] = self._backward(batch_of[buffer], *arguments)
                     case schedule.SendGrad():

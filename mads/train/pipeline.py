@@ -110,8 +110,10 @@ class _StageEngine(PipelineEngine):
     """DeepSpeed's pipeline engine with a hook between the finished gradients and the optimizer step. Losses arrive scaled."""
 
     before_step = None
+    beat = None
 
     def _exec_backward_pass(self, buffer_id):
+        self.beat()
         if self.is_last_stage():  # not divided by the accumulation steps: the loss is a share of the global batch's already
             DeepSpeedEngine.backward(self, self.loss, scale_wrt_gas=False)
         else:
@@ -127,12 +129,13 @@ class _StageEngine(PipelineEngine):
         schedule.OptimizerStep: _exec_optimizer_step,
     }
 
-    def train_pass(self, batches: Sequence[tuple], before_step) -> None:
-        """Run the 1F1B schedule over ((inputs of the first stage), (labels of the last stage)) pairs, then the step."""
+    def train_pass(self, batches: Sequence[tuple], before_step, beat) -> None:
+        """Run the 1F1B schedule over ((inputs of the first stage), (labels of the last stage)) pairs, each with a
+        `beat`, then the step."""
         self.module.train()
         self.total_loss = self.total_additional_losses = None
         self._compute_loss = True
-        self.before_step = before_step
+        self.before_step, self.beat = before_step, beat
         self.reset_activation_shape()  # an evaluation may have had other rows
         self.set_dataiterator(iter(batches))
         # Of as many micro-batches as there are; DeepSpeed's own schedule has always those of a training step.
@@ -173,4 +176,4 @@ class PipelineTrainEngine(Engine):
             ((b.tokens, b.positions, b.segments) if d is None else (b.tokens, b.positions, b.segments, d), b.labels)
             for b, d in zip(micro_batches, draws)
         ]
-        self.engine.train_pass(pairs, lambda: before_step(summed))
+        self.engine.train_pass(pairs, lambda: before_step(summed), self.pulse.beat)

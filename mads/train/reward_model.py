@@ -128,6 +128,7 @@ class EngineRewardModel:
         engine = self._engine.engine
         engine.train()
         for index, (batch, weight) in enumerate(zip(batches, weights)):
+            self._engine.pulse.beat()
             engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             token_loss = engine(batch.tokens, batch.labels, batch.positions, batch.segments)
             engine.backward((token_loss * weight).sum() * self._engine.averaged_over, scale_wrt_gas=False)

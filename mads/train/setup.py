@@ -22,7 +22,7 @@ from mads.console.strategy import Learning, build_strategy
 from mads.data.ledger import Ledger
 from mads.data.loader import Loader
 from mads.data.pool import Pool
-from mads.data.schema import DataError
+from mads.data.schema import DataError, Manifest
 from mads.data.tokenizer import Tokenizer
 from mads.eval.heldout import HeldOut
 from mads.model.decoder import Decoder
@@ -35,6 +35,7 @@ from mads.topology import Topology
 from mads.train.engine import Engine, TrainEngine
 from mads.train.members import build_agent
 from mads.train.pipeline import PipelineTrainEngine, Stage
+from mads.train.pulse import Pulse
 from mads.train.reward_model import EngineRewardModel
 
 
@@ -179,11 +180,13 @@ def build_parts(
     device: torch.device,
     progress: Callable[[str], None],
     shards: tuple[int | None, int | None] = (None, None),
+    pulse: Pulse | None = None,
 ) -> Parts:
     """Open the data, build the model and the engine, the agents and the console.
 
     Args:
         shards: how many of the training and of the held-out part to open; None: all.
+        pulse: see `build_engine`.
 
     Raises:
         ConfigError, DataError: before any training, with a remedy.
@@ -192,6 +195,8 @@ def build_parts(
     strategy = build_strategy(config.selection)
     inputs, error = None, None
     try:
+        if config.train.verify_data and topology.rank == 0:
+            Manifest.read(config.data.dir, verify=True)
         inputs = _open_inputs(config, shards, strategy.learning)
     except (ConfigError, DataError) as caught:
         error = caught
@@ -201,7 +206,7 @@ def build_parts(
     console = Console(topology, pool, agents, strategy, seed, progress=progress)
     dtype = torch.bfloat16 if precision_of(config, device.type == "cuda") == "bf16" else torch.float32
     progress(f"building a model of {parameter_count(config.model):,} parameters")  # a large one takes minutes
-    engine = build_engine(config, topology, dtype, device)
+    engine = build_engine(config, topology, dtype, device, pulse)
     model = EngineRewardModel(engine)
     rewarder = None
     if strategy.learning is not None:
@@ -232,10 +237,12 @@ def build_parts(
     return Parts(pool, Ledger(len(pool), *own_slice(pool, topology)), loader, console, engine, model, heldout, rewarder)
 
 
-def build_engine(config: DictConfig, topology: Topology, dtype: torch.dtype, device: torch.device) -> Engine:
-    """The model on this rank's place in the grid, with its engine."""
+def build_engine(
+    config: DictConfig, topology: Topology, dtype: torch.dtype, device: torch.device, pulse: Pulse | None = None
+) -> Engine:
+    """The model on this rank's place in the grid, with its engine, whose work `pulse` counts."""
     placement, seed = Placement.of(topology, config.parallel), config.train.seed
-    settings = topology, config.parallel, config.optim, config.train, dtype, device
+    settings = topology, config.parallel, config.optim, config.train, dtype, device, pulse
     if topology.size("pp") > 1:
         return PipelineTrainEngine(Stage(config.model, topology, placement, config.parallel, seed, dtype), *settings)
     return TrainEngine(Decoder(config.model, placement, seed=seed).to(device), *settings)

@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -19,10 +20,13 @@ from mads.data.schema import DataError
 from mads.launch import exits
 from mads.launch.processes import Place, become_single_process, cpu_threads, place, prepare_worker, strip_launcher_arguments
 from mads.topology import Topology, grid_of, initialize_process_group, shut_down
+from mads.train.pulse import Pulse
 from mads.train.signals import Notice
+from mads.train.watchdog import NoWatchdog, Watchdog
 
 # What a user can mend: shown as a message, without a traceback.
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
+START_SHARE = 0.9  # the watchdog names who hangs before the collectives give up
 LAST_WORD_S = 3.0  # rank 0 speaks for all; the others leave later, for a launcher ends every rank when the first one leaves
 
 
@@ -50,28 +54,47 @@ def train(config, where: Place, notice: Notice | None = None) -> int:
     # Imported here: they load deepspeed, which takes seconds, and bad input should be reported at once.
     from mads.collectives import ReplicaMismatchError
     from mads.console.exchange import RankFailedError
+    from mads.logging.metrics import LogError
     from mads.train.interface import NonFiniteError
     from mads.train.loop import ResumeError, Trainer
 
     device = choose_device(where)
     initialize_process_group("nccl" if device.type == "cuda" else "gloo", config.parallel.timeout_s)
+    watchdog = NoWatchdog()
     try:
         topology = Topology(
             grid_of(config.parallel, where.world_size), config.parallel.timeout_s, config.parallel.control_timeout_s
         )
-        trainer = Trainer(config, topology, device, notice)
+        pulse = Pulse()
+        watchdog = _watchdog(config, topology, where, pulse)
+        trainer = Trainer(config, topology, device, notice, pulse)
+        watchdog.finish_first(trainer.saver.settle)
         trainer.run()
     except (*USER_ERRORS, ResumeError) as error:
-        return _leave(_report(error, where, 2), where)
-    except (NonFiniteError, ReplicaMismatchError, RankFailedError) as error:  # raised on every rank, with names and numbers
-        return _leave(_report(error, where, 1), where)
+        return _leave(_report(error, where, 2), where, watchdog, str(error))
+    # Raised on every rank, with names and numbers; the last one on rank 0, which tells it.
+    except (NonFiniteError, ReplicaMismatchError, RankFailedError, LogError) as error:
+        return _leave(_report(error, where, 1), where, watchdog, str(error))
     except KeyboardInterrupt:
-        return _leave(130, where)
-    except Exception:
+        return _leave(130, where, watchdog)
+    except Exception as error:
+        watchdog.linger()
         print(f"rank {where.rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        return _leave(1, where)
-    shut_down()
-    return exits.PREEMPTED if trainer.preempted else exits.DONE
+        return _leave(1, where, watchdog, f"{type(error).__name__}: {error}")
+    code = exits.PREEMPTED if trainer.preempted else exits.DONE
+    with pulse.during("end"):
+        shut_down()
+    watchdog.leave(code)
+    return code
+
+
+def _watchdog(config, topology: Topology, where: Place, pulse: Pulse) -> Watchdog | NoWatchdog:
+    """Collective. Until the first step, in which kernels may be compiled, its limit is what the collectives have themselves."""
+    parallel = config.parallel
+    if parallel.hang_timeout_s is None:
+        return NoWatchdog()
+    start = max(parallel.hang_timeout_s, START_SHARE * min(parallel.timeout_s, parallel.control_timeout_s))
+    return Watchdog(pulse, parallel.hang_timeout_s, start, topology, where.first_host, Path(config.run_dir))
 
 
 def _report(error: Exception, where: Place | None, code: int) -> int:
@@ -92,8 +115,10 @@ def choose_device(where: Place) -> torch.device:
     return torch.device("cpu")
 
 
-def _leave(code: int, where: Place) -> int:
-    """After a failure other ranks may wait in a collective forever: end at once, so that the launcher ends the job."""
+def _leave(code: int, where: Place, watchdog: Watchdog | NoWatchdog, why: str = "") -> int:
+    """After a failure other ranks may wait in a collective forever: end at once, so that the launcher ends the job, or the
+    others' watchdogs do."""
+    watchdog.leave(code, why)
     if where.world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()

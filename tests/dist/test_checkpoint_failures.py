@@ -42,7 +42,8 @@ def check_failing_writes(root, zero_stage, where, failing, asynchronous):
 
     from mads.checkpoint import canonical
     from mads.checkpoint import saver as saver_module
-    from mads.checkpoint.manifest import CheckpointError, find_latest
+    from mads.checkpoint.finding import find_latest
+    from mads.checkpoint.manifest import CheckpointError
 
     root = Path(root)
     built = support.make_engine(zero_stage)

@@ -244,12 +244,48 @@ def test_a_run_folder_is_not_continued_with_other_settings_data_or_damage(prepar
     ]
     other = str(prepare_small_other(tmp_path))
     assert run_ranks(1, refuse_other_settings, other, run_dir, [], "fingerprint") == ["DataError"]
-    damaged = next((tmp_path / "run" / "checkpoints" / "step-00000004").glob("exp_avg-*"))
+    check_verified_data(prepared, tmp_path, run_dir)
+    folders = [tmp_path / "run" / "checkpoints" / f"step-0000000{step}" for step in (2, 4)]
+    for folder in folders:
+        damaged = next(folder.glob("exp_avg-*"))
+        raw = bytearray(damaged.read_bytes())
+        raw[-5] ^= 1
+        damaged.write_bytes(raw)
+    # Other settings are told before anything is set aside.
+    other = ["optim.lr=5e-4"]
+    message = f"none of 2 checkpoints.*step-00000004: .*{damaged.name} is damaged.*step-00000002: .*is damaged"
+    for overrides in ([], other):
+        assert run_ranks(2, refuse_other_settings, prepared, run_dir, overrides, message) == ["DataError"] * 2
+    damaged = next(folders[0].glob("exp_avg-*"))
     raw = bytearray(damaged.read_bytes())
-    raw[-5] ^= 1
+    raw[-5] ^= 1  # whole again
     damaged.write_bytes(raw)
-    message = f"{damaged.name} is damaged.*remove .*step-00000004 to resume from step-00000002"
-    assert run_ranks(2, refuse_other_settings, prepared, run_dir, [], message) == ["DataError"] * 2
+    assert run_ranks(2, refuse_other_settings, prepared, run_dir, other, "optim.lr: 0.001 then") == ["ResumeError"] * 2
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_k3_a_resume_passes_over_a_damaged_checkpoint_on_all_ranks_and_equals_the_undisturbed_run(prepared, tmp_path):
+    whole = run_ranks(2, train_until, prepared, str(tmp_path / "whole"), [8], [], timeout=240)
+    run_ranks(2, train_until, prepared, str(tmp_path / "run"), [3, 6], [], timeout=240)
+    root = tmp_path / "run" / "checkpoints"
+    (root / "step-00000006" / "state.json").write_text("{}")
+    again = run_ranks(2, train_until, prepared, str(tmp_path / "run"), [8], [], timeout=240)
+    for rank in range(2):
+        assert_same(again[rank], whole[rank])
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+    assert sorted(p.name for p in root.iterdir()) == ["latest", "step-00000003", "step-00000006.damaged", "step-00000008"]
+
+
+def check_verified_data(prepared, tmp_path, run_dir):
+    """A byte of the data that has changed is found on request, on all ranks."""
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    shard = next((copy / "train").glob("*.bin"))
+    raw = bytearray(shard.read_bytes())
+    raw[9] ^= 1
+    shard.write_bytes(raw)
+    told = run_ranks(2, refuse_other_settings, str(copy), run_dir, ["train.verify_data=true"], "is damaged")
+    assert told == ["DataError", "RankFailedError"]
 
 
 def prepare_small_other(tmp_path):

@@ -39,7 +39,8 @@ def test_k6_killed_between_checkpoints_and_restarted_equals_the_undisturbed_run_
     os.kill(workers[1], signal.SIGKILL)
     assert process.wait(timeout=30) == 128 + signal.SIGKILL
     assert not any(alive(worker) for worker in workers)
-    assert "worker 1 was killed by signal 9" in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert "worker 1 was killed by signal 9" in said and "rank 1 died" in said, said
     saved = max(int(p.name.split("-")[1]) for p in (run_dir / "checkpoints").glob("step-*"))
     reached = trained_steps(run_dir)
     assert 20 <= saved < 60 and saved <= reached < 60

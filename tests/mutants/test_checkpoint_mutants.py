@@ -130,6 +130,18 @@ MUTANTS = [
         lambda original: lambda self: None,
         "check_waits",
     ),
+    Mutant(
+        "a resume takes the newest checkpoint unverified",
+        "mads.checkpoint.finding:verify",
+        lambda original: lambda path: {},
+        "unit/checkpoint/test_finding.py:check_alone",
+    ),
+    Mutant(
+        "a damaged checkpoint keeps its name",
+        "mads.checkpoint.finding:set_aside",
+        lambda original: lambda root, found: None,
+        "unit/checkpoint/test_finding.py:check_alone",
+    ),
     alone("parts are published unchecked", "mads.checkpoint.writing:Publication._check", _unchecked, "check_parts"),
 ]
 

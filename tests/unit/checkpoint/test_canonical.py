@@ -1,6 +1,7 @@
 """Files of bounded size that any safetensors reads, pieces of tensors, and names and shapes that must fit the model."""
 
 import hashlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from mads.checkpoint.canonical import CheckpointError, _check_names, _index
 from mads.checkpoint.manifest import publish
 from mads.checkpoint.saver import Chunks
-from mads.checkpoint.tensors import KEYS, assemble, deal, read_piece, stage_items, write_tensors
+from mads.checkpoint.tensors import KEYS, assemble, deal, read_piece, stage_items, write_pieces, write_tensors
 from mads.layout import REPLICATED, Layout, mark, shard
 
 
@@ -180,3 +181,9 @@ def test_a_name_in_two_files_is_refused(tmp_path):
     published = publish(tmp_path, folder, 1)
     with pytest.raises(CheckpointError, match="weight/a is in weight-00000.safetensors and in weight-00001.safetensors"):
         _index(published, "weight")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_with_the_file_and_how_far_it_came():
+    with pytest.raises(OSError, match="No space left on device after 2 bytes: '/dev/full'"):
+        write_pieces(Path("/dev/full"), [b"ab"], [b"x" * 1_000_000])  # of which the first waits in a buffer

@@ -1,5 +1,6 @@
 """A checkpoint folder is complete or not there (K3, K5): publishing, finding, refusing, pruning."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,7 +8,8 @@ import shutil
 import pytest
 
 from mads.checkpoint import manifest
-from mads.checkpoint.manifest import CheckpointError, find_latest, name_of, prune, publish, verify
+from mads.checkpoint.finding import find_latest
+from mads.checkpoint.manifest import CheckpointError, Keep, name_of, prune, publish, verify
 
 
 def temporary(root, step, text="x"):
@@ -62,7 +64,7 @@ def test_k5_killed_before_the_folder_is_renamed_the_previous_one_loads(tmp_path,
     (old,) = published(tmp_path, 5)
     killed_at(monkeypatch, tmp_path, 10, call=0)
     assert find_latest(tmp_path) == old
-    prune(tmp_path, 2)
+    prune(tmp_path, Keep(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", old.name]
 
 
@@ -81,7 +83,7 @@ def test_k5_killed_while_a_step_is_saved_again_a_whole_checkpoint_is_left(tmp_pa
     assert found == tmp_path / name_of(survivor)
     text = (found / "weight-00000.safetensors").read_bytes()
     assert text.startswith(b"again") == (call == 2)
-    prune(tmp_path, 5)
+    prune(tmp_path, Keep(5))
     assert not list(tmp_path.glob(".saving-*")) and find_latest(tmp_path) == found
 
 
@@ -98,17 +100,27 @@ def flip(path):
     path.write_bytes(raw)
 
 
+def edit(folder, **changes):
+    """Change the manifest, and its own hash with it."""
+    path = folder / "manifest.json"
+    content = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"} | changes
+    path.write_text(json.dumps(content | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}))
+
+
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (lambda f: flip(f / "weight-00000.safetensors"), "weight-00000.safetensors is damaged"),
-        (lambda f: (f / "weight-00000.safetensors").write_bytes(b""), "weight-00000.safetensors is damaged"),
+        (lambda f: flip(f / "weight-00000.safetensors"), "weight-00000.safetensors is damaged: its SHA-256"),
+        (
+            lambda f: (f / "weight-00000.safetensors").write_bytes(b""),
+            "is damaged: it has 0 bytes, the manifest says",
+        ),
         (lambda f: (f / "state.json").unlink(), "state.json is missing"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (lambda f: (f / "manifest.json").write_bytes(b"\xff{}"), "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").write_text('{"format_version": 1}'), "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").write_text('{"format_version": 1, "files": ["a"]}'), "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").write_text('{"format_version": 1, "files": {"a": 3}}'), "manifest.json is damaged"),
-        (lambda f: edit(f, format_version=9), "has format 9; this mads reads 1"),
         (lambda f: edit(f, files={"../step-00000005/state.json": {"bytes": 1, "sha256": ""}}), "outside of its folder: '../step"),
         (lambda f: edit(f, files={str(f / "state.json"): {"bytes": 1, "sha256": ""}}), "outside of its folder"),
     ],
@@ -118,31 +130,60 @@ def test_k3_damage_is_named_and_the_one_before_is_offered_not_taken(tmp_path, da
     damage(newest)
     with pytest.raises(CheckpointError, match=words):
         verify(newest)
-    with pytest.raises(CheckpointError, match=f"{words}.*remove .*{name_of(10)} to resume from {name_of(5)}"):
+    with pytest.raises(CheckpointError, match=f"{words}.*the newest whole checkpoint before it is .*{name_of(5)}"):
         find_latest(tmp_path)
-    shutil.rmtree(newest)  # as told
+    shutil.rmtree(newest)
     assert find_latest(tmp_path) == tmp_path / name_of(5)
 
 
-def edit(folder, **changes):
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def test_k3_any_flipped_bit_of_a_manifest_is_found_out(tmp_path):
+    (folder,) = published(tmp_path, 5)
+    raw = (folder / "manifest.json").read_bytes()
+    content = json.loads(raw)
+    unseen = 0
+    for place in range(len(raw)):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << place % 8
+        (folder / "manifest.json").write_bytes(changed)
+        try:
+            assert verify(folder) == content, place  # white space
+            unseen += 1
+        except CheckpointError:
+            pass
+    assert unseen < len(raw) / 10
+
+
+def test_a_checkpoint_of_another_format_is_no_damage(tmp_path):
+    _, newest = published(tmp_path, 5, 10)
+    edit(newest, format_version=9)
+    for read in (verify, lambda folder: find_latest(folder.parent)):
+        with pytest.raises(manifest.FormatError, match="has format 9; this mads reads 1"):
+            read(newest)
+
+
+def test_a_manifest_without_a_hash_of_its_own_is_read(tmp_path):
+    (folder,) = published(tmp_path, 5)
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert verify(folder) == content
 
 
 def test_k3_a_folder_without_its_manifest_is_no_checkpoint(tmp_path):
     old, newest = published(tmp_path, 5, 10)
     (newest / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=f"manifest.json is missing.*to resume from {name_of(5)}"):
+    with pytest.raises(CheckpointError, match=f"manifest.json is missing.*before it is {old}"):
         find_latest(tmp_path)
-    (tmp_path / "latest").write_text(old.name)
-    assert find_latest(tmp_path) == old
 
 
 def test_when_every_checkpoint_is_damaged_a_new_start_is_the_way_out(tmp_path):
     folders = published(tmp_path, 5, 10)
     for folder in folders:
         flip(folder / "weight-00000.safetensors")
-    with pytest.raises(CheckpointError, match="no complete checkpoint before it, remove .*step-00000010 to start again"):
+    with pytest.raises(
+        CheckpointError,
+        match="none of 2 checkpoints .*10: .*damaged.*05: .*damaged.*remove all to start again",
+    ):
         find_latest(tmp_path)
     for folder in folders:
         shutil.rmtree(folder)
@@ -167,6 +208,21 @@ def test_a_pointer_cannot_lead_out_of_the_folder(tmp_path):
 def test_prune_keeps_the_newest_and_clears_what_crashed_saves_left(tmp_path, keep, left):
     published(tmp_path, 5, 10, 20, 30)
     temporary(tmp_path, 40)
-    prune(tmp_path, keep)
+    prune(tmp_path, Keep(keep))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", *map(name_of, left)]
     assert find_latest(tmp_path).name == name_of(30)
+
+
+def test_a_kill_while_one_is_removed_leaves_no_half_of_it_under_its_name(tmp_path, monkeypatch):
+    published(tmp_path, 5, 10)
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest.shutil, "rmtree", lambda path, ignore_errors=False: None if ignore_errors else killed())
+        with pytest.raises(Killed):
+            prune(tmp_path, Keep(1))
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == [name_of(10)]
+    prune(tmp_path, Keep(1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", name_of(10)]
+
+
+def killed():
+    raise Killed

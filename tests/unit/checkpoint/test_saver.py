@@ -17,7 +17,8 @@ from saver_support import ARRAYS, fake_engine, make_saver, values_in
 
 from mads.checkpoint import saver as saver_module
 from mads.checkpoint import writing
-from mads.checkpoint.manifest import CheckpointError, find_latest, name_of, publish, verify
+from mads.checkpoint.finding import find_latest
+from mads.checkpoint.manifest import CheckpointError, Keep, name_of, publish, verify
 from mads.checkpoint.tensors import KEYS, write_tensors
 from mads.checkpoint.writing import Publication, Writer, part_name
 
@@ -188,7 +189,7 @@ ITEMS = [[("weight", "a")], [("weight", "b"), ("exp_avg", "b")]]
 
 
 def publication(root, folder, limit_s=5.0):
-    return Publication(root, folder, 7, 2, {i for items in ITEMS for i in items}, 2, limit_s)
+    return Publication(root, folder, 7, 2, {i for items in ITEMS for i in items}, Keep(2), limit_s)
 
 
 def truncate(folder):

@@ -41,6 +41,12 @@ def refusal(overrides, world):
         (["{PP}=2", "parallel=zero2"], 2, ["parallel.zero_stage=2", f"{PP}=2", "partial sums lost", "parallel=zero1"]),
         (["{PP}=2", "parallel=zero3"], 2, ["parallel.zero_stage=3", f"{PP}=2", "for every micro-batch", "parallel=zero1"]),
         (["{PP}=2", "{TP}=2"], 6, ["6 processes", "replicas of 4 ranks", f"{PP}=2", f"{TP}=2", "a multiple of 4"]),
+        (
+            ["parallel.control_timeout_s=500"],
+            1,
+            ["parallel.hang_timeout_s=600.0", "less than parallel.control_timeout_s=500.0", "lower it, or set it to null"],
+        ),
+        (["parallel.hang_timeout_s=1"], 1, ["parallel.hang_timeout_s=1.0 must be at least 2"]),
         (["{TP}=2"], 1, ["1 processes", "replicas of 2 ranks", "divides 1"]),
         (
             ["{TP}=2", "train.global_batch_size=24"],

@@ -1,11 +1,13 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mads.console.record import DecisionRecord, LabelRecord
 from mads.logging import MetricsWriter, read_lines, truncate_after
+from mads.logging.metrics import LogError
 
 
 def decision(round_, step):
@@ -113,3 +115,19 @@ def test_unknown_kinds_and_objects_without_json_form_are_refused(tmp_path):
         with pytest.raises(TypeError, match="object"):
             writer.write("train", step=1, loss=object())
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "decisions.jsonl"])
+def test_a_full_disk_is_told_with_the_file_and_the_bytes(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    writer = MetricsWriter(tmp_path)
+    with pytest.raises(LogError, match=rf"{tmp_path / name}: \d+ bytes could not be written \(No space left on device\)"):
+        live(writer, [1])
+
+
+def test_ids_that_cannot_be_written_are_told_too(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        (tmp_path / "decisions").write_text("a file where the folder should be")
+        with pytest.raises(LogError, match=r"round-00000.npy: 24 bytes could not be written"):
+            writer.decision(decision(0, 0), np.arange(3))
