@@ -102,7 +102,7 @@ class WandbSink:
         self._send({"step": record.step, **flatten(decision_numbers(record), "decision")})
 
     def _send(self, numbers: dict[str, Any]) -> None:
-        """W&B's own process dies of Slurm's warning before a time limit: the run, which is about to save, must not."""
+        """W&B's own process dies of the SIGTERM that a cluster sends to all: the run, which is about to save, must not."""
         try:
             self._run.log(numbers)
         except Exception as error:
