@@ -226,7 +226,7 @@ def _apart(answers: list[tuple]) -> str:
     if isinstance(answers[0][1], str):
         return f"{sum(own == other for own, other in answers)} of {len(answers)} texts equal"
     numbers = [(own[0], float(other[0])) if isinstance(own, list) else (own, float(other)) for own, other in answers]
-    return f"{max(abs(own - other) for own, other in numbers):.1e}"
+    return f"{max(abs(own - other) for own, other in numbers):.2g}"
 
 
 def table(folder: Path) -> None:

@@ -4,5 +4,5 @@ DONE = 0
 FAILED = 1
 BAD_INPUT = 2
 PREEMPTED = 85  # asked to stop by a signal; a checkpoint of the last step is there: the same command goes on from it
-HUNG = 86  # a rank hung or died; every other rank has said which. The same command goes on from the last checkpoint
+HUNG = 86  # a rank hung or died; every other one has said which: the same command goes on from the last checkpoint
 INTERRUPTED = 130

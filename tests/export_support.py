@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from mads.checkpoint.manifest import publish
 from mads.config.compose import compose
-from mads.data.schema import Manifest
+from mads.data.schema import Manifest, sha256_of
 from mads.model.decoder import Decoder
 
 SHAPES = {
@@ -61,9 +61,10 @@ def write_plain_tokenizer(data, eod="<|endoftext|>"):
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=[eod], initial_alphabet=alphabet))
     core.save(str(data / "tokenizer.json"))
     manifest = json.loads((data / "manifest.json").read_text())
-    size = core.get_vocab_size()
-    record = {"kind": "huggingface", "file": "tokenizer.json", "vocab_size": size, "eod": 0, "lossless": True}
-    (data / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": record}))
+    manifest["tokenizer"] |= {"kind": "huggingface", "file": "tokenizer.json", "vocab_size": core.get_vocab_size(), "eod": 0}
+    size, digest = (data / "tokenizer.json").stat().st_size, sha256_of(data / "tokenizer.json")
+    manifest["files"]["tokenizer.json"] = {"bytes": size, "sha256": digest}
+    (data / "manifest.json").write_text(json.dumps(manifest))
 
 
 @torch.no_grad()

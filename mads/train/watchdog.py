@@ -250,7 +250,9 @@ class Watchdog(threading.Thread):
             if self._own_end is not None:  # the main thread is about to leave with a code of its own
                 return
             self._own_end = verdict["code"]
-        lines = [f"mads train: {verdict['verdict']}; rank {self.rank} ends with exit code {verdict['code']}", *more]
+        # After a failure rank 0 speaks for the run; when a rank is lost, it may be rank 0.
+        speaker = "mads train" if self.rank == 0 or verdict["code"] == exits.HUNG else f"rank {self.rank}"
+        lines = [f"{speaker}: {verdict['verdict']}; rank {self.rank} ends with exit code {verdict['code']}", *more]
         words = threading.Thread(target=self._last_words, args=(lines, verdict), daemon=True)
         words.start()
         words.join(LAST_S)

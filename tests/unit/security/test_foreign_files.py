@@ -3,6 +3,7 @@
 A decoy stands outside of every folder. No reader may open it, however its name is spelt.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from fake_pool import OneRank
 from support import make_pool
 
 from mads.checkpoint import canonical
-from mads.checkpoint.manifest import CheckpointError, find_latest, publish, verify
+from mads.checkpoint.finding import find_latest
+from mads.checkpoint.manifest import CheckpointError, publish, verify
 from mads.config.compose import ConfigError, compose
 from mads.config.factory import build
 from mads.data.attributes import read_column, write_column
@@ -123,11 +125,18 @@ def checkpoint(root, step=5):
     return publish(root, folder, step)
 
 
+def rewritten(path, change):
+    """Change the files that a checkpoint's manifest names, with a hash of its own that fits."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    change(manifest["files"])
+    whole = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest | {"sha256": whole}))
+
+
 def listed(path, name, file):
     """Make a checkpoint's manifest vouch for a file under a name, with its true size and hash."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    rewritten(path, lambda files: files.update({name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}}))
 
 
 def check_checkpoint(folder):
@@ -157,9 +166,7 @@ def check_unnamed(folder):
     for name in ("state.json", "ledger.bin"):
         path = checkpoint(folder)
         (path / name).write_text("{}")
-        manifest = json.loads((path / "manifest.json").read_text())
-        manifest["files"].pop(name, None)
-        (path / "manifest.json").write_text(json.dumps(manifest))
+        rewritten(path, lambda files, name=name: files.pop(name, None))
         verify(path)
         with pytest.raises(CheckpointError, match=f"does not name {name}, so nothing vouches for it"):
             canonical.vouched(path, name)
@@ -194,8 +201,7 @@ def test_latest_names_a_checkpoint_of_this_folder_or_does_not_count(decoy, word)
 @pytest.mark.parametrize("entry", [{"bytes": "3", "sha256": ""}, {"bytes": 3, "sha256": None}, {"bytes": None, "sha256": "x"}])
 def test_a_size_that_is_no_number_is_damage(decoy, entry):
     path = checkpoint(decoy)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {"files": {"rng.npy": entry}}))
+    rewritten(path, lambda files: files.update({"rng.npy": entry}))
     with pytest.raises(CheckpointError, match="manifest.json is damaged"):
         verify(path)
 
@@ -222,8 +228,6 @@ def forged(folder, change):
     change(value)
     entries = sorted(value["files"].items())
     if all(isinstance(e.get("sha256"), str) for _, e in entries):
-        import hashlib
-
         digest = hashlib.sha256()
         for name, entry in entries:
             digest.update(f"{name} {entry['sha256']}\n".encode())
