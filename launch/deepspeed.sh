@@ -20,10 +20,13 @@ fi
 # Without this option the launcher takes every GPU; on a CPU it starts one process.
 [[ -z ${PROCESSES:-} ]] || arguments+=(--num_accelerators "$PROCESSES")
 
-# deepspeed's first process dies of a signal and leaves the run to itself, where it started it without ssh: what this script is told
-# goes on to the second one, which ends the ranks by SIGTERM (they save) and, 30 s later, by SIGKILL.
+command=("${PYTHON:-python3}" -m deepspeed.launcher.runner "${arguments[@]}" mads.train "$@")
+if [[ -n ${HOSTFILE:-} && -z ${NODE_RANK:-} ]]; then exec "${command[@]}"; fi
+
+# Without ssh deepspeed's first process dies of a signal and leaves the run to itself: what this script is told goes on to the
+# second one, which ends the ranks by SIGTERM (they save) and, 30 s later, by SIGKILL.
 set -m
-"${PYTHON:-python3}" -m deepspeed.launcher.runner "${arguments[@]}" mads.train "$@" &
+"${command[@]}" &
 runner=$!
 trap 'read -r -a below <"/proc/$runner/task/$runner/children" || true; kill -TERM "${below[@]:-$runner}"' TERM INT HUP USR1
 while kill -0 "$runner" 2>/dev/null; do wait "$runner" || true; done

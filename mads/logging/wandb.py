@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +93,33 @@ class WandbSink:
         if self._run is None:
             return
         fields = {k: v for k, v in line.items() if k not in ("kind", "step", "name", "nonfinite")}
-        self._run.log({"step": line.get("step", line.get("steps")), **flatten(fields, line_prefix(line))})
+        self._send({"step": line.get("step", line.get("steps")), **flatten(fields, line_prefix(line))})
 
     def decision(self, record: DecisionRecord) -> None:
         """Send theta, the agents' rewards and every label's weight and share."""
         if self._run is None:
             return
-        self._run.log({"step": record.step, **flatten(decision_numbers(record), "decision")})
+        self._send({"step": record.step, **flatten(decision_numbers(record), "decision")})
+
+    def _send(self, numbers: dict[str, Any]) -> None:
+        """W&B's own process dies of the SIGTERM that a cluster sends to all: the run, which is about to save, must not."""
+        try:
+            self._run.log(numbers)
+        except Exception as error:
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        self._run = None
+        print(f"W&B has ended ({error}); the run goes on without it, metrics.jsonl has everything", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Flush and close; further calls are errors of the caller."""
         if self._run is not None:
-            self._run.finish()
-            self._run = None
+            try:
+                self._run.finish()
+                self._run = None
+            except Exception as error:
+                self._lost(error)
 
 
 def _start(mode: str, project: str, run_dir: Path, config: dict[str, Any], run_id: str):

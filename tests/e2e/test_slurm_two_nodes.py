@@ -70,12 +70,20 @@ def quoted(path):
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
-def test_a_preempted_job_queues_itself_again_and_goes_on_bit_for_bit(slurm, prepared, tmp_path, whole):
+ASKED = [
+    ["--signal=USR1"],  # as Slurm does before the time limit
+    pytest.param(["--signal=TERM"], marks=pytest.mark.full),  # as where a cluster preempts
+    pytest.param(["--full", "--signal=USR1"], marks=pytest.mark.full),  # the script and srun too
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=" ".join)
+def test_a_preempted_job_queues_itself_again_and_goes_on_bit_for_bit(slurm, prepared, tmp_path, whole, asked):
     folder = tmp_path / "it's 5% of ü"  # what Slurm, bash and Hydra could each misread
     arguments = settings(prepared, quoted(folder), *RUN, "logging.console=true")
     (job,) = submit(slurm, tmp_path, *CLUSTER, *arguments)
     wait_until(lambda: trained_steps(folder) >= 4, "no steps", 120)
-    slurm.ask("scancel", "--signal=USR1", job)  # as Slurm does before the time limit
+    slurm.ask("scancel", *asked, job)
     wait_until(lambda: slurm.field(job, "Restarts") == "1", f"not queued again\n{output(folder)}", 120)
     reached = trained_steps(folder)
     assert 4 <= reached < 30, "signalled too late to see anything"

@@ -39,6 +39,11 @@ RUN = ["data=prepared", "data.dir=d", "selection=random", "cluster=cpu"]
     ],
 )
 def test_what_cannot_work_is_refused_by_name(overrides, words):
+    check_refused(overrides, words)
+
+
+def check_refused(overrides, words):
+    """Each of the words is in what is said (also for tests/mutants)."""
     with pytest.raises(ConfigError) as error:
         validate_cluster(compose_cluster(overrides))
     assert all(word in str(error.value) for word in words), error.value

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -119,12 +120,18 @@ def run_script(folder, text, code=0, **variables):
     return done.returncode, words[words.index("mads.train") + 1 :], words, (folder / "asked").read_text().splitlines()
 
 
-def test_what_a_user_typed_reaches_the_run_byte_for_byte(tmp_path):
-    text = slurm_script(cluster(), Job(HOSTILE, "/where/a", "/where", ["/my env/bin/python'3", "$X"]))
-    code, overrides, words, _ = run_script(tmp_path / "fake", text)
-    assert (code, overrides) == (0, HOSTILE)
-    assert words[words.index("-u") - 2 : words.index("-u")] == ["/my env/bin/python'3", "$X"]
-    assert not list(tmp_path.rglob("oops"))
+def check_quoting():
+    """Run a script with hostile words (also for tests/mutants)."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = slurm_script(cluster(), Job(HOSTILE, "/where/a", "/where", ["/my env/bin/python'3", "$X"]))
+        code, overrides, words, _ = run_script(Path(folder) / "fake", text)
+        assert (code, overrides) == (0, HOSTILE)
+        assert words[words.index("-u") - 2 : words.index("-u")] == ["/my env/bin/python'3", "$X"]
+        assert not list(Path(folder).rglob("oops"))
+
+
+def test_what_a_user_typed_reaches_the_run_byte_for_byte():
+    check_quoting()
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -162,9 +169,15 @@ def test_a_folder_that_looks_like_a_reference_is_refused():
         (137, 0, 2, False),
     ],
 )
-def test_only_a_run_that_has_saved_and_wants_to_go_on_is_queued_again(tmp_path, code, starts, most, requeued):
+def test_only_a_run_that_has_saved_and_wants_to_go_on_is_queued_again(code, starts, most, requeued):
+    check_requeue(code, starts, most, requeued)
+
+
+def check_requeue(code, starts, most, requeued):
+    """Run a script whose srun ends with `code` (also for tests/mutants)."""
     text = slurm_script(cluster(f"cluster.requeues={most}"), Job(RUN, "/where/a", "/where", ["python3"]))
-    ended, _, _, asked = run_script(tmp_path / "fake", text, code, SLURM_RESTART_COUNT=str(starts))
+    with tempfile.TemporaryDirectory() as folder:
+        ended, _, _, asked = run_script(Path(folder) / "fake", text, code, SLURM_RESTART_COUNT=str(starts))
     assert ended == code and ("requeue 7" in asked) == requeued
 
 

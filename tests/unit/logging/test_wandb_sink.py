@@ -124,3 +124,27 @@ def test_online_without_a_key_stops_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "login", lambda **_: False)
     with pytest.raises(RuntimeError, match="wandb login.*offline"):
         WandbSink("online", "mads", tmp_path, {})
+
+
+LOST = """
+import os, signal, sys, time
+from pathlib import Path
+from mads.logging import WandbSink
+sink = WandbSink("offline", "mine", sys.argv[1], {})
+below = [int(p) for t in Path("/proc/self/task").glob("*/children") for p in t.read_text().split()]
+for pid in below:
+    os.kill(pid, signal.SIGTERM)
+time.sleep(1)
+for step in range(4):
+    sink.log({"kind": "train", "step": step, "loss": 1.0})
+    time.sleep(0.2)
+sink.finish()
+print("went on", len(below))
+"""
+
+
+def test_a_run_outlives_the_process_of_wandb(tmp_path):
+    """A cluster that preempts may send SIGTERM to every process of a step, and that one dies of it."""
+    done = subprocess.run([sys.executable, "-c", LOST, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("went on") and int(done.stdout.split()[-1]) > 0, done.stderr
+    assert done.stderr.count("W&B has ended") == 1 and "metrics.jsonl has everything" in done.stderr
