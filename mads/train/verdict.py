@@ -11,6 +11,7 @@ waits for a slow one is not hung, and neither is the slow one. Then the guilty a
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Report:
     @classmethod
     def of(cls, pulse: Pulse, idle: float, main: int, now: float) -> Report:
         """This rank's own; `main` is the main thread's ident."""
-        waits, place = standing(main) if idle > 0 else (False, "")
+        waits, place = standing(main) if idle > 0 and threading.get_ident() != main else (False, "")
         return cls(pulse.step, pulse.phase, pulse.count, pulse.warm, round(idle, 1), waits, place, now)
 
     def message(self) -> dict[str, Any]:
