@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from mads.checkpoint.manifest import publish
 from mads.cli import main
 from mads.data.schema import Manifest
+
+EXPORT_KILLED = Path(__file__).parents[2] / "export_killed.py"
 
 
 @pytest.fixture(scope="module")
@@ -125,38 +129,22 @@ def test_weights_that_the_dtype_does_not_hold_are_told(run, tmp_path, capsys, va
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 
 
-def killed_at(call, folder, out):
-    """Export in a process of its own that ends without a word at its `call`-th flush or rename; whether it got so far."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            count = 0
-
-            def counted(original):
-                def function(*arguments):
-                    nonlocal count
-                    count += 1
-                    if count == call:
-                        os._exit(9)
-                    return original(*arguments)
-
-                return function
-
-            os.fsync, os.rename = counted(os.fsync), counted(os.rename)
-            os._exit(main(["export", str(folder), "--out", str(out), "--max-shard-gb", "0.00005"]))
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
-
-
 def test_a_kill_anywhere_leaves_the_folder_whole_or_not_there(run, tmp_path):
     folder, model = run
-    out, call, seen = tmp_path / "hf", 1, set()
-    while killed_at(call, folder, out):
-        seen.add(out.exists())
-        if out.exists():
-            assert difference(out, model)[0] <= 1e-5
-            shutil.rmtree(out)
-        call += 1
-    assert call > 10 and seen == {False, True}  # the last flush comes after the rename
+    out, call, seen = tmp_path / "hf", 0, set()
+    command = [sys.executable, str(EXPORT_KILLED), str(folder), str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        code = 9
+        while code == 9:
+            if out.exists():
+                assert difference(out, model)[0] <= 1e-5
+                shutil.rmtree(out)
+            call += 1
+            process.stdin.write(f"{call}\n")
+            process.stdin.flush()
+            code = int(process.stdout.readline())
+            if code == 9:
+                seen.add(out.exists())
+        process.stdin.close()
+    assert code == 0 and call > 10 and seen == {False, True}  # the last flush comes after the rename
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]  # what the killed ones had begun is gone
