@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mads.launch.one_process import one_process
 
 from mads.cli import main as mads
 from mads.config.compose import compose
@@ -203,7 +204,8 @@ def harness(run: Path, given: Path, folder: Path) -> None:
     assert mads(["eval", str(run), *own]) == 0
     model = HFLM(pretrained=str(folder / "trained"), device="cpu", batch_size=8, dtype="float32")
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
-    theirs = evaluator.simple_evaluate(model=model, tasks=tasks, task_manager=manager)
+    with one_process():
+        theirs = evaluator.simple_evaluate(model=model, tasks=tasks, task_manager=manager)
     ours = json.loads((folder / "ours.json").read_text())
     rows = [json.loads(line) for line in (folder / "ours.examples.jsonl").read_text().splitlines()]
     table = []

@@ -21,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from mads.config.compose import ConfigError
 from mads.data.schema import DataError
 from mads.export.tokenizer import special_tokens, tokenizer_files
+from mads.launch.one_process import one_process
 from mads.train.inference import SavedModel
 
 MAX_NEW_TOKENS = 256  # where a task does not say, as the harness
@@ -219,13 +220,14 @@ def run_harness(
     if not Path(include_path).is_dir():
         raise ConfigError(f"--include-path={include_path} is no folder")
     datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-    found = evaluator.simple_evaluate(
-        tasks=_load(tasks, include_path, num_fewshot),  # before the weights are read
-        model=DecoderLM(saved, device, batch_size),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        task_manager=TaskManager(include_path=include_path, include_defaults=False),
-    )
+    with one_process():
+        found = evaluator.simple_evaluate(
+            tasks=_load(tasks, include_path, num_fewshot),  # before the weights are read
+            model=DecoderLM(saved, device, batch_size),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=TaskManager(include_path=include_path, include_defaults=False),
+        )
     kept = {
         key: found[key] for key in ("results", "groups", "n-shot", "versions", "higher_is_better", "n-samples") if key in found
     }

@@ -1,6 +1,8 @@
 """`mads eval --harness` finds what the harness's own adapter for transformers finds on the exported model."""
 
 import json
+import multiprocessing
+import os
 import tempfile
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from export_support import write_plain_tokenizer, write_run
 from harness_support import CONTEXTS, write_tasks
+from mads.launch.one_process import one_process
 
 from mads.cli import main
 
@@ -20,7 +23,8 @@ def theirs(folder, tasks, include_path, num_fewshot=None):
 
     model = HFLM(pretrained=str(folder), device="cpu", batch_size=3, dtype="float32")
     manager = TaskManager(include_path=str(include_path), include_defaults=False)
-    return evaluator.simple_evaluate(model=model, tasks=tasks, task_manager=manager, num_fewshot=num_fewshot)
+    with one_process():
+        return evaluator.simple_evaluate(model=model, tasks=tasks, task_manager=manager, num_fewshot=num_fewshot)
 
 
 def check_numbers(folder):
@@ -177,3 +181,12 @@ def test_batches_do_not_matter(run):
     alone, together = (DecoderLM(saved, torch.device("cpu"), size).loglikelihood(requests) for size in (1, 7))
     assert [greedy for _, greedy in alone] == [greedy for _, greedy in together]
     assert [found for found, _ in alone] == pytest.approx([found for found, _ in together], rel=1e-5)
+
+
+def test_no_process_is_forked_for_standard_errors(run, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "Pool", None)
+    given = ["--harness", "mads_last_word", "--include-path", str(run / "tasks")]
+    assert main(["eval", str(run / "run"), *given]) == 0
+    found = json.loads((run / "run" / "evaluation.json").read_text())["harness"]["results"]["mads_last_word"]
+    assert found["perplexity_stderr,none"] > 0
+    assert "DISABLE_MULTIPROC" not in os.environ
