@@ -1,5 +1,7 @@
 """Mutants of the watchdog. See mutants.py for the scheme."""
 
+from dataclasses import replace
+
 import pytest
 from mutants import Mutant
 from test_mutants import check_caught, outcome
@@ -17,9 +19,7 @@ def _silence_is_overlooked(original):
 
 def _collectives_are_not_recognised(original):
     def culprits(reports, now, limit):
-        for report in reports.values():
-            report.waits = False
-        return original(reports, now, limit)
+        return original({rank: replace(report, waits=False) for rank, report in reports.items()}, now, limit)
 
     return culprits
 
