@@ -13,10 +13,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import mads.conf
 import torch
 import yaml
 
+import mads.conf
 from mads.config.schema import ModelConfig
 from mads.model import Decoder
 from mads.model.placement import Placement

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mads.launch.one_process import one_process
 
 from mads.cli import main as mads
 from mads.config.compose import compose
 from mads.data.pool import Pool
+from mads.launch.one_process import one_process
 from mads.model.shape import parameter_count
 from mads.train.inference import SavedModel
 

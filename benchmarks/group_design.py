@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mads.launch.processes import become_single_process
 
 from benchmarks.trained_run import TrainedRun
 from mads.checkpoint import canonical
 from mads.config.schema import GroupRewardConfig
+from mads.launch.processes import become_single_process
 from mads.model.shape import flops_per_token
 from mads.reward.group import GroupRewarder
 from mads.reward.probes import Probes, SharedProbes, draw_probes

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mads.launch.processes import become_single_process
 
 from benchmarks.exact_model import ReferenceSet
 from benchmarks.rank_statistics import spearman
 from benchmarks.trained_run import TrainedRun
 from mads.checkpoint import canonical
 from mads.config.schema import FiniteDifferenceRewardConfig
+from mads.launch.processes import become_single_process
 from mads.logging.environment import environment
 from mads.train.engine import TrainEngine
 from mads.train.reward_model import EngineRewardModel

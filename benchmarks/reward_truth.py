@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mads.launch.processes import become_single_process
 
 from benchmarks.exact_model import ExactModel, TrueStep
 from benchmarks.rank_statistics import bootstrap_interval, spearman, split_half_reliability
 from benchmarks.trained_run import Study, TrainedRun
 from mads.config.schema import GhostRewardConfig
 from mads.eval.losses import FixedBatches
+from mads.launch.processes import become_single_process
 from mads.logging.environment import environment
 from mads.train.reward_model import EngineRewardModel
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mads.launch.processes import become_single_process
 
 from benchmarks.exact_model import ReferenceSet
 from benchmarks.label_truth import losses_after
@@ -27,6 +26,7 @@ from benchmarks.trained_run import TrainedRun
 from mads.checkpoint import canonical
 from mads.config.schema import BlendRewardConfig, DisplacementRewardConfig, FiniteDifferenceRewardConfig, GroupRewardConfig
 from mads.console.attribute_rewards import own_parts
+from mads.launch.processes import become_single_process
 from mads.logging.environment import environment
 from mads.model.shape import flops_per_token
 from mads.noise import hash64

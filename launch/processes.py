@@ -13,10 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mads.config.compose import ConfigError
 from mads.launch import exits
 from mads.launch.slurm import launched_by_slurm, slurm_variables, task_of_srun
-
-from mads.config.compose import ConfigError
 
 PARENT = "MADS_PARENT"  # process id of the `mads train` that started a worker
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # finish the step, save, leave with exits.PREEMPTED

@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mads.launch import exits
 from omegaconf import DictConfig
 
 from mads.config.cluster import quoted_value
 from mads.config.compose import ConfigError
+from mads.launch import exits
 
 FOLDER = "slurm"  # in the run folder: the script and the jobs' output
 # Seconds that the other processes get when one has ended. Not --kill-on-bad-exit: a process that leaves with exits.PREEMPTED a

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mads.launch.script import FOLDER, Job, slurm_script
 from omegaconf import DictConfig
 
 from mads.config.cluster import compose_cluster, split_overrides, task_overrides, validate_cluster
 from mads.config.compose import ConfigError, compose
 from mads.config.validate import validate
+from mads.launch.script import FOLDER, Job, slurm_script
 
 SCRIPT = "job.sh"  # in RUN_DIR/slurm
 SBATCH_S = 120.0

@@ -311,6 +311,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     warnings.simplefilter("ignore")
     from harness import PRELOADED
+
     from mads.launch.processes import prepare_worker
 
     prepare_worker(False)

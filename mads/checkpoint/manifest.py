@@ -28,7 +28,7 @@ from mads.data.schema import sha256_of
 from mads.paths import UnsafeNameError, inside, is_plain
 
 FORMAT_VERSION = 1
-_STEP = re.compile(r"step-\d{8,}")
+_STEP = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(RuntimeError):
@@ -59,7 +59,7 @@ def name_of(step: int) -> str:
 
 def step_of(path: Path) -> int | None:
     """The step of a checkpoint's folder; None for another name, such as that of one set aside."""
-    found = re.fullmatch(r"step-(\d{8,})", path.name)
+    found = _STEP.fullmatch(path.name)
     return int(found[1]) if found else None
 
 

@@ -19,6 +19,7 @@ from mads.doctor.meeting import Absent, Meeting
 from mads.topology import initialize_process_group, shut_down
 
 SHARE = 1 / 6  # of the time limit: a network's folder may show a new file only after a while
+LOOK_S = 0.05  # between two looks into the folder
 ELEMENTS = 1 << 20  # float32 of the all-reduce: 4 MiB
 
 
@@ -130,7 +131,7 @@ def _leave_file(run_dir: Path, name: str, rank: int, wait_s: float) -> str:
         while not (folder / "rank-0").is_file():
             if time.monotonic() > deadline:
                 return f"does not see what rank 0 wrote into {run_dir.resolve()}"
-            time.sleep(0.05)
+            time.sleep(LOOK_S)
         (folder / f"rank-{rank}").write_text(name)
     except OSError as error:
         return f"cannot use {run_dir.resolve()}: {error.strerror}"
@@ -154,6 +155,8 @@ def _lead_folder(meeting: Meeting, run_dir: str, all_facts: list[Fact]) -> Itera
     unseen = [rank for rank in range(meeting.world) if rank not in blind]
     while not own and unseen and time.monotonic() < deadline:
         unseen = [rank for rank in unseen if not (folder / f"rank-{rank}").is_file()]
+        if unseen:
+            time.sleep(LOOK_S)
     for rank in blind[:4]:
         yield f"run_dir: {named(rank, all_facts)} {saw[rank]}; it must be one folder on storage that all machines see"
     for rank in unseen[:4] if not own else ():

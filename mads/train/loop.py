@@ -20,6 +20,7 @@ from mads.console.choose import own_slice
 from mads.data.ledger import Ledger
 from mads.data.pool import Pool
 from mads.data.schema import DataError
+from mads.launch import exits
 from mads.logging.metrics import refuse_run_links
 from mads.model.shape import flops_per_token
 from mads.noise import hash64
@@ -138,6 +139,8 @@ class Trainer:
             self.saver.leave()
             raise
         self._tell_saves()
+        if self.preempted:
+            self._tell_preemption()
         self.profiler.close(self.step)
         self.parts.loader.close()
         self.journal.close(self.step, self.tokens, self.step >= end)
@@ -146,6 +149,11 @@ class Trainer:
     def preempted(self) -> bool:
         """A signal to some rank stopped the run before its end. The same on all ranks."""
         return self.preemption.stopping and not self.finished
+
+    def _tell_preemption(self) -> None:
+        signal = f" by {self.notice.name}" if self.notice and self.notice.name else " by a signal to another rank"
+        saved = f"checkpoint {self.step} is saved and the same command goes on from it" if self.step else "no step was taken"
+        self.journal.message(f"told to stop{signal}: {saved}; exit code {exits.PREEMPTED}")
 
     def _train_one_step(self) -> None:
         config, parts = self.config, self.parts

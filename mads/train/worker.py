@@ -42,7 +42,7 @@ def main(arguments: Sequence[str], notice: Notice | None = None) -> int:
         where = where or become_single_process()
         validate(config, where.world_size, torch.cuda.is_available(), overrides)
     except USER_ERRORS as error:
-        return _report(error, where, 2)
+        return _report(error, where, exits.BAD_INPUT)
     return train(config, where, notice)
 
 
@@ -71,16 +71,16 @@ def train(config, where: Place, notice: Notice | None = None) -> int:
         watchdog.finish_first(trainer.saver.settle)
         trainer.run()
     except (*USER_ERRORS, ResumeError) as error:
-        return _leave(_report(error, where, 2), where, watchdog, str(error))
+        return _leave(_report(error, where, exits.BAD_INPUT), where, watchdog, str(error))
     # Raised on every rank, with names and numbers; the last one on rank 0, which tells it.
     except (NonFiniteError, ReplicaMismatchError, RankFailedError, LogError) as error:
-        return _leave(_report(error, where, 1), where, watchdog, str(error))
+        return _leave(_report(error, where, exits.FAILED), where, watchdog, str(error))
     except KeyboardInterrupt:
-        return _leave(130, where, watchdog)
+        return _leave(exits.INTERRUPTED, where, watchdog)
     except Exception as error:
         watchdog.linger()
         print(f"rank {where.rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        return _leave(1, where, watchdog, f"{type(error).__name__}: {error}")
+        return _leave(exits.FAILED, where, watchdog, f"{type(error).__name__}: {error}")
     code = exits.PREEMPTED if trainer.preempted else exits.DONE
     with pulse.during("end"):
         shut_down()

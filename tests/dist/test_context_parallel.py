@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import run_ranks
-from mads.kernels.packed_attention import Segments, packed_attention
 from model_cases import even_batch, fields, small_config
 from tp_groups import SIZES, WORLD, cp_group, everyones, exact, no_default_group
 
 from mads.collectives import all_to_all, slice_of
+from mads.kernels.packed_attention import Segments, packed_attention
 from mads.model import Decoder
 from mads.model.layers import gather_heads, scatter_heads
 from mads.model.placement import ALONE, Placement

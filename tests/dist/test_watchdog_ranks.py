@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import watchdog_support as watched
 from harness import run_ranks
-from mads.launch import exits
 from watchdog_support import KILL, LIMIT_S, STOP, Ranks, named_steps
+
+from mads.launch import exits
 
 FULL = pytest.mark.full
 SLACK_S = 8.0  # of a loaded machine

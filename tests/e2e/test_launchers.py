@@ -8,9 +8,10 @@ import sys
 
 import pytest
 from command_support import MADS, REPOSITORY, alive, children, environment, run, settings, wait_until
-from mads.launch import exits
 from run_support import curve
 from test_processes_end import trained_steps
+
+from mads.launch import exits
 
 pytestmark = pytest.mark.full
 RUN = ["train.steps=12", "selection.interval=5", "train.eval_interval=6"]

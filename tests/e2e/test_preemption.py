@@ -5,9 +5,10 @@ import signal
 
 import pytest
 from command_support import MADS, alive, children, run, settings, start, wait_until
-from mads.launch import exits
 from run_support import curve
 from test_processes_end import trained_steps
+
+from mads.launch import exits
 
 FULL = pytest.mark.full
 RUN = ["train.steps=40", "selection.interval=10", "train.eval_interval=10"]

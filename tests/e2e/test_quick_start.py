@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from command_support import MADS, REPOSITORY, environment, run, settings
 from harness import run_ranks
-from mads.launch.processes import free_port
 from run_support import PREPARE, curve, trainer, write_corpus
 
 from mads.config.compose import compose
 from mads.config.validate import validate
+from mads.launch.processes import free_port
 
 CORPUS = [
     *PREPARE,

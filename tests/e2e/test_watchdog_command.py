@@ -9,9 +9,10 @@ import time
 
 import pytest
 from command_support import MADS, REPOSITORY, alive, children, environment, settings, start, wait_until
+from test_processes_end import trained_steps
+
 from mads.launch import exits
 from mads.launch.processes import SPEAK_S, free_port
-from test_processes_end import trained_steps
 
 LIMIT_S = 6
 RUN = ["selection=random", "train.steps=100000", "train.eval_interval=100000", f"parallel.hang_timeout_s={LIMIT_S}"]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mads.kernels.packed_attention import Segments, packed_attention
 
 

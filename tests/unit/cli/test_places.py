@@ -4,6 +4,7 @@ import os
 import socket
 
 import pytest
+
 from mads.launch.processes import OWN_PORTS, Place, cpu_threads, free_port
 
 WHERE = Place(rank=1, local_rank=1, world_size=2, local_world_size=2)

@@ -5,11 +5,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from mads.launch.children import Ended, child_environment, run_mads
 
 import mads.compare.cell as cells
 from mads.compare.plan import Branch, Cell, result_path, work_folder
 from mads.compare.progress import Standing, error_of, line, standing, trained_steps
+from mads.launch.children import Ended, child_environment, run_mads
 
 BRANCHES = (Branch(0.5, 4, 5), Branch(1.0, 8, 10))
 CELL = Cell(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from mads.kernels import packed_attention as module
 from mads.kernels.packed_attention import Segments, choose_backend, flash_unavailable, packed_attention
 

@@ -3,11 +3,11 @@
 import subprocess
 
 import pytest
-from mads.launch import submit as submit_module
 
 from mads.cli import main
 from mads.config.cluster import compose_cluster, split_overrides, time_limit_s, validate_cluster
 from mads.config.compose import ConfigError
+from mads.launch import submit as submit_module
 
 RUN = ["data=prepared", "data.dir=d", "selection=random", "cluster=cpu"]
 

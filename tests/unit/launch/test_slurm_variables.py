@@ -1,10 +1,10 @@
 """Slurm's variables of a task, in the words of torch.distributed."""
 
 import pytest
-from mads.launch import processes
-from mads.launch.slurm import FIRST_PORT, PORTS, first_address, launched_by_slurm, slurm_variables, tasks_per_node
 
 from mads.config.compose import ConfigError
+from mads.launch import processes
+from mads.launch.slurm import FIRST_PORT, PORTS, first_address, launched_by_slurm, slurm_variables, tasks_per_node
 
 TASK = {
     "SLURM_PROCID": "5",

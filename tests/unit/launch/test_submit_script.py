@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from command_support import REPOSITORY
-from mads.launch import exits
-from mads.launch.script import Job, slurm_script
 
 from mads.config.cluster import compose_cluster, quoted_value, validate_cluster
 from mads.config.compose import ConfigError, compose
+from mads.launch import exits
+from mads.launch.script import Job, slurm_script
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = ["data=prepared", "data.dir=data/mine", "selection=mads"]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import mads.conf
 import pytest
 import torch
 import yaml
@@ -10,6 +9,7 @@ from model_cases import fields, pack, random_samples, small_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import mads.conf
 from mads.config.schema import ModelConfig
 from mads.model import Decoder, check_model_config, flops_per_token, parameter_count
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from export_support import write_plain_tokenizer, write_run
 from harness_support import CONTEXTS, write_tasks
-from mads.launch.one_process import one_process
 
 from mads.cli import main
+from mads.launch.one_process import one_process
 
 
 def theirs(folder, tasks, include_path, num_fewshot=None):

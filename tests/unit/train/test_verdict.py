@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from mads.launch.identity import Identity, end_process
 
+from mads.launch.identity import Identity, end_process
 from mads.train import links, verdict
 from mads.train.links import Link
 from mads.train.monitor import Monitor
