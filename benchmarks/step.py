@@ -4,13 +4,13 @@
         [--processes 1] [--contestants mads,bare,nanogpt,hf] [--rounds 7] [--steps 2] [--profile]
     python -m benchmarks.step --folder FOLDER --table
 
-Every contestant is a process of its own (several with --processes), started once. They take their steps in turn while all others
-wait, so a machine whose speed wanders does so under each; ratios are to mads in the same round. Before the clock runs, all have to
-have the same number of parameters and, from equal weights, the same loss. Each cell's result is a file in FOLDER; a cell that has one
-is not measured again. A contestant that does not start is in the table, with the reason.
+Every contestant is a process of its own (several with --processes), started once. They take their steps in turn while all
+others wait, so a machine whose speed wanders does so under each; ratios are to mads in the same round. Before the clock runs,
+all have to have the same number of parameters and, from equal weights, the same loss. Each cell's result is a file in FOLDER;
+a cell that has one is not measured again. A contestant that does not start is in the table, with the reason.
 
---python NAME=PYTHON runs a contestant by another Python, --path NAME=FOLDER puts a checkout on its path, --against NAME=CHECKOUT adds
-mads of another checkout (by its .venv) as mads@NAME and bare@NAME, --variant NAME OVERRIDE... mads with further settings.
+--python NAME=PYTHON runs a contestant by another Python, --path NAME=FOLDER puts a checkout on its path, --against NAME=CHECKOUT
+adds mads of another checkout (by its .venv) as mads@NAME and bare@NAME, --variant NAME OVERRIDE... mads with further settings.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ WORKER = Path(__file__).with_name("peers") / "worker.py"
 TOKENS = {"1M": 4096, "10M": 2048, "100M": 1024}  # of a step and process; at least a row
 BYTES = {"1M": 1.0e9, "10M": 1.3e9, "100M": 4.0e9}  # a process needs at most
 CLOSE = 1e-5  # losses of equal weights, relative
+PROFILED = 3  # steps
 STAGES = {"mads": [], "mads-zero0": ["parallel=zero0"]}
 
 
@@ -149,7 +150,7 @@ def measure_group(running: dict[str, Contestant], rounds: int, steps: int, profi
             phases[name] += each[0]
         found.append(result)
     for name, contestant in running.items():
-        first = contestant.ask(do="profile") if profile else contestant.ask(do="steps", count=1)
+        first = contestant.ask(do="profile", count=PROFILED) if profile else contestant.ask(do="steps", count=1)
         entries[name]["peak_mib"] = max(answer["peak_mib"] for answer in first)
         entries[name]["phases"] = {p: statistics.median(step[p] for step in phases[name]) for p in PHASES}
         if profile:
@@ -220,7 +221,8 @@ def pairs(values: list[str]) -> dict[str, str]:
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """All combinations, small ones first."""
     found = []
-    for size, length, documents, processes in product(args.sizes, map(int, args.sequences), args.documents, map(int, args.processes)):
+    lengths, counts = map(int, args.sequences), map(int, args.processes)
+    for size, length, documents, processes in product(args.sizes, lengths, args.documents, counts):
         rows = args.rows or max(1, TOKENS[size] // length)
         found.append(Cell(size, length, documents, processes, rows, args.accumulation))
     return found
@@ -229,8 +231,8 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
 def results_of(folder: Path) -> list[dict]:
     """Those in the folder, by size, length, documents, processes."""
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("cell-*.json"))]
-    order = lambda r: (list(SIZES).index(r["cell"]["size"]), r["cell"]["processes"], r["cell"]["seq_length"], r["cell"]["documents"])
-    return sorted(results, key=order)
+    order = lambda cell: (list(SIZES).index(cell["size"]), cell["processes"], cell["seq_length"], cell["documents"])
+    return sorted(results, key=lambda result: order(result["cell"]))
 
 
 def arguments() -> argparse.Namespace:
@@ -242,13 +244,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequences", type=split, default=["128"])
     parser.add_argument("--documents", type=split, default=["packed", "whole"])
     parser.add_argument("--processes", type=split, default=["1"])
-    parser.add_argument("--contestants", type=split, default=["mads", "bare", "nanogpt", "hf"], help=f"of {', '.join(KINDS)}, mads-zero0")
+    known = ", ".join({**STAGES, **KINDS})
+    parser.add_argument("--contestants", type=split, default=["mads", "bare", "nanogpt", "hf"], help=f"of {known}")
     parser.add_argument("--rows", type=int, help="of a micro-batch; default: by the size")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
     parser.add_argument("--memory-gib", type=float, default=10.0, help="for all contestants; more are compared in groups")
-    parser.add_argument("--profile", action="store_true", help="a further step of each under torch.profiler")
+    parser.add_argument("--profile", action="store_true", help="further steps of each under torch.profiler")
     for name in ("--python", "--path", "--against"):
         parser.add_argument(name, action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--variant", action="append", default=[], nargs="+", metavar="NAME OVERRIDE")

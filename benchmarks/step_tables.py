@@ -24,8 +24,8 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def seconds_of(steps: Sequence[Sequence[Mapping[str, float]]], what: str) -> float:
-    """Of a turn: what a step took on average. `steps` has a list for every rank. A step is over when its slowest rank is; CPU time
-    is that of all ranks."""
+    """Of a turn: what a step took on average. `steps` has a list for every rank. A step is over when its slowest rank is; CPU
+    time is that of all ranks."""
     each = [(sum if what == "cpu" else max)(rank[i][what] for rank in steps) for i in range(len(steps[0]))]
     return sum(each) / len(each)
 
@@ -44,13 +44,14 @@ def row(result: Mapping[str, Any], name: str) -> str:
     """A contestant's line."""
     cell, entry, reference = result["cell"], result["contestants"][name], result["reference"]
     if "skipped" in entry:
-        return f"| {name} | skipped: {entry['skipped']} |" + " |" * 8
+        return f"| {name} | skipped: {entry['skipped']} |" + " |" * 7
     rounds = [r["wall"] for r in result["rounds"] if reference in r["wall"]]
     cpu = [r["cpu"] for r in result["rounds"] if reference in r["cpu"]]
     wall = [r[name] for r in rounds if name in r]
     middle = quartiles(wall)[1]
     speed = result["data"]["tokens"] / middle
-    flops = cell["rows"] * cell["accumulation"] * cell["processes"] * cell["seq_length"] * result["flops_per_token"] / middle / 1e9
+    positions = cell["rows"] * cell["accumulation"] * cell["processes"] * cell["seq_length"]
+    flops = positions * result["flops_per_token"] / middle / 1e9
     share = flops / result["peak_gflops"] / min(cell["processes"], result["cores"])
     phases = " / ".join(f"{entry['phases'][p] / sum(entry['phases'].values()):.1%}" for p in PHASES)
     masks = "" if entry["masks"] or cell["documents"] == "whole" else " (attends across documents)"
@@ -79,9 +80,10 @@ def table(result: Mapping[str, Any]) -> str:
     """The table of one cell, with a line above it."""
     cell, data = result["cell"], result["data"]
     what = (
-        f"**{cell['size']}** ({data['parameters'] / 1e6:.1f}M parameters), rows of {cell['seq_length']}, {cell['documents']} documents "
-        f"({data['documents']:.0f} a step, {data['tokens']:.0f} tokens), {cell['processes']} process(es) x {cell['accumulation']} "
-        f"micro-batch(es) of {cell['rows']} rows; {len(result['rounds'])} rounds of {result['steps']} steps; "
+        f"**{cell['size']}** ({data['parameters'] / 1e6:.1f}M parameters), rows of {cell['seq_length']}, "
+        f"{cell['documents']} documents ({data['documents']:.0f} a step, {data['tokens']:.0f} tokens), "
+        f"{cell['processes']} process(es) x {cell['accumulation']} micro-batch(es) of {cell['rows']} rows; "
+        f"{len(result['rounds'])} rounds of {result['steps']} step(s); "
         f"matmul peak {result['peak_gflops']:.0f} GFLOP/s a core; {result['date']}"
     )
     return "\n".join([what, "", HEAD, *(row(result, name) for name in result["contestants"])])

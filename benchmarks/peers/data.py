@@ -56,7 +56,7 @@ def write_pool(cell: Cell, folder: Path) -> None:
 
 
 def write_batches(cell: Cell, folder: Path) -> dict:
-    """The batches that mads' loader makes of the pool, one file a rank. Returns tokens, targets and documents of a step on average."""
+    """The batches that mads' loader makes of the pool, one file a rank. Returns a step's mean tokens, targets and documents."""
     pool, found = Pool.open(folder / "pool"), {}
     for rank in range(cell.processes):
         total = cell.rows * cell.accumulation * cell.processes

@@ -160,7 +160,7 @@ class Turns(TrainerCallback):
         command = self.control.wait()
         if command is None:
             return False
-        self.left = command.get("count", 1)
+        self.left = self.count = command["count"]
         if command["do"] == "profile":
             self.profile = profile(activities=[ProfilerActivity.CPU])
             self.profile.start()
@@ -175,7 +175,7 @@ class Turns(TrainerCallback):
             return
         if self.profile is not None:
             self.profile.stop()
-            answer, self.profile = summary(rows_of(self.profile)), None
+            answer, self.profile = summary(rows_of(self.profile, self.count)), None
             self.clock.take()
         else:
             answer = {"steps": self.clock.take()}

@@ -68,7 +68,7 @@ class Contestant:
         """Answer `control`'s commands to take steps until there are no more."""
         while (command := control.wait()) is not None:
             if command["do"] == "profile":
-                control.answer(profiled(self.step))
+                control.answer(profiled(self.step, command["count"]))
                 self.clock.take()
                 continue
             for _ in range(command["count"]):

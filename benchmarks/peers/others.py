@@ -1,5 +1,5 @@
-"""Models of other frameworks in the bare loop: litgpt's GPT, torchtitan's Llama 3, lingua's transformer. Each is their own code, from
-a package or a checkout; only the loop around it is the same as for all."""
+"""Models of other frameworks in the bare loop: litgpt's GPT, torchtitan's Llama 3, lingua's transformer. Each is their own code,
+from a package or a checkout; only the loop around it is the same as for all."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ class TorchTitan(Loop):
 
 
 class Lingua(Loop):
-    """lingua's transformer from a checkout, with PyTorch's attention. It imports xformers, which that attention does not use: where
-    it is missing, an empty module takes its place."""
+    """lingua's transformer from a checkout, with PyTorch's attention. It imports xformers, which that attention does not use:
+    where it is missing, an empty module takes its place."""
 
     masks = False
 

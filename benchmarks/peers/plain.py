@@ -1,5 +1,5 @@
-"""A loop in the style of nanoGPT (https://github.com/karpathy/nanoGPT) around a model in its style, of the LLaMA family: one file,
-causal attention by PyTorch's own function, cross entropy over the logits of all positions, no masks of documents."""
+"""A loop in the style of nanoGPT (https://github.com/karpathy/nanoGPT) around a model in its style, of the LLaMA family: one
+file, causal attention by PyTorch's own function, cross entropy over the logits of all positions, no masks of documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step under torch.profiler, as numbers: operators by their own time."""
+"""Steps under torch.profiler, as numbers: operators by their own time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def group_of(name: str) -> str:
     return next((group for group, parts in GROUPS.items() if any(part in name for part in parts)), "everything else")
 
 
-def summary(rows: list[tuple[str, float, int]]) -> dict:
+def summary(rows: list[tuple[str, float, float]]) -> dict:
     """groups: kind of work -> milliseconds; operators: the most expensive ones, [name, milliseconds, calls]."""
     groups: dict[str, float] = {}
     for name, milliseconds, _ in rows:
@@ -31,13 +31,15 @@ def summary(rows: list[tuple[str, float, int]]) -> dict:
     return {"groups": groups, "operators": sorted(rows, key=lambda row: -row[1])[:30]}
 
 
-def profiled(step: Callable[[], object]) -> dict:
-    """`summary` of a step."""
+def profiled(step: Callable[[], object], count: int) -> dict:
+    """`summary` of a step, on average over `count`."""
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        step()
-    return summary(rows_of(recorded))
+        for _ in range(count):
+            step()
+    return summary(rows_of(recorded, count))
 
 
-def rows_of(recorded: profile) -> list[tuple[str, float, int]]:
-    """[(operator, milliseconds of its own, calls)]."""
-    return [(row.key, row.self_cpu_time_total / 1e3, row.count) for row in recorded.key_averages()]
+def rows_of(recorded: profile, count: int) -> list[tuple[str, float, float]]:
+    """[(operator, milliseconds of its own, calls)] of one of `count` steps."""
+    rows = recorded.key_averages()
+    return [(row.key, row.self_cpu_time_total / 1e3 / count, row.count / count) for row in rows]
