@@ -1,5 +1,5 @@
-"""The benchmark of a step: every contestant that can be here has the model's parameters and its loss, phases add up to a step, and
-ratios are of the same round."""
+"""The benchmark of a step: every contestant that can be here has the model's parameters and its loss, phases add up to a step,
+and ratios are of the same round."""
 
 import sys
 
