@@ -34,7 +34,7 @@ from benchmarks.step_tables import PHASES, memory_groups, operators, seconds_of,
 REFERENCE = "mads"
 WORKER = Path(__file__).with_name("peers") / "worker.py"
 TOKENS = {"1M": 4096, "10M": 2048, "100M": 1024}  # of a step and process; at least a row
-BYTES = {"1M": 1.0e9, "10M": 1.3e9, "100M": 4.0e9}  # a process needs at most
+BYTES = {"1M": 0.9e9, "10M": 1.3e9, "100M": 4.0e9}  # a process needs at most
 CLOSE = 1e-5  # losses of equal weights, relative
 PROFILED = 3  # steps
 STAGES = {"mads": [], "mads-zero0": ["parallel=zero0"]}
@@ -132,28 +132,31 @@ def start(names: list[str], jobs: dict[str, tuple[Job, str]], folder: Path, entr
     return running
 
 
-def measure_group(running: dict[str, Contestant], rounds: int, steps: int, profile: bool, entries: dict[str, dict]) -> list[dict]:
+def measure_group(running: dict[str, Contestant], args: argparse.Namespace, entries: dict[str, dict]) -> list[dict]:
     """The rounds, each {"wall": {name: seconds a step}, "cpu": ...}; the first turn of everybody is not counted."""
     from benchmarks.peers.data import matmul_peak
 
     phases = {name: [] for name in running}
     found = []
     for contestant in running.values():
-        contestant.ask(do="steps", count=2)
-    for round_ in range(rounds):
+        contestant.ask(do="steps", count=args.warm_up)
+    until = time.monotonic() + 60 * args.minutes
+    for round_ in range(args.rounds):
+        if round_ and time.monotonic() > until:
+            break
         result = {"wall": {}, "cpu": {}, "loss": {}, "peak": matmul_peak()}
         for name in turns(list(running), round_):
-            each = [answer["steps"] for answer in running[name].ask(do="steps", count=steps)]
+            each = [answer["steps"] for answer in running[name].ask(do="steps", count=args.steps)]
             for what in ("wall", "cpu"):
                 result[what][name] = seconds_of(each, what)
             result["loss"][name] = each[0][-1]["loss"]
             phases[name] += each[0]
         found.append(result)
     for name, contestant in running.items():
-        first = contestant.ask(do="profile", count=PROFILED) if profile else contestant.ask(do="steps", count=1)
+        first = contestant.ask(do="profile", count=PROFILED) if args.profile else contestant.ask(do="steps", count=1)
         entries[name]["peak_mib"] = max(answer["peak_mib"] for answer in first)
         entries[name]["phases"] = {p: statistics.median(step[p] for step in phases[name]) for p in PHASES}
-        if profile:
+        if args.profile:
             entries[name]["profile"] = {key: first[0][key] for key in ("groups", "operators")}
     return found
 
@@ -176,7 +179,7 @@ def measure(cell: Cell, args: argparse.Namespace) -> dict:
         running = start(names, jobs, folder, entries)
         try:
             check(entries, data["parameters"])
-            rounds += measure_group(running, args.rounds, args.steps, args.profile, entries)
+            rounds += measure_group(running, args, entries)
         finally:
             for contestant in running.values():
                 contestant.end()
@@ -250,6 +253,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps that are not counted")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no further round begins behind them")
     parser.add_argument("--memory-gib", type=float, default=10.0, help="for all contestants; more are compared in groups")
     parser.add_argument("--profile", action="store_true", help="further steps of each under torch.profiler")
     for name in ("--python", "--path", "--against"):
