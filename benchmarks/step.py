@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.step --folder FOLDER [--sizes 1M,10M] [--sequences 128,512] [--documents packed,whole]
         [--processes 1] [--contestants mads,bare,nanogpt,hf] [--rounds 7] [--steps 2] [--profile]
     python -m benchmarks.step --folder FOLDER --table
+    python -m benchmarks.step --run RUN
 
 Every contestant is a process of its own (several with --processes), started once. They take their steps in turn while all
 others wait, so a machine whose speed wanders does so under each; ratios are to mads in the same round. Before the clock runs,
@@ -11,6 +12,7 @@ a cell that has one is not measured again. A contestant that does not start is i
 
 --python NAME=PYTHON runs a contestant by another Python, --path NAME=FOLDER puts a checkout on its path, --against NAME=CHECKOUT
 adds mads of another checkout (by its .venv) as mads@NAME and bare@NAME, --variant NAME OVERRIDE... mads with further settings.
+The last form shows where the time of a whole run of `mads train` went, selection's with it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from pathlib import Path
 
 from benchmarks.peers.cell import SIZES, Cell, Job
 from benchmarks.peers.worker import KINDS
-from benchmarks.step_tables import PHASES, memory_groups, operators, seconds_of, table, turns
+from benchmarks.step_tables import PHASES, journal, memory_groups, operators, seconds_of, table, turns
+from mads.logging.metrics import METRICS, read_lines
 
 REFERENCE = "mads"
 WORKER = Path(__file__).with_name("peers") / "worker.py"
@@ -241,7 +244,8 @@ def results_of(folder: Path) -> list[dict]:
 def arguments() -> argparse.Namespace:
     split = lambda text: text.split(",")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="for results and what is made on the way")
+    parser.add_argument("--folder", help="for results and what is made on the way")
+    parser.add_argument("--run", help="a run folder")
     parser.add_argument("--table", action="store_true", help="print the tables of the results that are there, measure nothing")
     parser.add_argument("--sizes", type=split, default=["1M"], help=f"of {', '.join(SIZES)}")
     parser.add_argument("--sequences", type=split, default=["128"])
@@ -261,6 +265,8 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(name, action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--variant", action="append", default=[], nargs="+", metavar="NAME OVERRIDE")
     args = parser.parse_args()
+    if bool(args.run) == bool(args.folder):
+        parser.error("one of --folder and --run is needed")
     if unknown := sorted(set(args.contestants) - set(KINDS) - set(STAGES)) + sorted(set(args.sizes) - set(SIZES)):
         parser.error(f"unknown: {', '.join(unknown)}")
     return args
@@ -269,6 +275,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure what is missing, print everything."""
     args = arguments()
+    if args.run:
+        print(journal(read_lines(Path(args.run) / METRICS)))
+        return
     folder = Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     for cell in [] if args.table else cells_of(args):

@@ -13,7 +13,7 @@ from benchmarks.peers.clock import PHASES, Clock
 from benchmarks.peers.data import document_lengths, write_cell
 from benchmarks.peers.profiles import group_of
 from benchmarks.step import CLOSE, Contestant, check
-from benchmarks.step_tables import memory_groups, quartiles, ratios, seconds_of, table, turns
+from benchmarks.step_tables import journal, memory_groups, quartiles, ratios, seconds_of, table, turns
 from mads.data.batch import make_batch
 from mads.model.shape import parameter_count
 
@@ -161,6 +161,17 @@ def test_the_table_names_what_was_skipped_and_computes_rates():
     assert "0.500 | 1.000 (1.000 - 1.000)" in mads and "| 360 | 40 | 40% | 100 |" in mads
     assert "attends across documents" in other and "0.500 (0.500 - 0.500) | 1.000" in other and "skipped: no z" in skipped
     assert mads.count("|") == other.count("|") == skipped.count("|")
+
+
+def test_a_runs_phases_are_shares_of_its_loop():
+    lines = [{"kind": "train", "seconds": 6.0}, {"kind": "train", "seconds": 4.0}, {"kind": "eval", "seconds": 9.0}]
+    lines += [{"kind": "phase", "name": name, "seconds": s} for name, s in (("train", 3.0), ("probes", 1.0), ("train", 4.5))]
+    assert journal(lines).splitlines()[2:] == [
+        "| train | 7.5 | 75.00% |",
+        "| between them | 1.5 | 15.00% |",
+        "| probes | 1.0 | 10.00% |",
+        "| in all | 10.0 | |",
+    ]
 
 
 def test_operators_are_sorted_into_kinds():
