@@ -101,13 +101,13 @@ def operators(result: Mapping[str, Any]) -> str:
 
 def journal(lines: Sequence[Mapping[str, Any]]) -> str:
     """Where the time of a run's loop went, by the phases of its metrics.jsonl (mads.train.journal)."""
-    loop, seconds = sum(line["seconds"] for line in lines if line["kind"] == "train"), {}
+    seconds: dict[str, float] = {}
     for line in lines:
         if line["kind"] == "phase":
             seconds[line["name"]] = seconds.get(line["name"], 0.0) + line["seconds"]
-    seconds["between them"] = loop - sum(seconds.values())
-    rows = [f"| {name} | {value:.1f} | {value / loop:.2%} |" for name, value in sorted(seconds.items(), key=lambda i: -i[1])]
-    return "\n".join(["| phase | seconds | share |", "|---|---|---|", *rows, f"| in all | {loop:.1f} | |"])
+    total = sum(seconds.values())
+    rows = [f"| {name} | {value:.1f} | {value / total:.2%} |" for name, value in sorted(seconds.items(), key=lambda i: -i[1])]
+    return "\n".join(["| phase | seconds | share |", "|---|---|---|", *rows, f"| in all | {total:.1f} | |"])
 
 
 def memory_groups(names: Sequence[str], reference: str, need: float, limit: float) -> list[list[str]]:
