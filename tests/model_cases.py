@@ -1,6 +1,7 @@
 """Shared by the tests of tensor/, model/ and kernels/: small configs, packed batches by hand, taps for ghost products."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mads.config.schema import ModelConfig
@@ -59,6 +60,12 @@ def even_batch(vocab_size: int = 131) -> PackedBatch:
 
 def fields(batch: PackedBatch) -> tuple[torch.Tensor, ...]:
     return batch.tokens, batch.labels, batch.positions, batch.segments
+
+
+def plain_losses(model, batch: PackedBatch) -> torch.Tensor:
+    """Loss of every position [B, S] from the whole logits, by torch: the reference of the head that keeps none."""
+    logits = model.logits(batch.tokens, batch.positions, batch.segments)
+    return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none").view(batch.labels.shape)
 
 
 def ghost_product(model: nn.Module, directions: dict[int, torch.Tensor], run) -> torch.Tensor:

@@ -43,12 +43,13 @@ def _probes(count):
 def _losses(module, samples):
     """Summed token losses of single samples by the bare model."""
     import torch
+    from model_cases import plain_losses
 
     from mads.data.batch import make_batch
 
     with torch.no_grad():
         batches = [make_batch([[sample]], 32) for sample in samples]
-        return np.array([float(module(b.tokens, b.labels, b.positions, b.segments).double().sum()) for b in batches])
+        return np.array([float(plain_losses(module, b).double().sum()) for b in batches])
 
 
 def _by_hand(built, steps, forget):

@@ -46,13 +46,13 @@ def _run(config, placement, batch, upstream, steps=3):
     losses, gradients = [], None
     for step in range(steps):
         optimizer.zero_grad()
-        loss = model(*fields(batch), draws=torch.arange(3) + 10 * step, objective=OBJECTIVE)
-        (loss * upstream).sum().backward()
+        total, loss = model(*fields(batch), draws=torch.arange(3) + 10 * step, objective=OBJECTIVE, weights=upstream)
+        total.backward()
         for parameter in model.parameters():
             all_reduce_(parameter.grad, placement.cp)
         gradients = gradients or {n: p.grad.clone() for n, p in model.named_parameters()}
         optimizer.step()
-        losses.append(all_reduce_(loss.detach().clone(), placement.cp))
+        losses.append(all_reduce_(loss.clone(), placement.cp))
     return model, logits, gradients, losses
 
 
