@@ -55,6 +55,7 @@ def _losses(module, samples):
 def _by_hand(built, steps, forget):
     """The model after steps, each (samples, rate), from plain PyTorch on a copy: gradient of the mean loss, clipping, AdamW."""
     import torch
+    from model_cases import plain_losses
 
     from mads.data.batch import make_batch
     from mads.layout import named_logical_parameters
@@ -73,7 +74,7 @@ def _by_hand(built, steps, forget):
                 optimizer.state[p]["exp_avg"].zero_()
     for samples, rate in steps:
         batches = [make_batch([[sample]], 32) for sample in samples]
-        total = sum(twin(b.tokens, b.labels, b.positions, b.segments).sum() for b in batches)
+        total = sum(plain_losses(twin, b).sum() for b in batches)
         optimizer.zero_grad()
         (total / sum(len(s) - 1 for s in samples)).backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), built.config.optim.grad_clip)

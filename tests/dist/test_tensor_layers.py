@@ -4,6 +4,7 @@ Every rank computes the whole reference itself (the generators are equal) and co
 """
 
 import itertools
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -160,6 +161,11 @@ def _head_loss(*arguments):
     return cross_entropy.vocab_parallel_cross_entropy(*arguments)
 
 
+def _shard(weight, value, rows, here):
+    """This rank's rows of a weight that is padded with `value`."""
+    return F.pad(weight.detach(), (0, 0, 0, rows - len(weight)), value=value)[here]
+
+
 def check_cross_entropy(smoothing=0.0, z_loss=0.0):
     """Losses, dX, dW and ghost products of a head that is cut over the group, a few rows at a time."""
     objective = Objective(smoothing, z_loss)
@@ -177,21 +183,20 @@ def check_cross_entropy(smoothing=0.0, z_loss=0.0):
             (delta,) = torch.autograd.grad((expected * upstream).sum(), logits, retain_graph=True)
             (expected * upstream).sum().backward()
             # Huge values in the padded rows: they must neither win nor get a gradient.
-            pad = lambda w, value: F.pad(w.detach(), (0, 0, 0, width * t - vocab), value=value)  # noqa: E731
-            here = slice(index * width, (index + 1) * width)
+            pad = partial(_shard, rows=width * t, here=slice(index * width, (index + 1) * width))
             held = positions(sp, t, index, 16)
-            mine, own = leaf(x[:, held]), leaf(pad(weight, 1e6)[here])
+            mine, own = leaf(x[:, held]), leaf(pad(weight, 1e6))
             what = f"cross entropy t={t} vocab={vocab} scale={scale:g} sp={sp} rows={rows}"
             with mock.patch("mads.kernels.linear_cross_entropy._CPU_ROWS", rows):
                 total, losses = _head_loss(mine, own, Targets(labels, upstream, objective), vocab, group, sp)
                 total.backward()
-                asked = Targets(labels, upstream, objective, pad(along, 1e6)[here])
+                asked = Targets(labels, upstream, objective, pad(along, 1e6))
                 _, _, products = _head_loss(leaf(x[:, held]), own, asked, vocab, group, sp)
                 nothing, _ = _head_loss(mine, own, Targets(torch.full_like(labels, -100)), vocab, group, sp)
             exact(losses, expected, what)
             exact(total, (expected * upstream).sum(), f"{what}: sum")
             exact(mine.grad, x.grad[:, held], f"{what}: dX")
-            exact(own.grad, pad(weight.grad, 0.0)[here], f"{what}: dW, zero in the padding")
+            exact(own.grad, pad(weight.grad, 0.0), f"{what}: dW, zero in the padding")
             products = all_reduce_(products.clone(), group)
             exact(products, (delta * (x.detach() @ along.t()).view(-1, vocab)).sum(-1).view(3, 16), f"{what}: products")
             assert torch.all(losses[labels == -100] == 0)
@@ -199,18 +204,18 @@ def check_cross_entropy(smoothing=0.0, z_loss=0.0):
             assert nothing == 0 and all(torch.all(g == 0) for g in torch.autograd.grad(nothing, (mine, own)))
             if t > 1:
                 with pytest.raises(ValueError, match="not the gathered weight"):
-                    _head_loss(mine, pad(weight, 0.0), Targets(labels), vocab, group, sp)
+                    _head_loss(mine, weight.detach(), Targets(labels), vocab, group, sp)
 
 
 def check_bf16_cross_entropy():
     for t, index, group in groups():
         torch.manual_seed(6)
         width = 128 // t
-        x, weight, labels = normal(3, 15, 128).bfloat16(), torch.eye(128).bfloat16(), torch.randint(0, 128, (3, 15))
-        reference, upstream = leaf(3 * x.double()), normal(3, 15)  # products with the identity are exact
+        x, weight, labels = (3 * normal(3, 15, 128)).bfloat16(), torch.eye(128).bfloat16(), torch.randint(0, 128, (3, 15))
+        reference, upstream = leaf(x.double()), normal(3, 15)  # products with the identity are exact
         expected = F.cross_entropy(reference.view(-1, 128), labels.view(-1), reduction="none").view(3, 15)
         (expected * upstream).sum().backward()
-        mine = leaf(3 * x)
+        mine = leaf(x)
         total, losses = _head_loss(mine, weight[index * width : (index + 1) * width], Targets(labels, upstream), 128, group)
         total.backward()
         assert losses.dtype == torch.float32 and mine.grad.dtype == torch.bfloat16
