@@ -45,9 +45,9 @@ def test_v3_v4_losses_and_gradients_equal_the_plain_ones(monkeypatch, rows, obje
     expected, dx, dw = _reference(x, weight, labels, weights, objective)
     assert losses.dtype == total.dtype == dtype and not losses.requires_grad
     assert losses[1, 1] == 0 and torch.all(x.grad[1, 1] == 0)
-    close = lambda a, b: torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))  # noqa: E731
-    close(losses, expected), close(total.detach(), (expected * weights).sum())
-    close(x.grad, 3 * dx), close(weight.grad, 3 * dw)
+    pairs = [(losses, expected), (total.detach(), (expected * weights).sum()), (x.grad, 3 * dx), (weight.grad, 3 * dw)]
+    for found, wanted in pairs:
+        torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
     assert torch.equal(x.detach(), before[0]) and torch.equal(weight.detach(), before[1])
 
 
