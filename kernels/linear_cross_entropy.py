@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mads.kernels import cross_entropy_triton as triton
+
 # Rows in work at a time. On a CPU enough for the matrix products and few enough for the cache: 256 rows were the fastest at
 # vocabularies of 4,096, 8,192 and 32,000 (benchmarks/head.md). On a GPU products want more, and memory is the limit.
 _CPU_ROWS = 256
@@ -82,12 +84,13 @@ def linear_cross_entropy(
     result.products = torch.empty_like(losses) if direction is not None else None
     counted = labels != ignore_index
     scale = counted.to(exact) if scale is None else torch.where(counted, scale.to(exact), 0.0)
+    kind = _TritonRows if triton.available(x.device) and x.dtype != torch.float64 else _Rows
     step = rows_at_a_time(len(weight), x.device)
     buffer = torch.empty(min(step, len(x)), len(weight), dtype=x.dtype, device=x.device)
     for i in range(0, len(x), step):
         rows, part = slice(i, i + step), x[i : i + step]
         logits = torch.mm(part, weight.t(), out=buffer[: len(part)])
-        chunk = _Rows(logits, labels[rows] - columns.first, columns, smoothing)
+        chunk = kind(logits, labels[rows] - columns.first, columns, smoothing)
         lse, target, summed = combine(chunk.statistics)
         loss = lse - target
         if smoothing:  # the mean over the logical vocabulary of -log softmax is lse - mean of the logits
@@ -153,3 +156,17 @@ class _Rows:
         if self._work.dtype != self._logits.dtype:
             self._logits[:, :valid] = self._work
         return self._logits
+
+
+class _TritonRows:
+    """The same in one pass over memory each."""
+
+    def __init__(self, logits: torch.Tensor, local: torch.Tensor, columns: Columns, smoothing: float):
+        self._logits, self._local, self._columns = logits, local, columns
+        self.statistics = torch.stack(triton.row_statistics(logits, local, columns.valid))
+
+    def gradient(self, lse: torch.Tensor, scale: torch.Tensor, smoothing: float, z_loss: float) -> torch.Tensor:
+        columns = self._columns
+        return triton.logits_gradient_(
+            self._logits, lse.contiguous(), self._local, scale, columns.valid, columns.vocab_size, smoothing, z_loss
+        )
