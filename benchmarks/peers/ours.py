@@ -43,6 +43,12 @@ def where() -> str:
     return git("rev-parse", "--short=7", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno", "--", "mads") else "")
 
 
+def mean_loss(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """Through the decoder, which gives (sum of the losses, losses); before commit d811ee8 it gave the losses only."""
+    given = module(batch.tokens, batch.labels, batch.positions, batch.segments)
+    return (given[0] if isinstance(given, tuple) else given.sum()) / int((batch.labels >= 0).sum())
+
+
 class Bare(Loop):
     """The decoder in the bare loop. It draws the same start weights itself."""
 
@@ -54,8 +60,7 @@ class Bare(Loop):
         pass
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        losses = self.called(batch.tokens, batch.labels, batch.positions, batch.segments)
-        return losses.sum() / int((batch.labels >= 0).sum())
+        return mean_loss(self.called, batch)
 
 
 class BareCompiled(Bare):
@@ -82,8 +87,7 @@ class Engine(Contestant):
         return sum(shape.numel() for shape in self.engine.logical_shapes.values())
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        losses = self.module(batch.tokens, batch.labels, batch.positions, batch.segments)
-        return losses.sum() / int((batch.labels >= 0).sum())
+        return mean_loss(self.module, batch)
 
     def prepare(self) -> None:
         cell, train, count = self.job.cell, self.config.train, self.job.cell.processes
