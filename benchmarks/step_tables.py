@@ -51,8 +51,9 @@ def row(result: Mapping[str, Any], name: str) -> str:
     middle = quartiles(wall)[1]
     speed = result["data"]["tokens"] / middle
     positions = cell["rows"] * cell["accumulation"] * cell["processes"] * cell["seq_length"]
-    flops = positions * result["flops_per_token"] / middle / 1e9
-    share = flops / result["peak_gflops"] / min(cell["processes"], result["cores"])
+    busy = quartiles([r[name] for r in cpu if name in r])[1]  # of all processes: what a core does, waiting apart
+    flops = positions * result["flops_per_token"] / busy / 1e9
+    share = flops / result["peak_gflops"]
     phases = " / ".join(f"{entry['phases'][p] / sum(entry['phases'].values()):.1%}" for p in PHASES)
     masks = "" if entry["masks"] or cell["documents"] == "whole" else " (attends across documents)"
     figures = [
@@ -69,7 +70,7 @@ def row(result: Mapping[str, Any], name: str) -> str:
 
 
 HEAD = (
-    "| contestant | s a step | wall, ratio | CPU, ratio | tokens/s | GFLOP/s | of peak | MiB | "
+    "| contestant | s a step | wall, ratio | CPU, ratio | tokens/s | GFLOP/s of CPU | of peak | MiB | "
     + " / ".join(PHASES)
     + " |\n|"
     + "---|" * 9

@@ -158,7 +158,7 @@ def test_the_table_names_what_was_skipped_and_computes_rates():
     }
     head, _, *lines = table(result).splitlines()
     mads, other, skipped = lines[-3:]
-    assert "0.500 | 1.000 (1.000 - 1.000)" in mads and "| 360 | 40 | 40% | 100 |" in mads
+    assert "0.500 | 1.000 (1.000 - 1.000)" in mads and "| 360 | 50 | 50% | 100 |" in mads
     assert "attends across documents" in other and "0.500 (0.500 - 0.500) | 1.000" in other and "skipped: no z" in skipped
     assert mads.count("|") == other.count("|") == skipped.count("|")
 
