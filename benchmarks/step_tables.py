@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import quantiles
 from typing import Any
 
+PRODUCTS = "matrix products"
 PHASES = ("loader", "forward", "backward", "optimizer", "other")
 
 
@@ -91,12 +92,16 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def operators(result: Mapping[str, Any]) -> str:
-    """Milliseconds of a profiled step by kind of work, contestants side by side."""
+    """Profiled time by kind of work, contestants side by side, in percent of each one's matrix products: these are the same work for
+    all, and a busy machine stretches everything alike."""
     profiles = {name: e["profile"]["groups"] for name, e in result["contestants"].items() if "profile" in e}
-    groups = sorted({g for p in profiles.values() for g in p}, key=lambda g: -max(p.get(g, 0.0) for p in profiles.values()))
-    lines = ["| ms of one step | " + " | ".join(profiles) + " |", "|" + "---|" * (len(profiles) + 1)]
-    lines += [f"| {g} | " + " | ".join(f"{p.get(g, 0.0):.1f}" for p in profiles.values()) + " |" for g in groups]
-    lines.append("| sum | " + " | ".join(f"{sum(p.values()):.1f}" for p in profiles.values()) + " |")
+    shares = {name: {g: 100 * ms / groups[PRODUCTS] for g, ms in groups.items()} for name, groups in profiles.items()}
+    kinds = sorted(
+        {g for p in shares.values() for g in p} - {PRODUCTS}, key=lambda g: -max(p.get(g, 0.0) for p in shares.values())
+    )
+    lines = ["| % of matrix products | " + " | ".join(shares) + " |", "|" + "---|" * (len(shares) + 1)]
+    lines += [f"| {g} | " + " | ".join(f"{p.get(g, 0.0):.1f}" for p in shares.values()) + " |" for g in kinds]
+    lines.append("| **all but products** | " + " | ".join(f"{sum(p.values()) - 100:.1f}" for p in shares.values()) + " |")
     return "\n".join(lines)
 
 

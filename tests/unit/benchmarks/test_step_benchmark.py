@@ -13,7 +13,7 @@ from benchmarks.peers.clock import PHASES, Clock
 from benchmarks.peers.data import document_lengths, write_cell
 from benchmarks.peers.profiles import group_of
 from benchmarks.step import CLOSE, Contestant, check
-from benchmarks.step_tables import journal, memory_groups, quartiles, ratios, seconds_of, table, turns
+from benchmarks.step_tables import journal, memory_groups, operators, quartiles, ratios, seconds_of, table, turns
 from mads.data.batch import make_batch
 from mads.model.shape import parameter_count
 
@@ -161,6 +161,19 @@ def test_the_table_names_what_was_skipped_and_computes_rates():
     assert "0.500 | 1.000 (1.000 - 1.000)" in mads and "| 360 | 50 | 50% | 100 |" in mads
     assert "attends across documents" in other and "0.500 (0.500 - 0.500) | 1.000" in other and "skipped: no z" in skipped
     assert mads.count("|") == other.count("|") == skipped.count("|")
+
+
+def test_kinds_of_work_are_shares_of_the_products():
+    groups = {
+        "a": {"matrix products": 50.0, "attention": 10.0, "copies": 1.0},
+        "b": {"matrix products": 200.0, "attention": 20.0},
+    }
+    result = {"contestants": {n: {"profile": {"groups": g}} for n, g in groups.items()} | {"c": {"skipped": "no c"}}}
+    assert operators(result).splitlines()[2:] == [
+        "| attention | 20.0 | 10.0 |",
+        "| copies | 2.0 | 0.0 |",
+        "| **all but products** | 22.0 | 10.0 |",
+    ]
 
 
 def test_a_runs_phases_are_shares_of_its_loop():
