@@ -92,8 +92,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def operators(result: Mapping[str, Any]) -> str:
-    """Profiled time by kind of work, contestants side by side, in percent of each one's matrix products: these are the same work for
-    all, and a busy machine stretches everything alike."""
+    """Profiled time by kind of work, contestants side by side, in percent of each one's matrix products: these are the same work
+    for all, and a busy machine stretches everything alike."""
     profiles = {name: e["profile"]["groups"] for name, e in result["contestants"].items() if "profile" in e}
     shares = {name: {g: 100 * ms / groups[PRODUCTS] for g, ms in groups.items()} for name, groups in profiles.items()}
     kinds = sorted(
