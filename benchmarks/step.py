@@ -11,7 +11,8 @@ all have to have the same number of parameters and, from equal weights, the same
 a cell that has one is not measured again. A contestant that does not start is in the table, with the reason.
 
 --python NAME=PYTHON runs a contestant by another Python, --path NAME=FOLDER puts a checkout on its path, --against NAME=CHECKOUT
-adds mads of another checkout (by its .venv) as mads@NAME and bare@NAME, --variant NAME OVERRIDE... mads with further settings.
+adds mads of another checkout (by its .venv) as mads@NAME and bare@NAME, --variant NAME OVERRIDE... mads with further settings
+(--variant ANY@NAME OVERRIDE...: of that checkout).
 The last form shows where the time of a whole run of `mads train` went, selection's with it.
 """
 
@@ -210,10 +211,11 @@ def jobs_of(cell: Cell, args: argparse.Namespace, folder: Path) -> dict[str, tup
         kind, overrides = ("mads", STAGES[name]) if name in STAGES else (name, [])
         own = (str(Path(paths[name]).resolve()),) if name in paths else ()
         found[name] = (Job(kind, cell, str(folder), overrides=tuple(overrides), paths=own), pythons.get(name, sys.executable))
+    checkouts = {name: str(Path(folder).resolve() / ".venv" / "bin" / "python") for name, folder in pairs(args.against).items()}
     for name, *overrides in args.variant:
-        found[name] = (Job("mads", cell, str(folder), overrides=tuple(overrides)), sys.executable)
-    for name, checkout in pairs(args.against).items():
-        python = str(Path(checkout).resolve() / ".venv" / "bin" / "python")
+        python = checkouts[name.split("@")[1]] if "@" in name else sys.executable
+        found[name] = (Job("mads", cell, str(folder), overrides=tuple(overrides)), python)
+    for name, python in checkouts.items():
         for kind in ("mads", "bare"):
             if kind in args.contestants:
                 found[f"{kind}@{name}"] = (Job(kind, cell, str(folder)), python)
