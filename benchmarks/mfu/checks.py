@@ -91,8 +91,9 @@ def _smi_findings(m: Machine, cell: Cell) -> Iterator[Finding]:
     if m.smi_error:
         yield Finding("nvidia-smi", m.smi_error)
         return
-    ours = {d["uuid"] for d in m.devices[: cell.gpus]}
-    rows = [(i, row) for i, row in enumerate(m.smi) if row["uuid"] in ours] or list(enumerate(m.smi))[: cell.gpus]
+    by_uuid = {row["uuid"]: (i, row) for i, row in enumerate(m.smi)}
+    rows = [by_uuid[d["uuid"]] for d in m.devices[: cell.gpus] if d["uuid"] in by_uuid]  # in the order of the ranks
+    rows = rows or list(enumerate(m.smi))[: cell.gpus]
     for index, row in rows:
         if processes := m.busy.get(row["uuid"]):
             yield Finding(
@@ -104,10 +105,9 @@ def _smi_findings(m: Machine, cell: Cell) -> Iterator[Finding]:
         bits = m.throttles[index] if index < len(m.throttles) else 0
         if bits & sum(THROTTLES):
             yield Finding("throttle", f"GPU {row['index']} while idle: {throttle_words(bits)}; look at cooling and power")
-    slow = sorted(
-        {m.links[i][j] for i, _ in rows for j, _ in rows if i < j < len(m.links) and not m.links[i][j].startswith("NV")}
-    )
-    if cell.tensor > 1 and slow:
+    ranks, t = [i for i, _ in rows], cell.tensor  # tensor-parallel ranks are neighbours
+    pairs = [(ranks[a], ranks[b]) for b in range(len(ranks)) for a in range(b // t * t, b)]
+    if slow := sorted({m.links[i][j] for i, j in pairs if max(i, j) < len(m.links) and not m.links[i][j].startswith("NV")}):
         kinds = ", ".join(slow)
         yield Finding("nvlink", f"links of kind {kinds} between the GPUs (nvidia-smi topo -m); tensor parallelism wants NVLink")
 

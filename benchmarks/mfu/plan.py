@@ -91,6 +91,8 @@ def _cell(model: str, gpus: int, layout: str, settings: Settings) -> Cell:
         f"model={model}",
         "selection=random",
         f"parallel=zero{stage}",
+        "schedule=constant",
+        "schedule.warmup_steps=1",
         f"train.steps={settings.steps}",
         f"train.log_interval={settings.log}",
         f"train.eval_interval={settings.steps}",  # before the first step and after the last: neither is measured
