@@ -24,6 +24,7 @@ RECORDED = {
         "zero_stage": 1,
         "precision": "bf16",
         "attention": "flash",
+        "head": "triton",
         "optimizer": "AdamW",
         "optimizer_fused": True,
         "communication": "nccl",

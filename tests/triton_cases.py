@@ -1,12 +1,14 @@
 """The Triton kernels in Triton's interpreter: test_cross_entropy_triton.py runs this file with TRITON_INTERPRET=1."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mads.kernels import cross_entropy_triton
+from mads.kernels import cross_entropy_triton, linear_cross_entropy
 from mads.kernels.cross_entropy_triton import logits_gradient_, row_statistics
-from mads.tensor import Objective, vocab_parallel_cross_entropy
+from mads.tensor import Objective, Targets, vocab_parallel_cross_entropy
 
 # (rows, columns, valid columns, columns of a block, distance of two rows)
 SHAPES = [(5, 70, 70, 32, 70), (4, 64, 50, 64, 80), (3, 33, 31, 16, 33), (2, 7, 1, 16, 9)]
@@ -81,16 +83,35 @@ def test_slices_of_two_ranks_make_the_reference(smoothing, z):
     whole, labels, upstream = torch.randn(9, 61) * 3, torch.randint(0, 61, (9,)), torch.randn(9)
     labels[4] = -100
     reference = whole.clone().requires_grad_()
-    loss = vocab_parallel_cross_entropy(reference, labels, 61, objective=Objective(smoothing, z))
-    loss.backward(upstream)
+    total, loss = vocab_parallel_cross_entropy(reference, torch.eye(61), Targets(labels, upstream, Objective(smoothing, z)), 61)
+    total.backward()
     slices = [whole[:, :32].clone(), F.pad(whole[:, 32:], (0, 3), value=float("nan"))]
     told = [row_statistics(part, labels - 32 * r, (32, 29)[r]) for r, part in enumerate(slices)]
     lse = torch.logsumexp(torch.stack([t[0] for t in told]), 0)
-    target, total = (sum(t[i] for t in told) for i in (1, 2))
-    ours = (1 - smoothing) * (lse - target) + smoothing * (lse - total / 61) + z * lse.square()
-    torch.testing.assert_close(torch.where(labels == -100, 0.0, ours), loss.detach(), rtol=1e-5, atol=1e-5)
+    target, summed = (sum(t[i] for t in told) for i in (1, 2))
+    ours = (1 - smoothing) * (lse - target) + smoothing * (lse - summed / 61) + z * lse.square()
+    torch.testing.assert_close(torch.where(labels == -100, 0.0, ours), loss, rtol=1e-5, atol=1e-5)
     scale = torch.where(labels == -100, 0.0, upstream)
     for r, part in enumerate(slices):
         logits_gradient_(part, lse, labels - 32 * r, scale, (32, 29)[r], 61, smoothing, z)
     torch.testing.assert_close(torch.cat(slices, 1)[:, :61], reference.grad, rtol=1e-5, atol=1e-6)
     assert (slices[1][:, 29:] == 0).all()
+
+
+@pytest.mark.parametrize("smoothing, z", [(0.0, 0.0), (0.1, 1e-2)])
+def test_the_head_is_the_same_on_tritons_rows(monkeypatch, smoothing, z):
+    monkeypatch.setattr(linear_cross_entropy, "_CPU_ROWS", 4)
+    torch.manual_seed(2)
+    labels, weights, along = torch.randint(0, 61, (2, 5)), torch.randn(2, 5), torch.randn(61, 8)
+    labels[1, 2] = -100
+    start = torch.randn(2, 5, 8), torch.randn(61, 8)
+    results = []
+    for available in (False, True):
+        monkeypatch.setattr(cross_entropy_triton, "available", lambda device, answer=available: answer)
+        x, weight = (t.clone().requires_grad_() for t in start)
+        targets = Targets(labels, weights, Objective(smoothing, z))
+        total, losses = vocab_parallel_cross_entropy(x, weight, targets, 61)
+        total.backward()
+        _, _, products = vocab_parallel_cross_entropy(x, weight, replace(targets, direction=along), 61)
+        results.append((total.detach(), losses, x.grad, weight.grad, products))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)

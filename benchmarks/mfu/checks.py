@@ -130,6 +130,7 @@ def run_findings(cell: Cell, recorded: dict[str, Any], config: dict[str, Any], l
     expected = {
         "precision": ("bf16", "bf16", "train.precision=bf16"),
         "attention": ("flash", "flash-attn", "model.attention=flash says why it cannot run"),
+        "head": ("triton", "triton", "install the triton that this torch asks for"),
         "optimizer": ("AdamW", "fused-adamw", "mads gives torch's AdamW to DeepSpeed; something took another"),
         "optimizer_fused": (True, "fused-adamw", "mads asks for fused=True; something took it away"),
         "communication": ("nccl", "nccl", "use a CUDA build of torch on a machine with its driver"),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mads.collectives import backend_of
+from mads.kernels import cross_entropy_triton
 from mads.kernels.packed_attention import choose_backend
 from mads.logging.environment import driver_version
 from mads.train.engine import Engine
@@ -23,6 +24,7 @@ def resolved(model, engine: Engine) -> dict[str, Any]:
         "zero_stage": engine.zero_stage,
         "precision": PRECISIONS[engine.dtype],
         "attention": choose_backend(model.attention, engine.device, engine.dtype, model.hidden_size // model.num_attention_heads),
+        "head": "triton" if cross_entropy_triton.available(engine.device) else "torch",
         "optimizer": type(optimizer).__name__,
         "optimizer_fused": all(bool(group.get("fused")) for group in optimizer.param_groups),
         "optimizer_wrapper": type(inner.optimizer).__name__,

@@ -29,4 +29,4 @@ def test_steps_in_bf16_with_flash_follow_fp32_with_sdpa(prepared, tmp_path):
     assert (as_fast["precision"], as_fast["attention"]) == ("bf16", "flash")
     for facts in (as_exact, as_fast):
         assert facts["optimizer"] == "AdamW" and facts["optimizer_fused"] and facts["communication"] == "nccl"
-        assert facts["device_name"] and facts["driver"] != "unknown"
+        assert facts["head"] == "triton" and facts["device_name"] and facts["driver"] != "unknown"

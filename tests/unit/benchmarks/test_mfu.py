@@ -138,6 +138,7 @@ def test_what_the_machine_lacks_has_its_name(name):
 AFTER = {
     ("precision", "fp32"): "bf16",
     ("attention", "sdpa"): "flash-attn",
+    ("head", "torch"): "triton",
     ("optimizer", "FusedAdam"): "fused-adamw",
     ("optimizer_fused", False): "fused-adamw",
     ("communication", "gloo"): "nccl",
@@ -162,7 +163,7 @@ def test_a_run_that_recorded_nothing_is_refused_for_everything():
     silent = recorded()
     silent.pop("resolved")
     assert {f.name for f in run_findings(CELL, silent, CONFIG, "", 0)} == {
-        "bf16", "flash-attn", "fused-adamw", "nccl", "tf32", "peak", "settings",
+        "bf16", "flash-attn", "triton", "fused-adamw", "nccl", "tf32", "peak", "settings",
     }  # fmt: skip
 
 
