@@ -1,9 +1,9 @@
-"""The Triton cross entropy against torch's operators, on a GPU: statistics and gradient of the rows that a head has in memory at a time.
+"""The Triton cross entropy against torch's operators, on a GPU: statistics and gradient of some rows of a head's logits.
 
     python -m benchmarks.cross_entropy_kernel [--rows 2048] [--vocabulary 32000] [--rounds 20]
 
-bf16 logits, both by turns on copies of the same ones, time by CUDA events; GB/s counts the 6 bytes a logit that must move (read; read
-and write). Prints one JSON object.
+bf16 logits, both by turns on copies of the same ones, time by CUDA events; GB/s counts the 6 bytes a logit that must move (read;
+read and write). Prints one JSON object.
 """
 
 from __future__ import annotations

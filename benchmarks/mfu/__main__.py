@@ -158,11 +158,11 @@ def measure(cell: Cell, settings: Settings, machine: Machine, folder: Path, allo
 
 
 def pool_of(cell: Cell, settings: Settings, folder: Path) -> Path:
-    """Generate what the cell trains on; cells with the same vocabulary and length share it where it is long enough."""
+    """Generate what the cell trains on. A round must not end within the run; sizes are powers of 2, so that cells share pools."""
     vocabulary = compose([*cell.overrides, "data.dir=pool", "run_dir=run"]).model.vocab_size
-    tokens = int(1.06 * (settings.steps + 1) * cell.global_batch * settings.seq_length)
-    rounded = 1 << (tokens - 1).bit_length()
-    pool = folder / "pools" / f"{vocabulary}-{settings.seq_length}-{settings.sample_tokens}-{rounded}"
+    needed = int(1.06 * (settings.steps + 1) * cell.global_batch * settings.seq_length)
+    tokens = 1 << (needed - 1).bit_length()
+    pool = folder / "pools" / f"{vocabulary}-{settings.seq_length}-{settings.sample_tokens}-{tokens}"
     write_pool(pool, vocabulary, settings.seq_length, settings.sample_tokens, tokens)
     return pool
 

@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from mfu_support import CELL, CONFIG, NAME, machine, recorded
+from mfu_support import CELL, CONFIG, LINKED, NAME, QUERIED, machine, recorded
 
 from benchmarks.mfu import __main__ as command
-from benchmarks.mfu.checks import NAMES, WARNINGS, Finding, machine_findings, run_findings
-from benchmarks.mfu.facts import gather, parse_apps
+from benchmarks.mfu.checks import NAMES, WARNINGS, Finding, machine_findings, run_findings, throttle_words
+from benchmarks.mfu.facts import Machine, ask_smi, gather, parse_apps
 from benchmarks.mfu.plan import LAYOUTS, SHARE, Settings, cells
 from benchmarks.mfu.pool import write_pool
 from benchmarks.mfu.table import figures, markdown
@@ -209,6 +209,37 @@ def test_facts_of_a_cpu_are_told_by_trying():
     if not found.devices:
         assert found.bf16 and found.nccl and found.flash and found.pinned and found.triton and not found.fused
     assert json.loads(json.dumps(dataclasses.asdict(found)))["versions"]["torch"]
+
+
+SMI = """#!/bin/sh
+case "$*" in
+  *query-gpu=index*) cat "$0.queried" ;;
+  *query-compute-apps*) echo "GPU-0002, 77, python" ;;
+  "topo -m") cat "$0.linked" ;;
+  *clocks_event_reasons*) echo 'Field "clocks_event_reasons.active" is not a valid field to query.'; exit 2 ;;
+  *clocks_throttle_reasons*) printf '0x0000000000000001\\n0x0000000000000044\\n' ;;
+  *) exit 9 ;;
+esac
+"""
+
+
+def test_nvidia_smi_is_asked_and_understood(tmp_path, monkeypatch):
+    """A program of that name that answers as a driver older than 535 does."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(SMI)
+    program.chmod(0o755)
+    (tmp_path / "nvidia-smi.queried").write_text(QUERIED)
+    (tmp_path / "nvidia-smi.linked").write_text(LINKED)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    found = Machine()
+    ask_smi(found)
+    assert found.smi_error == "" and found.throttles == [1, 0x44] and found.busy == {"GPU-0002": ["77 python"]}
+    assert found.smi[7] == machine().smi[7] and found.smi[0]["power.limit"] == "700.00"
+    assert [row[0] for row in found.links] == ["X", "NV18", "NV18", "NV18", "SYS", "SYS", "SYS", "SYS"]
+    assert throttle_words(0x44) == "too hot (hardware)"
+    program.write_text("#!/bin/sh\nexit 9\n")
+    ask_smi(found)
+    assert "nvidia-smi" in found.smi_error
 
 
 # ---------------------------------------------------------------- the pool
