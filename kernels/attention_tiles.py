@@ -24,7 +24,7 @@ import torch
 
 # Measured on one core (benchmarks/attention.md), in scores of one head, forward and backward together. Only the choice between
 # plans rests on them, and it changes little if they are off by two.
-CALL = 1500  # a call of the kernel beside its scores
+CALL = 2000  # a call of the kernel beside its scores
 NARROW = 32  # fewer queries, or fewer keys, cost as much as so many
 SIZES = (64, 128)  # queries of a tile: fewer compute fewer scores, more need fewer calls
 

@@ -135,7 +135,8 @@ def make_context(
     cos, sin = rope_tables(local_positions(positions, placement), head_dim, config.rope_theta, dtype)
     if draws is not None:
         draws = Draws(tuple(draws.tolist()), total, where, (group_rank(placement.tp), group_rank(placement.cp)))
-    return Context(Segments.build(segments, backend, dtype), cos, sin, draws)
+    dropout = draws is not None and config.attention_dropout > 0
+    return Context(Segments.build(segments, backend, dtype, dropout), cos, sin, draws)
 
 
 def token_losses(
