@@ -80,7 +80,7 @@ def plan_tiles(ids: torch.Tensor, dtype: torch.dtype) -> Plan:
     starts, ends = segment_borders(rows)
     plans = [plan(rows, starts, ends, size) for size in SIZES for plan in (by_document, by_row)]
     best = min(plans, key=lambda plan: plan.cost)
-    return replace(best, tiles=tuple(_with_bias(tiles, rows.reshape(-1), dtype) for tiles in best.tiles))
+    return with_biases(best, rows.reshape(-1), dtype)
 
 
 def segment_borders(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,16 +146,33 @@ def _at_equal_distances(ends: list[int], queries: int, keys: int, several: bool)
         at = stop
 
 
-def _with_bias(tiles: Tiles, ids: np.ndarray, dtype: torch.dtype) -> Tiles:
-    if not tiles.several and tiles.queries == tiles.keys:
-        return tiles
-    seen = np.tri(tiles.queries, tiles.keys, tiles.keys - tiles.queries, dtype=bool)[None]
+def with_biases(plan: Plan, ids: np.ndarray, dtype: torch.dtype) -> Plan:
+    """The plan with the masks that its tiles need. Tiles of one document share one, which is causal towards the lower right
+    corner: fewer keys take its last columns."""
+    causal: dict[int, torch.Tensor] = {}
+    for tiles in sorted(plan.tiles, key=lambda tiles: -tiles.keys):
+        if not tiles.several and tiles.keys > tiles.queries and tiles.queries not in causal:
+            causal[tiles.queries] = _additive(_causal(tiles), dtype)
+    return replace(plan, tiles=tuple(_with_bias(tiles, ids, causal.get(tiles.queries), dtype) for tiles in plan.tiles))
+
+
+def _with_bias(tiles: Tiles, ids: np.ndarray, causal: torch.Tensor | None, dtype: torch.dtype) -> Tiles:
     if tiles.several:
         last = tiles.end + tiles.stride * np.arange(tiles.count)[:, None]
         segment = ids[last + np.arange(-tiles.keys, 0)]
-        seen = seen & (segment[:, -tiles.queries :, None] == segment[:, None, :])
-    bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(torch.from_numpy(~seen), -torch.inf)
-    return replace(tiles, bias=bias.unsqueeze(1))
+        seen = _causal(tiles) & (segment[:, -tiles.queries :, None] == segment[:, None, :])
+        return replace(tiles, bias=_additive(seen, dtype))
+    return tiles if tiles.keys == tiles.queries else replace(tiles, bias=causal[..., -tiles.keys :])
+
+
+def _causal(tiles: Tiles) -> np.ndarray:
+    """bool [1, queries, keys]: the last query sees all keys, the one before all but one."""
+    return np.tri(tiles.queries, tiles.keys, tiles.keys - tiles.queries, dtype=bool)[None]
+
+
+def _additive(seen: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """[n, queries, keys] -> [n, 1, queries, keys]."""
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(torch.from_numpy(~seen), -torch.inf).unsqueeze(1)
 
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
