@@ -105,7 +105,7 @@ def by_document(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, size: in
 def by_row(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, size: int) -> Plan:
     """The same slice of all rows as one call: few calls where there are many short documents."""
     count, length = rows.shape
-    first = np.repeat(starts, ends - starts).reshape(rows.shape) - np.arange(count)[:, None] * length  # of its segment, in the row
+    first = np.repeat(starts, ends - starts).reshape(rows.shape) - np.arange(count)[:, None] * length  # in the row
     tiles = []
     for start, end in _cuts(0, length, size):
         begin = np.where(rows[:, start] < 0, start, first[:, start]).min()  # padding need not see padding before the slice

@@ -52,7 +52,8 @@ class Segments:
     """What one backend needs to know about the samples of a batch. Built once per batch and used by every layer.
 
     plan: tiles on a CPU; else None
-    bias: sdpa without a plan: [B, 1, S, S], 0 where attention is allowed and -inf elsewhere; else None
+    bias: sdpa without a plan: [B, 1, S, S], 0 where attention is allowed and -inf elsewhere; None where each row is one sample,
+        which needs no mask
     boundaries: flash: int32 [n + 1], where the samples (and the runs of padding) start in the flattened batch; else None
     longest: flash: length of the longest of them
     """
@@ -64,19 +65,33 @@ class Segments:
     longest: int = 0
 
     @classmethod
-    def build(cls, ids: torch.Tensor, backend: str, dtype: torch.dtype, dropout: bool = False) -> Segments:
-        """From segment ids, int64 [B, S] (-1 = padding).
+    def build(
+        cls,
+        ids: torch.Tensor,
+        backend: str,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        dropout: bool = False,
+    ) -> Segments:
+        """From segment ids, int64 [B, S] (-1 = padding). Their values are read: keep them on the CPU, or the host waits for the
+        accelerator.
 
         Args:
-            dtype: that of the queries.
-            dropout: whether attention probabilities will be dropped: how many are drawn must not depend on the tiles.
+            dtype, device: those of the queries; device = None: the ids'.
+            dropout: whether attention probabilities will be dropped: how many are drawn must not depend on the samples.
         """
+        device = ids.device if device is None else device
         if backend == "flash":
             boundaries = _boundaries(ids)
-            return cls(backend, boundaries=boundaries, longest=int(boundaries.diff().max()))
-        if dropout or not tiles_run(ids.device, dtype):
-            return cls.dense(ids, dtype)
-        return cls(backend, plan=plan_tiles(ids, dtype))
+            longest = int(boundaries.diff().max())
+            return cls(backend, boundaries=boundaries.to(device, non_blocking=True), longest=longest)
+        if dropout:
+            return cls.dense(ids.to(device, non_blocking=True), dtype)
+        if tiles_run(device, dtype):
+            return cls(backend, plan=plan_tiles(ids, dtype))
+        if ids.device.type == "cpu" and bool((ids == ids[:, :1]).all()):
+            return cls(backend)
+        return cls.dense(ids.to(device, non_blocking=True), dtype)
 
     @classmethod
     def dense(cls, ids: torch.Tensor, dtype: torch.dtype) -> Segments:
@@ -130,6 +145,7 @@ def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments
         k.transpose(1, 2),
         v.transpose(1, 2),
         attn_mask=segments.bias,
+        is_causal=segments.bias is None,
         dropout_p=dropout,
         enable_gqa=q.shape[2] != k.shape[2],
     )

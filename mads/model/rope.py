@@ -31,6 +31,9 @@ def split_and_turn(
 
     Shapes: qkv [B, S, heads + 2 kv_heads, D]; cos, sin as from `rope_tables` -> [B, S, heads, D], 2 x [B, S, kv_heads, D].
     """
+    if torch.compiler.is_compiling():  # it fuses the plain form by itself
+        turned = apply_rope(qkv[:, :, : heads + kv_heads], cos, sin)
+        return *turned.split([heads, kv_heads], 2), qkv[:, :, heads + kv_heads :]
     return _SplitAndTurn.apply(qkv, cos, sin, heads, kv_heads)
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from mutants import Mutant
 from test_mutants import check_caught, outcome
 

@@ -86,7 +86,11 @@ def test_split_and_turn_equals_slices_and_apply_rope():
 def test_only_what_went_in_is_kept():
     """Bytes that autograd holds, beside the inputs: nothing, and one number per position for the norm."""
     kept = []
-    x, weight, gate_up = _leaf(2, 8, 64, dtype=torch.float32), _leaf(64, dtype=torch.float32), _leaf(2, 8, 48, dtype=torch.float32)
+    x, weight, gate_up = (
+        _leaf(2, 8, 64, dtype=torch.float32),
+        _leaf(64, dtype=torch.float32),
+        _leaf(2, 8, 48, dtype=torch.float32),
+    )
     given = {t.untyped_storage().data_ptr() for t in (x, weight, gate_up)}
 
     def keep(tensor):
