@@ -142,8 +142,8 @@ def step(args) -> None:
         batch = batch_of(args.rows, args.length, documents, config.vocab_size)
 
         def train(batch=batch):
-            losses = model(batch.tokens, batch.labels, batch.positions, batch.segments)
-            (losses.sum() / batch.valid_tokens).backward()
+            total, _ = model(batch.tokens, batch.labels, batch.positions, batch.segments)
+            (total / batch.valid_tokens).backward()
             optimizer.step()
             optimizer.zero_grad()
 
