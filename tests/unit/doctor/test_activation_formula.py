@@ -6,7 +6,7 @@ from saved_bytes import counted, model_config, setting
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mads.doctor.activations import Setting, entry_bytes, exit_bytes, layer_bytes, layer_work_bytes, shared_bytes
-from mads.kernels import packed_attention
+from mads.kernels.packed_attention import Segments
 from mads.model.placement import Placement
 
 SHAPES = {
@@ -22,7 +22,8 @@ SHAPES = {
 def test_a_layer_keeps_what_the_formula_says(shape, kernel, monkeypatch):
     """Tiles, on a CPU, keep as much as the fused kernel with a mask, which accelerators run, less the mask."""
     if kernel == "fused":
-        monkeypatch.setattr(packed_attention, "tiles_run", lambda device, dtype: False)
+        dense = classmethod(lambda cls, ids, backend, dtype, *rest: cls.dense(ids, dtype))
+        monkeypatch.setattr(Segments, "build", dense)
     changes, rows, length = SHAPES[shape]
     config = model_config(**changes)
     with sdpa_kernel(SDPBackend.MATH if kernel == "math" else SDPBackend.FLASH_ATTENTION):
