@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import deepspeed
@@ -15,6 +16,7 @@ from torch import nn
 from mads import collectives, noise
 from mads.data.batch import PackedBatch
 from mads.layout import counts_on, layout_of, logical_shape, named_logical_parameters
+from mads.model.compiled import as_written
 from mads.tensor import Objective
 from mads.topology import MPU, Topology
 from mads.train.interface import NonFiniteError
@@ -129,7 +131,7 @@ class Engine:
         smoothed = optim.label_smoothing > 0 or optim.z_loss > 0
         self.objective = Objective(optim.label_smoothing, optim.z_loss) if smoothed else None
         self._dropout = module.config.hidden_dropout > 0 or module.config.attention_dropout > 0
-        self._seed, self._micro_batch_size = train.seed, train.micro_batch_size
+        self._seed, self._micro_batch_size, self._compiled = train.seed, train.micro_batch_size, train.compile
         self.logical_names = {parameter: name for name, parameter in named_logical_parameters(module)}
         self.logical_shapes = self._all_shapes(module)
         self.engine = self._initialize(module, adamw(module, optim), deepspeed_config(parallel, optim, train, topology, dtype))
@@ -158,6 +160,11 @@ class Engine:
     def module(self) -> nn.Module:
         """The bare model: forward passes through it leave no trace in DeepSpeed's counters."""
         return self.engine.module
+
+    def as_written(self) -> AbstractContextManager[None]:
+        """Inside, forward passes run the layers as they are written, compiled or not: hooks are called, and batches of other
+        shapes than those of training do not make the compiler start."""
+        return as_written() if self._compiled else nullcontext()
 
     @property
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
