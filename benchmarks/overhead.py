@@ -5,9 +5,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.overhead --synchronisations [--stages 0,1,2,3]
     OMP_NUM_THREADS=1 python -m benchmarks.overhead --compile [--sizes 1m,10m]
 
-One process, fp32, rows of 128 tokens, one sample a row; a shape is rows of a micro-batch x micro-batches of a step. Bare loop: forward, backward,
-clip_grad_norm_ and the same fused AdamW. Both take their steps in turn; a ratio is of two neighbouring steps. Every line is
-measured in a process of its own, for ZeRO 3 changes torch's linear layer in all of its process.
+One process, fp32, rows of 128 tokens, one sample a row; a shape is rows of a micro-batch x micro-batches of a step. Bare loop:
+forward, backward, clip_grad_norm_ and the same fused AdamW. Both take their steps in turn; a ratio is of two neighbouring steps.
+Every line is measured in a process of its own, for ZeRO 3 changes torch's linear layer in all of its process.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def quartiles(values) -> list[float]:
 
 
 def compare(arguments, rounds: int) -> dict:
-    """Seconds of CPU time a step, and the ratio of mads to bare, in CPU and in wall time: median, lower and upper quartile."""
+    """Seconds of CPU time a step, and mads's over the bare loop's, in CPU and in wall time: median, lower and upper quartile."""
     bench = Bench(*arguments)
     took: dict[str, list[tuple[float, float]]] = {"bare": [], "mads": []}
     for round_ in range(-2, rounds):
@@ -111,7 +111,9 @@ def profiled(arguments, rounds: int) -> dict:
     for (file, _, name), (_, calls, own, below, _) in pstats.Stats(recorder).stats.items():
         place = next((file[file.rindex(p) :] for p in ("deepspeed/", "mads/", "kernels/", "omegaconf/") if f"/{p}" in file), None)
         if place or "importlib" in file or name.startswith("<built-in method _posixsubprocess"):
-            rows.append((round(1e3 * below / rounds, 2), round(1e3 * own / rounds, 2), calls // rounds, f"{place or file}:{name}"))
+            rows.append(
+                (round(1e3 * below / rounds, 2), round(1e3 * own / rounds, 2), calls // rounds, f"{place or file}:{name}")
+            )
     return {"rows": sorted(rows, reverse=True)[:90]}
 
 
@@ -160,7 +162,9 @@ def main() -> None:
     for name in ("profile", "synchronisations", "compile"):
         parser.add_argument(f"--{name}", action="store_true")
     given = parser.parse_args()
-    function = profiled if given.profile else synchronisations if given.synchronisations else compiled if given.compile else compare
+    function = (
+        profiled if given.profile else synchronisations if given.synchronisations else compiled if given.compile else compare
+    )
     context = multiprocessing.get_context("spawn")
     for size in given.sizes.split(","):
         for shape in given.shapes.split(","):

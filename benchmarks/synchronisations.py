@@ -1,8 +1,8 @@
 """Where a training step makes the host wait for the device: counted on the CPU, by the line that asks.
 
-On CUDA the host waits when a value of a tensor is read (`.item()`, `float(x)`, `if x:`, `.tolist()`, `.numpy()`) and for operations
-whose result's size is a value (`nonzero`, an index with a mask). On a CPU none of these waits, but all of them can be seen: the
-first kind is aten::_local_scalar_dense or one of three methods, the second an operation of a known name.
+On CUDA the host waits when a value of a tensor is read (`.item()`, `float(x)`, `if x:`, `.tolist()`, `.numpy()`) and for
+operations whose result's size is a value (`nonzero`, an index with a mask). On a CPU none of these waits, but all of them can be
+seen: the first kind is aten::_local_scalar_dense or one of three methods, the second an operation of a known name.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Attention stays as it is. It is one kernel already, and its arguments differ from batch to batch (where samples begin, how long
 the longest is): as part of a layer it would be compiled anew for each.
 
-Compiled code does not call hooks that come later, so whoever installs hooks has to run the layers as they are written: `as_written`.
+Compiled code does not call hooks that come later: who installs hooks has to run the layers as they are written (`as_written`).
 """
 
 from __future__ import annotations

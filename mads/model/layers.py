@@ -138,6 +138,8 @@ class DecoderLayer(nn.Module):
         return x + self._dropped(self.mlp(self.mlp_norm(x)), context, "mlp")
 
     def _dropped(self, x: torch.Tensor, context: Context, block: str) -> torch.Tensor:
-        if context.draws is None or self.dropout == 0:  # without a look at the layer's own name, so that layers share compiled code
+        if (
+            context.draws is None or self.dropout == 0
+        ):  # before the layer's own name is read: else no two layers share compiled code
             return x
         return hidden_dropout(x, self.dropout, context.draws, f"{self.name}.{block}")

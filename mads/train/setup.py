@@ -251,7 +251,7 @@ def build_engine(
     """The model on this rank's place in the grid, with its engine, whose work `pulse` counts."""
     placement, seed = Placement.of(topology, config.parallel), config.train.seed
     settings = topology, config.parallel, config.optim, config.train, dtype, device, pulse
-    shape = OmegaConf.to_object(config.model)  # read in every forward: a plain object, for a DictConfig takes 0.1 ms for a few keys
+    shape = OmegaConf.to_object(config.model)  # read in every forward, and a DictConfig takes 0.1 ms for a few keys
     if topology.size("pp") > 1:
         return PipelineTrainEngine(Stage(shape, topology, placement, config.parallel, seed, dtype), *settings)
     model = Decoder(shape, placement, seed=seed).to(device)
