@@ -138,8 +138,7 @@ class DecoderLayer(nn.Module):
         return x + self._dropped(self.mlp(self.mlp_norm(x)), context, "mlp")
 
     def _dropped(self, x: torch.Tensor, context: Context, block: str) -> torch.Tensor:
-        if (
-            context.draws is None or self.dropout == 0
-        ):  # before the layer's own name is read: else no two layers share compiled code
+        # The layer's own name is read only where it counts: no two layers could share compiled code that reads it.
+        if context.draws is None or self.dropout == 0:
             return x
         return hidden_dropout(x, self.dropout, context.draws, f"{self.name}.{block}")
