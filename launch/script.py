@@ -24,7 +24,7 @@ HEAD = """\
 
 CLEAN = """\
 # Not those of the shell that submitted.
-unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE LOCAL_SIZE MASTER_ADDR MASTER_PORT
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 # This shell outlives what it is told, to see how the run ends.
 trap : TERM USR1"""
 
