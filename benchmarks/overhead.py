@@ -64,7 +64,8 @@ class Bench:
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-4
         for b in self.batches:
-            (self.module(b.tokens, b.labels, b.positions, b.segments).sum() / self.valid).backward()
+            total, _ = self.module(b.tokens, b.labels, b.positions, b.segments)
+            (total / self.valid).backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
