@@ -34,10 +34,6 @@ class Synchronisations(TorchDispatchMode):
     def total(self) -> int:
         return sum(self.where.values())
 
-    def of(self, package: str) -> dict[str, int]:
-        """The counts of one package's files."""
-        return {place: n for place, n in self.where.items() if place.startswith(f"{package}/")}
-
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name = function.name().split(".")[0]
         masked = name == "aten::index" and any(i is not None and i.dtype == torch.bool for i in arguments[1])

@@ -70,21 +70,3 @@ def check_compiled(stages):
 @FULL
 def test_compiled_layers_train_as_the_plain_ones_and_rewards_do_not_use_them():
     run_ranks(1, check_compiled, [0, 1, 2], timeout=600)
-
-
-def check_resume(prepared, folder):
-    from test_resume import assert_same, train_until
-
-    overrides = ["train.compile=true", "train.steps=8", "selection.interval=3", "parallel=zero1"]
-    whole = train_until(prepared, f"{folder}/whole", [8], overrides)
-    assert_same(train_until(prepared, f"{folder}/parts", [4, 8], overrides), whole)
-    from run_support import curve
-
-    assert curve(f"{folder}/whole") == curve(f"{folder}/parts")
-
-
-@FULL
-def test_k6_a_compiled_run_resumes_bit_for_bit(tmp_path):
-    from run_support import prepare_small
-
-    run_ranks(1, check_resume, str(prepare_small(tmp_path)), str(tmp_path), timeout=900)
