@@ -7,9 +7,8 @@ import triton.language as tl
 
 
 @triton.jit
-def statistics(
-    logits, stride, labels, lse_out, target_out, total_out, valid, BLOCK: tl.constexpr
-):  # one program per row: running maximum m and sum s of exp(x - m) (Milakov and Gimelshein 2018, arXiv 1805.02867)
+def statistics(logits, stride, labels, lse_out, target_out, total_out, valid, BLOCK: tl.constexpr):
+    """One program per row: running maximum m and sum s of exp(x - m) (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
     row = tl.program_id(0).to(tl.int64)  # a row's offset may pass 2^31
     base = logits + row * stride
     label = tl.load(labels + row)
@@ -33,9 +32,8 @@ def statistics(
 
 
 @triton.jit
-def gradient(
-    logits, stride, lse, labels, scale, width, valid, spread, on_target, twice_z, BLOCK: tl.constexpr
-):  # one program per row and block of columns: every logit is read once and overwritten
+def gradient(logits, stride, lse, labels, scale, width, valid, spread, on_target, twice_z, BLOCK: tl.constexpr):
+    """One program per row and block of columns: every logit is read once and overwritten."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at = logits + row * stride + column

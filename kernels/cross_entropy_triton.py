@@ -37,6 +37,7 @@ def row_statistics(logits: torch.Tensor, labels: torch.Tensor, valid: int) -> tu
     from mads.kernels.cross_entropy_programs import statistics
 
     _check(logits, valid, torch.int64, labels)
+    labels = _aligned(labels)
     lse, target, total = (torch.empty(len(logits), dtype=torch.float32, device=logits.device) for _ in range(3))
     if len(logits):
         statistics[(len(logits),)](logits, logits.stride(0), labels, lse, target, total, valid, BLOCK=BLOCK, num_warps=WARPS)
@@ -74,6 +75,7 @@ def logits_gradient_(
 
     _check(logits, valid, torch.int64, labels)
     _check(logits, valid, torch.float32, lse, scale)
+    labels = _aligned(labels)
     rows, width = logits.shape
     if rows and width:
         gradient[(rows, -(-width // BLOCK))](
@@ -91,6 +93,11 @@ def logits_gradient_(
             num_warps=WARPS,
         )
     return logits
+
+
+def _aligned(labels: torch.Tensor) -> torch.Tensor:
+    """A slice of labels may begin at any 8 bytes; from such flash-attn (its cross_entropy.py) saw Triton load wrong labels."""
+    return labels if labels.data_ptr() % 16 == 0 else labels.clone()
 
 
 def _check(logits: torch.Tensor, valid: int, dtype: torch.dtype, *per_row: torch.Tensor) -> None:

@@ -52,6 +52,7 @@ ROOMS = {
         "mads.data",
         "mads.eval",
         "mads.export",
+        "mads.kernels",
         "mads.label",
         "mads.launch",
         "mads.layout",

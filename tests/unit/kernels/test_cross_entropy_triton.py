@@ -1,5 +1,6 @@
 """The Triton cross entropy without a GPU: in Triton's interpreter, compiled for two GPUs, and what it refuses."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -47,6 +48,44 @@ def test_cases_in_tritons_interpreter():
     # Triton asks for the interpreter when it is imported, so these cases have a process of their own.
     out = _run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_cases.py"], TRITON_INTERPRET="1")
     assert "29 passed" in out, out
+
+
+BROKEN = """
+import importlib.util, sys
+import pytest
+name = "mads.kernels.cross_entropy_programs"
+spec = importlib.util.spec_from_file_location(name, sys.argv[1])
+module = sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "triton_cases.py"]))
+"""
+MUTANTS = {
+    "padding columns count": ("inside = column < valid", "inside = column < valid + 1"),
+    "the running sum is not rescaled": ("s * tl.exp(m - shift)", "s"),
+    "smoothing is spread twice": ("* total) - spread", "* total) - 2 * spread"),
+    "z-loss has no gradient": ("(1.0 + twice_z * total)", "1.0"),
+    "padding keeps its logits": ("mask=column < width", "mask=column < valid"),
+    "the target of another rank counts": ("(label >= 0) & (label < valid)", "(label >= 0) & (label < valid + 1)"),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_broken_kernel_fails_the_cases(mutant, tmp_path):
+    pytest.importorskip("triton")
+    old, new = MUTANTS[mutant]
+    source = Path(importlib.util.find_spec("mads.kernels.cross_entropy_programs").origin).read_text()
+    assert source.count(old) == 1
+    broken = tmp_path / "programs.py"
+    broken.write_text(source.replace(old, new))
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN, broken],
+        capture_output=True,
+        text=True,
+        cwd=TESTS,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+    )
+    assert done.returncode == 1 and "AssertionError" in done.stdout, done.stdout + done.stderr
 
 
 def test_kernels_compile_for_the_gpus(tmp_path):
