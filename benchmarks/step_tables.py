@@ -63,7 +63,7 @@ def row(result: Mapping[str, Any], name: str) -> str:
         f"{spread(ratios(cpu, name, reference))}",
         f"{speed:,.0f}",
         f"{flops:.0f}",
-        f"{share:.0%}",
+        f"{share:.0%}" if share <= 1 else "?",  # the machine was too busy for its peak
         f"{entry['peak_mib']:,.0f}",
         phases,
     ]
