@@ -9,7 +9,7 @@ import mads.console.threshold as threshold
 from mads.console.decide import Bounds, Candidates, Plan, Strata, combine, decide
 from mads.console.order import Draw, GumbelOrder, HashOrder, RandomOrder, TopKOrder, ordered_bits
 from mads.console.slices import CallScore, Cells, FileColumn, LabelScore, PoolSlice, SliceScores, Window
-from mads.console.threshold import select_by_threshold, water_level
+from mads.console.threshold import Search, select_by_threshold, settled_on_rank_0, water_level
 
 SIZES = {"quality": 5, "domain": 7, "topic": 13}
 THETA = np.array([0.4, 0.3, 0.2, 0.1])
