@@ -9,6 +9,7 @@ import os
 import subprocess
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def _rank(rank: int, world: int, folder: str, pipe, function: Callable, argument
     import torch
 
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # of torch against DeepSpeed's calls, a line a call
     store = torch.distributed.FileStore(f"{folder}/store", world)
     limit = datetime.timedelta(minutes=10)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
