@@ -196,8 +196,8 @@ def weak_steps(rounds: int) -> dict:
 
 
 def weak_cell(world: int, rounds: int) -> dict:
-    """Variant -> wall (the slowest rank's) and CPU (the mean rank's) seconds of a step, and both over DDP's and the lone rank's of the
-    same round: medians and quartiles."""
+    """Variant -> wall (the slowest rank's) and CPU (the mean rank's) seconds of a step, and both over DDP's and the lone rank's
+    of the same round: medians and quartiles."""
     by_rank, result = on_ranks(world, weak_steps, rounds), {}
     wall, cpu = (
         {name: reduce([rank[name][clock] for rank in by_rank], axis=0) for name in by_rank[0]}
@@ -338,9 +338,8 @@ def weak_table(cells: dict[int, dict]) -> str:
 
 def zero_table(rows: list[dict]) -> str:
     """Bytes a parameter."""
-    out = [
-        "| ranks | precision | stage | weights | gradients, buckets | optimizer | all | ZeRO paper | ratio | doctor | ratio | resident |"
-    ]
+    columns = ["ranks", "precision", "stage", "weights", "gradients, buckets", "optimizer", "all", "ZeRO paper", "ratio"]
+    out = [f"| {' | '.join([*columns, 'doctor', 'ratio', 'resident'])} |"]
     out.append("|" + "---|" * 12)
     for row in rows:
         count, paper = row["parameters"], sum(paper_bytes(row["parameters"], row["stage"], row["ranks"], row["precision"]))

@@ -2,16 +2,15 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.selection_cost --results FILE.jsonl [--sizes 1e5 1e6 1e7] [--only pool rewards chosen]
 
-Cells that the file holds are not measured again. Pools are synthetic and lie in memory: three label columns (5, 7, 13 labels), one
-column of values, lengths 16 to 1,024; 1.44% of the tokens are chosen, as in the paper. Two gloo processes decide, with the real
-console. CPU seconds are those of the busier one. Rewards are measured on a real engine beside its own training steps, so that
-they come out in training tokens. Tables are printed as Markdown.
+Cells that the file holds are not measured again. Pools are synthetic and lie in memory: three label columns (5, 7, 13 labels),
+one column of values, lengths 16 to 1,024; 1.44% of the tokens are chosen, as in the paper. Two gloo processes decide, with the
+real console. CPU seconds are those of the busier one. Rewards are measured on a real engine beside its own training steps, so
+that they come out in training tokens. Tables are printed as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -207,7 +206,7 @@ def paper_rewards(excess: dict[str, float]) -> dict[str, float]:
     group_step = 4 * LENGTH  # 2 + 2 rows
     flops = {
         "finite_difference": references + probes * 2 / 3,
-        "ghost": references + probes * 2 / 3,
+        "ghost": references + probes,
         "displacement": 8 * 8 * LENGTH + probes * 2 / 3,
         "group": groups * 6 * group_step + (groups + 1) * 24 * REFERENCE_TOKENS / 3,
     }
