@@ -231,7 +231,7 @@ def storages(known=()) -> dict:
 
 def held_bytes(engine, known: dict) -> dict[str, int]:
     """Bytes of this rank's weights, optimizer states, and of the rest: gradients and the buckets that they travel in. Called when
-    the backward pass has ended, so that no activation lives."""
+    a micro-batch's backward pass has ended, so that no activation lives."""
     live = storages(known)
     address = lambda tensor: tensor.untyped_storage().data_ptr()  # noqa: E731
     weights = {address(p.ds_tensor if engine.zero_stage == 3 else p.data) for _, p in engine.parameters}
@@ -260,27 +260,23 @@ def zero_states() -> list[dict]:
             ctypes.CDLL(None).malloc_trim(0)
             before = _status("VmRSS")
             engine, config = engine_of(ZERO_SHAPE, stage, topology, precision == "bf16", tuple(more))
-            valid, run = sum(batch.valid_tokens for batch in batches) * world, engine._run
+            valid, backward = sum(batch.valid_tokens for batch in batches) * world, engine.engine.backward
 
-            def watched(*arguments, run=run, engine=engine, known=known, looks=looks, before=before):
-                *first, before_step = arguments
+            def watched(*given, engine=engine, backward=backward, known=known, looks=looks, before=before, **named):
+                backward(*given, **named)
+                ctypes.CDLL(None).malloc_trim(0)
+                looks.append(held_bytes(engine, known) | {"resident": _status("VmRSS") - before})
 
-                def look(total):
-                    ctypes.CDLL(None).malloc_trim(0)
-                    looks.append(held_bytes(engine, known) | {"resident": _status("VmRSS") - before})
-                    before_step(total)
-
-                run(*first, look)
-
-            engine._run = watched
+            engine.engine.backward = watched
             for _ in range(2):  # the moments exist after the first step
+                looks.clear()
                 engine.train_step(batches, valid, 1e-4)
             shapes = [shape.numel() for shape in engine.logical_shapes.values()]
             doctor = model_states(sum(shapes), max(shapes), world, config.parallel, precision == "bf16")
             buckets = doctor.buckets if stage == 3 else 0  # the other stages have given theirs back by then
-            row = {"precision": precision, "stage": stage, "parameters": sum(shapes), **looks[-1]}
+            row = {"precision": precision, "stage": stage, "parameters": sum(shapes), **max(looks, key=lambda look: look["all"])}
             result.append(row | {"doctor": doctor.resident + buckets, "buckets": buckets})
-            del engine, run, watched, looks, known
+            del engine, backward, watched, looks, known
     return result
 
 
