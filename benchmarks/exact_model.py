@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mads.data.batch import PackedBatch, make_batch, sum_by_sample
 from mads.eval.losses import FixedBatches
@@ -117,8 +118,14 @@ class ExactModel:
         for parameter, piece in zip(self._parameters, self._pieces(theta)):
             parameter.copy_(piece)
 
+    @staticmethod
+    def _losses(module: Decoder, batch: PackedBatch) -> torch.Tensor:
+        """Loss of every position [B, S], from whole logits."""
+        logits = module.logits(batch.tokens, batch.positions, batch.segments)
+        return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none").view(batch.labels.shape)
+
     def _token_loss(self, batch: PackedBatch) -> torch.Tensor:
-        return self.module(batch.tokens, batch.labels, batch.positions, batch.segments)
+        return self._losses(self.module, batch)
 
     def _gradient(self, loss: torch.Tensor) -> torch.Tensor:
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, self._parameters)])
@@ -140,7 +147,7 @@ class ExactModel:
             parameter.copy_(piece)
         parts = []
         for batch, weight in references.batches:
-            token_loss = module(batch.tokens, batch.labels, batch.positions, batch.segments)
+            token_loss = self._losses(module, batch)
             parts.append(float((sum_by_sample(token_loss, batch) * weight).sum()))
         self.place(self.theta)
         return math.fsum(parts)

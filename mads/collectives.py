@@ -219,6 +219,11 @@ def group_size(group) -> int:
     return 1 if group is None else dist.get_world_size(group)
 
 
+def backend_of(group) -> str:
+    """What carries the group's collectives: "nccl" or "gloo"."""
+    return dist.get_backend(group)
+
+
 def group_rank(group) -> int:
     """This rank's place in a group; 0 when it is alone."""
     return 0 if group is None else dist.get_rank(group)

@@ -6,6 +6,7 @@ import model_support as support
 import numpy as np
 import reward_cases
 import torch
+from model_cases import plain_losses
 from topologies import topology as topology_of
 
 from mads import noise
@@ -100,17 +101,8 @@ def reference(config, batch: int = 8, steps: int = 3):
         rows = rows_of_step(number, batch)
         data = make_batch(rows, 32)
         keys = noise.hash64(config.train.seed, "dropout", number, np.arange(batch)) >> np.uint64(1)
-        loss = (
-            module(
-                data.tokens,
-                data.labels,
-                data.positions,
-                data.segments,
-                torch.from_numpy(keys.astype(np.int64)),
-                Objective(config.optim.label_smoothing, config.optim.z_loss),
-            ).sum()
-            / data.valid_tokens
-        )
+        objective = Objective(config.optim.label_smoothing, config.optim.z_loss)
+        loss = plain_losses(module, data, torch.from_numpy(keys.astype(np.int64)), objective).sum() / data.valid_tokens
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), config.optim.grad_clip)))
         for group in optimizer.param_groups:

@@ -1,10 +1,12 @@
 """Shared by the tests of tensor/, model/ and kernels/: small configs, packed batches by hand, taps for ghost products."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mads.config.schema import ModelConfig
 from mads.data.batch import IGNORE, PackedBatch
+from mads.model.pieces import run_pieces
 from mads.tensor import TENSOR_LAYERS
 
 
@@ -59,6 +61,15 @@ def even_batch(vocab_size: int = 131) -> PackedBatch:
 
 def fields(batch: PackedBatch) -> tuple[torch.Tensor, ...]:
     return batch.tokens, batch.labels, batch.positions, batch.segments
+
+
+def plain_losses(model, batch: PackedBatch, draws=None, objective=None) -> torch.Tensor:
+    """Loss of every position [B, S] from the whole logits, by torch: the reference of the head that keeps none."""
+    whole = run_pieces(model._pieces, batch.tokens, model._context(batch.positions, batch.segments, draws))
+    logits, labels = whole.flatten(0, 1), batch.labels.flatten()
+    smoothing, z_loss = (objective.label_smoothing, objective.z_loss) if objective else (0.0, 0.0)
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return (losses + z_loss * logits.logsumexp(-1).square() * (labels != IGNORE)).view(batch.labels.shape)
 
 
 def ghost_product(model: nn.Module, directions: dict[int, torch.Tensor], run) -> torch.Tensor:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from model_cases import plain_losses
 from topologies import topology as topology_of
 
 from mads.config.compose import compose
@@ -93,7 +94,7 @@ def reference_run(steps, rows_per_step, rates, cfg, seed=0, clip=True, dtype=tor
         rows = rows_per_step[step]
         batch = make_batch(rows, 32)
         valid = sum(len(s) - 1 for row in rows for s in row)
-        loss = module(batch.tokens, batch.labels, batch.positions, batch.segments).sum() / valid
+        loss = plain_losses(module, batch).sum() / valid
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), cfg.optim.grad_clip if clip else float("inf"))))
         for group in optimizer.param_groups:

@@ -3,6 +3,7 @@
 import model_support as support
 import numpy as np
 import torch
+from model_cases import plain_losses
 
 from mads.config.schema import FiniteDifferenceRewardConfig, GhostRewardConfig
 from mads.data.batch import make_batch
@@ -44,7 +45,7 @@ def exact(built, weights, moments, samples, round_=0, plain=False):
 
     def gradient(sample):
         b = make_batch([[sample]], 32)
-        return torch.autograd.grad(module(b.tokens, b.labels, b.positions, b.segments).sum(), list(module.parameters()))
+        return torch.autograd.grad(plain_losses(module, b).sum(), list(module.parameters()))
 
     total = [torch.zeros_like(p) for p in module.parameters()]
     tasks = references()

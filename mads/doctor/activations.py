@@ -23,8 +23,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FLOAT32 = 4
-# Logits that the cross entropy works on at a time on a GPU, in float32, and the buffers of that size: mads.tensor.cross_entropy.
-LOSS_CHUNK, LOSS_BUFFERS = 1 << 26, 2
+# The head works on as many rows of logits at a time as have this many elements on a GPU, at least so many rows:
+# kernels/linear_cross_entropy.py.
+LOSS_CHUNK, LOSS_ROWS = 1 << 26, 256
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,19 @@ def shared_bytes(s: Setting) -> int:
 
 
 def exit_bytes(s: Setting) -> int:
-    """What the final norm, the head and the loss keep: two hidden states, the logits, and per position the log-sum-exp, the
-    label's column and two marks."""
+    """What the final norm and the head keep: the norm's input, and the gradients of the head's input and weight, which exist when
+    the forward pass ends (mads.tensor.cross_entropy)."""
     n, e = s.positions, s.element
-    return 2 * n * s.hidden * e // s.cut + _norm_bytes(s) + n * s.vocabulary // s.tp * e + n * (FLOAT32 + 8 + 2)
+    return n * s.hidden * e // s.cut + _norm_bytes(s) + (n + s.vocabulary // s.tp) * s.hidden * e
 
 
 def loss_work_bytes(s: Setting) -> int:
-    """Beyond `exit_bytes`, when the backward pass begins: the gradient of the logits, and blocks in float32."""
-    logits = s.positions * s.vocabulary // s.tp
-    blocks = 0 if s.element == FLOAT32 else LOSS_BUFFERS * min(logits, LOSS_CHUNK) * FLOAT32
-    return logits * s.element + blocks
+    """Beyond `exit_bytes`, when the forward pass ends: the norm's output, some rows of logits, in half precision a copy of them
+    and the weight's gradient in float32."""
+    width = s.vocabulary // s.tp
+    logits = min(s.positions, max(LOSS_ROWS, LOSS_CHUNK // width)) * width
+    single = 0 if s.element == FLOAT32 else (logits + width * s.hidden) * FLOAT32
+    return s.positions * s.hidden * s.element + logits * s.element + single
 
 
 def layer_work_bytes(s: Setting) -> int:

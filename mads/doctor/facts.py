@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mads.logging.environment import git_state, package_versions
+from mads.logging.environment import driver_version, git_state, package_versions
 
 CLOCK_S = 2.0  # machines that keep their clocks by a time server differ by far less
 CHECKPOINTS = 2  # the next one is complete before the one before it is removed
@@ -46,7 +46,7 @@ def facts(run_dir: str, data_dir: str, local_rank: int) -> dict[str, Any]:
         torch.cuda.set_device(local_rank if has_gpu else 0)
         versions["CUDA of torch"] = str(torch.version.cuda)
         versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
-        versions["NVIDIA driver"] = _driver()
+        versions["NVIDIA driver"] = driver_version()
     if data_dir:
         versions["data.dir"] = _manifest(Path(data_dir))
     return {
@@ -55,14 +55,6 @@ def facts(run_dir: str, data_dir: str, local_rank: int) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(local_rank) if has_gpu else "",
         "free_bytes": shutil.disk_usage(_existing(Path(run_dir).absolute())).free,
     }
-
-
-def _driver() -> str:
-    try:
-        words = Path("/proc/driver/nvidia/version").read_text().split()
-    except OSError:
-        return "unknown"
-    return next((w for w in words if w[0].isdigit() and "." in w), "unknown")
 
 
 def _manifest(folder: Path) -> str:

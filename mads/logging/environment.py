@@ -55,10 +55,22 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def environment(world_size: int, device: str, command: Sequence[str] | None = None) -> dict[str, Any]:
+def driver_version() -> str:
+    """Of NVIDIA's kernel module on this machine, or "unknown"."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+    except OSError:
+        return "unknown"
+    return next((w for w in words if w[0].isdigit() and "." in w), "unknown")
+
+
+def environment(
+    world_size: int, device: str, command: Sequence[str] | None = None, resolved: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The record of one start of a run.
 
     command: argument list, by default this process's; home folders in it are written as ~, because they name the user.
+    resolved: what `auto` settings became (mads.train.resolved).
     """
     command = list(sys.argv if command is None else command)
     if command:
@@ -71,6 +83,7 @@ def environment(world_size: int, device: str, command: Sequence[str] | None = No
         "cpu_count": os.cpu_count(),
         "world_size": int(world_size),
         "device": str(device),
+        "resolved": resolved or {},
         "command": [_HOME.sub("~", c) for c in command],
     }
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mads.collectives import gather_dim
-from mads.model.pieces import Output, make_context, piece_specs, run_pieces, token_losses
+from mads.model.pieces import Output, make_context, piece_specs, run_pieces
 from mads.model.placement import ALONE, Placement
 from mads.tensor import Objective
 
@@ -43,23 +43,28 @@ class Decoder(nn.Module):
         segments: torch.Tensor,
         draws: torch.Tensor | None = None,
         objective: Objective | None = None,
-    ) -> torch.Tensor:
-        """Loss of every position, [B, S] in float32 (float64 for float64 parameters); 0 where the label is -100, and where
-        another context-parallel rank works.
+        weights: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of weight * loss over the positions of this rank, loss of every position [B, S]), in float32 (float64 for float64
+        parameters). The losses are 0 where the label is -100, and where another context-parallel rank works.
+
+        The sum can be differentiated, once; the losses cannot: logits are never kept (mads.tensor.cross_entropy).
 
         Args:
             tokens, labels, positions, segments: the fields of mads.data.batch.PackedBatch, int64 [B, S] each, whole on all ranks.
             draws: one key per row, int64 [B], of all dropout in this pass; None = no dropout.
             objective: of each token; None = the plain cross entropy.
+            weights: of the losses in the sum, [B, S], whole on all ranks; None = 1.
         """
-        logits = self._logits(tokens, positions, segments, draws)
-        return token_losses(self.config, self.placement, logits, labels, objective)
+        *body, output = self._pieces
+        hidden = run_pieces(body, tokens, self._context(positions, segments, draws))
+        return output.losses(hidden, labels, weights, objective)
 
     def logits(self, tokens: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         """Logits over the whole vocabulary on every rank, [B, S, vocab_size] in the parameters' dtype."""
-        logits = gather_dim(self._logits(tokens, positions, segments, None), self.placement.tp)[..., : self.config.vocab_size]
-        return gather_dim(logits, self.placement.cp, 1)
+        logits = run_pieces(self._pieces, tokens, self._context(positions, segments))
+        whole = gather_dim(logits, self.placement.tp)[..., : self.config.vocab_size]
+        return gather_dim(whole, self.placement.cp, 1)
 
-    def _logits(self, tokens, positions, segments, draws) -> torch.Tensor:
-        dtype = self.embedding.weight.dtype
-        return run_pieces(self._pieces, tokens, make_context(self.config, self.placement, positions, segments, draws, dtype))
+    def _context(self, positions, segments, draws=None):
+        return make_context(self.config, self.placement, positions, segments, draws, self.embedding.weight.dtype)

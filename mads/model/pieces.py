@@ -19,7 +19,7 @@ from mads.model.layers import Context, DecoderLayer
 from mads.model.placement import Placement
 from mads.model.rope import rope_tables
 from mads.model.shape import check_model_config, layer_matrices
-from mads.tensor import Objective, RMSNorm, VocabParallelEmbedding, VocabParallelHead, vocab_parallel_cross_entropy
+from mads.tensor import PLAIN, Objective, RMSNorm, Targets, VocabParallelEmbedding, VocabParallelHead
 from mads.tensor.dropout import Draws, hidden_dropout
 
 
@@ -48,6 +48,7 @@ class Output(nn.Module):
 
     def __init__(self, config, placement: Placement, tied: nn.Parameter | None = None, **common):
         super().__init__()
+        self.placement = placement
         common = common | placement.for_layers
         h, vocab = config.hidden_size, config.vocab_size
         norm = {k: v for k, v in common.items() if k != "seed"} | {"eps": config.norm_eps}
@@ -60,6 +61,25 @@ class Output(nn.Module):
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         return self.head(self.norm(x))
+
+    def losses(
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        objective: Objective | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states -> (sum of weight * loss over this rank's positions, losses [B, S]) without logits in memory. Losses
+        are 0 where the label is -100 or another context-parallel rank works. The sum can be differentiated, once; they cannot.
+
+        Args:
+            labels: int64 [B, S], whole on every rank.
+            weights: [B, S], whole on every rank; None = 1.
+        """
+        where, total = self.placement.positions(labels.shape[1]), labels.shape[1]
+        own = None if weights is None else weights[:, where]
+        summed, losses = self.head(self.norm(x), Targets(labels[:, where], own, objective or PLAIN))
+        return summed, losses if losses.shape[1] == total else F.pad(losses, (where.start, total - where.stop))
 
 
 @dataclass(frozen=True)
@@ -136,22 +156,6 @@ def make_context(
     if draws is not None:
         draws = Draws(tuple(draws.tolist()), total, where, (group_rank(placement.tp), group_rank(placement.cp)))
     return Context(Segments.build(segments, backend, dtype), cos, sin, draws)
-
-
-def token_losses(
-    config, placement: Placement, logits: torch.Tensor, labels: torch.Tensor, objective: Objective | None = None
-) -> torch.Tensor:
-    """Loss of every position [B, S], 0 where the label is -100 or another context-parallel rank works.
-
-    Args:
-        logits: what `Output` returns.
-        labels: int64 [B, S], whole on every rank.
-    """
-    where, total = placement.positions(labels.shape[1]), labels.shape[1]
-    losses = vocab_parallel_cross_entropy(
-        logits, labels[:, where].contiguous(), config.vocab_size, placement.tp, objective=objective or Objective()
-    )
-    return losses if losses.shape[1] == total else F.pad(losses, (where.start, total - where.stop))
 
 
 def run_pieces(pieces: Sequence[nn.Module], x: torch.Tensor, context: Context) -> torch.Tensor:

@@ -1,17 +1,19 @@
-"""Cross entropy over logits whose vocabulary is cut over the tensor-parallel group (Shoeybi et al. 2019, section 3)."""
+"""Cross entropy of a head whose vocabulary is cut over the tensor-parallel group (Shoeybi et al. 2019, section 3), from its
+hidden states: the logits are never whole (kernels/linear_cross_entropy.py)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch.autograd.function import once_differentiable
 
-from mads.collectives import all_reduce_, group_rank, group_size
+from mads.collectives import all_gather_flat, copy_to_group, gather_sequence, group_rank, group_size
+from mads.kernels.linear_cross_entropy import Columns, Result, linear_cross_entropy
 from mads.tensor.checks import require_ids
 from mads.tensor.init import padded_vocab_size
 
-# Logits in work at a time: bounds the float32 copies of a bf16 input, and keeps the work in the cache on a CPU.
-_CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
+IGNORE = -100  # label of a position without a target
 
 
 @dataclass(frozen=True)
@@ -35,105 +37,101 @@ class Objective:
 PLAIN = Objective()
 
 
-class _VocabParallelCrossEntropy(torch.autograd.Function):
-    """Saves the logits as they are (no copy) and one log-sum-exp per position; backward recomputes the softmax."""
+@dataclass(frozen=True)
+class Targets:
+    """What a head is asked for in place of logits.
 
-    @staticmethod
-    def forward(ctx, logits, labels, first, valid, group, ignore_index, vocab_size, objective):
-        # logits [N, V/t], labels [N]; the columns 0 .. valid-1 are the tokens first .. first+valid-1, the rest is padding
-        accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        smoothing, z = objective.label_smoothing, objective.z_loss
-        lse = torch.full(labels.shape, -torch.inf, dtype=accumulate, device=logits.device)
-        target, total = torch.zeros_like(lse), torch.zeros_like(lse)
-        local = labels - first
-        here = (local >= 0) & (local < valid)
-        if valid:
-            for rows in _row_chunks(logits):
-                block = logits[rows, :valid].to(accumulate)
-                lse[rows] = torch.logsumexp(block, -1)
-                if smoothing:
-                    total[rows] = block.sum(-1)
-            picked = logits.gather(1, local.clamp(0, valid - 1).unsqueeze(1)).squeeze(1).to(accumulate)
-            target = torch.where(here, picked, target)
-        if group_size(group) > 1:
-            highest = all_reduce_(lse.clone(), group, "max")
-            sums = torch.stack([(lse - highest).exp(), target, total])
-            all_reduce_(sums, group)
-            lse, target, total = highest + sums[0].log(), sums[1], sums[2]
-        counted = labels != ignore_index
-        ctx.save_for_backward(logits, lse, local, here, counted)
-        ctx.valid, ctx.vocab_size, ctx.objective = valid, vocab_size, objective
-        loss = lse - target
-        if smoothing:  # the mean over the logical vocabulary of -log softmax is lse - mean of the logits
-            loss = (1 - smoothing) * loss + smoothing * (lse - total / vocab_size)
-        if z:
-            loss = loss + z * lse.square()
-        return torch.where(counted, loss, 0.0)
+    labels: int64 [B, S], at the positions of the head's output, equal on all ranks of the group; -100 = no target
+    weights: [B, S], of the losses in the sum; None = 1
+    objective: of every position
+    direction: of the weight, shaped as it is on this rank; asks for ghost products too
+    """
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream):
-        logits, lse, local, here, counted = ctx.saved_tensors
-        valid, smoothing, z = ctx.valid, ctx.objective.label_smoothing, ctx.objective.z_loss
-        scale = torch.where(counted, upstream.to(lse.dtype), 0.0)
-        grad = torch.empty_like(logits)
-        grad[:, valid:] = 0
-        if not valid:
-            return grad, *[None] * 7
-        column = local.clamp(0, valid - 1).unsqueeze(1)
-        at_target = here.to(lse.dtype).unsqueeze(1) * (smoothing - 1)
-        for rows in _row_chunks(logits):
-            block = grad[rows, :valid]
-            softmax = block if block.dtype == lse.dtype else torch.empty_like(block, dtype=lse.dtype)
-            torch.sub(logits[rows, :valid], lse[rows].unsqueeze(1), out=softmax).exp_()
-            if z:
-                softmax.mul_((1 + 2 * z * lse[rows]).unsqueeze(1))
-            if smoothing:
-                softmax.sub_(smoothing / ctx.vocab_size)
-            softmax.scatter_add_(1, column[rows], at_target[rows])
-            softmax.mul_(scale[rows].unsqueeze(1))
-            if softmax is not block:
-                block.copy_(softmax)
-        return grad, *[None] * 7
-
-
-def _row_chunks(logits: torch.Tensor) -> list[slice]:
-    step = max(1, _CHUNK_ELEMENTS.get(logits.device.type, 1 << 26) // max(1, logits.shape[1]))
-    return [slice(i, i + step) for i in range(0, logits.shape[0], step)]
+    labels: torch.Tensor
+    weights: torch.Tensor | None = None
+    objective: Objective = PLAIN
+    direction: torch.Tensor | None = None
 
 
 def vocab_parallel_cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    vocab_size: int,
-    group=None,
-    ignore_index: int = -100,
-    objective: Objective = PLAIN,
-) -> torch.Tensor:
-    """-log softmax(logits)[label] at every position, over the whole vocabulary; with an objective, its smoothing and z-loss too.
+    x: torch.Tensor, weight: torch.Tensor, targets: Targets, vocab_size: int, group=None, sequence_parallel: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """(sum of weight * loss, losses [B, S] of every position) of a head with this rank's rows of W.
+
+    The sum can be differentiated, once; the losses cannot. Both are float32 (float64 for float64 rows) and equal on all ranks of
+    the group. In a pass without gradient no gradient is computed.
+
+    With targets.direction there are, third, this rank's addends [B, S] of <direction, gradient of weight * loss>, and the weight
+    gets no gradient.
 
     Args:
-        logits: this rank's slice of the logits [..., padded vocabulary / t]; left unchanged. bf16 and fp16 accumulate in float32.
-        labels: int64 [...], equal on all ranks; a position with the label ignore_index has loss 0 and no gradient.
-        vocab_size: logical size: columns from there on are padding, outside of the softmax, and get gradient 0.
-        group: the tensor-parallel group; None = the logits are whole.
-
-    Returns:
-        Loss per position [...], float32 (float64 for float64 logits), bitwise equal on all ranks of the group.
+        x: hidden states [B, S, H]; under sequence parallelism this rank's slice [B, S / t, H].
+        weight: [padded vocabulary / t, H].
+        vocab_size: logical size: rows of W from there on are padding, outside of the softmax.
 
     Raises:
-        ValueError: if the logits are not this rank's slice (gathered logits would give the loss + log t), or a label is outside
-            of the vocabulary (on CUDA an asynchronous device assertion).
+        ValueError: if the weight is not this rank's slice (the whole one would give the loss + log t), or a label is outside of
+            the vocabulary (on CUDA an asynchronous device assertion).
     """
-    count, rank = group_size(group), group_rank(group)
-    width = padded_vocab_size(vocab_size, count) // count
-    if logits.shape[-1] != width or logits.shape[:-1] != labels.shape:
+    count = group_size(group)
+    if len(weight) != padded_vocab_size(vocab_size, count) // count:
         raise ValueError(
-            f"logits of shape {tuple(logits.shape)} with labels of shape {tuple(labels.shape)}: at tensor-parallel size {count} "
-            f"a vocabulary of {vocab_size} needs this rank's {width} columns per label, not the gathered logits"
+            f"a weight of {len(weight)} rows: at tensor-parallel size {count} a vocabulary of {vocab_size} needs this rank's "
+            f"{padded_vocab_size(vocab_size, count) // count}, not the gathered weight"
         )
-    require_ids(labels, vocab_size, "label", ignore=ignore_index)
-    valid = min(max(vocab_size - rank * width, 0), width)
-    rows, targets = logits.reshape(-1, width), labels.reshape(-1)
-    losses = _VocabParallelCrossEntropy.apply(rows, targets, rank * width, valid, group, ignore_index, vocab_size, objective)
-    return losses.view(labels.shape)
+    require_ids(targets.labels, vocab_size, "label", ignore=IGNORE)
+    x = gather_sequence(x, group) if sequence_parallel else copy_to_group(x, group)
+    if x.shape[:-1] != targets.labels.shape:
+        raise ValueError(f"hidden states of shape {tuple(x.shape)} with labels of shape {tuple(targets.labels.shape)}")
+    rows, shape = x.flatten(0, -2), targets.labels.shape
+    task = _Task(rows.detach(), weight, targets, vocab_size, group)
+    if torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad):
+        total, *each = _VocabParallelCrossEntropy.apply(rows, weight, task)
+    else:
+        total, *each = task.results(task.run())
+    return total, *(values.view(shape) for values in each)
+
+
+class _Task:
+    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, targets: Targets, vocab_size: int, group):
+        self.rows, self.weight, self.group, self.objective = rows, weight.detach(), group, targets.objective
+        self.direction = targets.direction
+        self.labels = targets.labels.reshape(-1)
+        self.weights = None if targets.weights is None else targets.weights.reshape(-1)
+        first = group_rank(group) * len(weight)
+        self.columns = Columns(first, min(max(vocab_size - first, 0), len(weight)), vocab_size)
+
+    def run(self, **wanted) -> Result:
+        o = self.objective
+        common = dict(smoothing=o.label_smoothing, z_loss=o.z_loss, ignore_index=IGNORE, combine=self._combine)
+        wanted["direction"] = self.direction
+        return linear_cross_entropy(self.rows, self.weight, self.labels, self.columns, self.weights, **common, **wanted)
+
+    def _combine(self, own: torch.Tensor) -> torch.Tensor:
+        if group_size(self.group) == 1:
+            return own
+        every = all_gather_flat(own.reshape(-1), self.group).view(-1, *own.shape)  # [t, 3, n], the same bits on all ranks
+        return torch.stack([every[:, 0].logsumexp(0), every[:, 1].sum(0), every[:, 2].sum(0)])
+
+    def results(self, result: Result) -> tuple[torch.Tensor, ...]:
+        losses = result.losses
+        total = (losses if self.weights is None else losses * self.weights.to(losses.dtype)).sum()
+        return (total, losses) if result.products is None else (total, losses, result.products)
+
+
+class _VocabParallelCrossEntropy(torch.autograd.Function):
+    """Both gradients exist when the forward pass ends; backward scales them."""
+
+    @staticmethod
+    def forward(ctx, rows, weight, task):
+        result = task.run(want_dx=ctx.needs_input_grad[0], want_dw=ctx.needs_input_grad[1] and task.direction is None)
+        ctx.save_for_backward(result.dx, result.dw)
+        total, *each = task.results(result)
+        ctx.mark_non_differentiable(*each)
+        return total, *each
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream, *_):
+        # In place, for they are large. A second pass through the same graph is refused: autograd counts changes of saved tensors.
+        return *(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors), None

@@ -36,6 +36,7 @@ from mads.collectives import (
 from mads.layout import REPLICATED, Layout
 from mads.tensor.checks import require_ids
 from mads.tensor.column import column_parallel_linear
+from mads.tensor.cross_entropy import Targets, vocab_parallel_cross_entropy
 from mads.tensor.init import make_parameter, padded_vocab_size
 
 Direction = dict[str, torch.Tensor]  # local parameter name ("weight", "bias") -> tensor of the parameter's shape
@@ -141,7 +142,7 @@ class VocabParallelHead(ColumnParallelLinear):
             gathering, ghost products) see this use too.
         place: sequence_parallel, context and overlap, as for ColumnParallelLinear.
 
-    Shapes: x [..., hidden] -> logits [..., padded vocabulary / t].
+    Shapes: x [..., hidden] -> logits [..., padded vocabulary / t]. With targets: see `mads.tensor.cross_entropy`.
     """
 
     def __init__(
@@ -164,6 +165,11 @@ class VocabParallelHead(ColumnParallelLinear):
             weight = _vocabulary_parameter(vocab_size, hidden_size, name, group, std, seed, device, dtype, copy)
         super().__init__(hidden_size, weight.shape[0] * group_size(group), name=name, group=group, weight=weight, **place)
         self.vocab_size = vocab_size
+
+    def forward(self, x: torch.Tensor, targets: Targets | None = None):
+        if targets is None:
+            return super().forward(x)
+        return vocab_parallel_cross_entropy(x, self.weight, targets, self.vocab_size, self.group, self.sequence_parallel)
 
 
 class RowParallelLinear(TensorLayer):

@@ -265,7 +265,8 @@ class Engine:
 class TrainEngine(Engine):
     """ZeRO 0-3 with data, tensor, sequence and context parallelism.
 
-    `module(tokens, labels, positions, segments, draws, objective)` returns the loss of each token, [B, S]: mads.model.Decoder.
+    `module(tokens, labels, positions, segments, draws, objective)` returns the sum of the token losses and each of them [B, S]:
+    mads.model.Decoder.
     """
 
     def _initialize(self, module, optimizer, config):
@@ -280,9 +281,9 @@ class TrainEngine(Engine):
         for index, (batch, draw) in enumerate(zip(micro_batches, draws)):
             self.pulse.beat()
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            token_loss = self.engine(batch.tokens, batch.labels, batch.positions, batch.segments, draw, self.objective)
-            self.engine.backward(token_loss.sum() * (scale * self.averaged_over), scale_wrt_gas=False)
+            total, losses = self.engine(batch.tokens, batch.labels, batch.positions, batch.segments, draw, self.objective)
+            self.engine.backward(total * (scale * self.averaged_over), scale_wrt_gas=False)
             if self.counts_losses:
-                summed += token_loss.detach().sum(dtype=torch.float64)
+                summed += losses.sum(dtype=torch.float64)
         before_step(summed)
         self.engine.step()

@@ -134,7 +134,7 @@ def evaluate(saved: SavedModel, tasks: Sequence[Task], apart: Sequence[str] = ()
 
 @torch.inference_mode()
 def _losses(model: Decoder, batch: PackedBatch) -> np.ndarray:
-    losses = model(batch.tokens, batch.labels, batch.positions, batch.segments)
+    _, losses = model(batch.tokens, batch.labels, batch.positions, batch.segments)
     return sum_by_sample(losses, batch).cpu().numpy()
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from mads.data.batch import PackedBatch, sum_by_sample
+from mads.tensor import VocabParallelHead
 
 
 class _Tap(torch.autograd.Function):
@@ -69,13 +71,28 @@ def taps(module: nn.Module, direction_of: Callable[[nn.Parameter], torch.Tensor]
             sink.first = output
         return _Tap.apply(output, derivative, sink.products[:, layer.positions(sink.products.shape[1])])
 
+    def ask(head, inputs):
+        """The head's logits and their gradient exist in rows at a time, so it makes its products itself."""
+        x, *targets = inputs
+        return (x, replace(targets[0], direction=direction_of(head.weight))) if targets else None
+
+    def take(head, inputs, output):
+        if not isinstance(output, tuple):
+            return tap(head, inputs, output)
+        *output, products = output
+        with torch.no_grad():
+            sink.products[:, head.positions(sink.products.shape[1])] += products
+        return tuple(output)
+
     layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
     untapped = [type(m).__name__ for m in layers if not hasattr(m, "weight_derivative")]
     if untapped:
         raise TypeError(
             f"layers with parameters but without weight_derivative: {sorted(set(untapped))}; their part would be missing"
         )
-    handles = [layer.register_forward_hook(tap) for layer in layers]
+    heads = [layer for layer in layers if isinstance(layer, VocabParallelHead)]
+    handles = [layer.register_forward_hook(take if layer in heads else tap) for layer in layers]
+    handles += [head.register_forward_pre_hook(ask) for head in heads]
     try:
         yield
     finally:
@@ -88,6 +105,6 @@ def ghost_products(module: nn.Module, batch: PackedBatch, direction_of: Callable
     sink = Sink(module)
     products = sink.begin(batch)
     with torch.enable_grad(), taps(module, direction_of, sink):
-        loss = module(batch.tokens, batch.labels, batch.positions, batch.segments).sum()
+        loss, _ = module(batch.tokens, batch.labels, batch.positions, batch.segments)
         torch.autograd.grad(loss, sink.first)
     return sum_by_sample(products, batch)

@@ -24,6 +24,7 @@ from mads.logging.wandb import WandbSink
 from mads.model.shape import flops_per_token
 from mads.topology import Topology
 from mads.train.pulse import Pulse
+from mads.train.resolved import resolved
 
 
 def peak_memory_mib(device: str) -> float:
@@ -81,7 +82,8 @@ class Journal:
         run_dir = Path(self._config.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(run_dir / "config.yaml", to_yaml(self._config))
-        write_environment(run_dir, environment(self._topology.world_size, self._device), resume_step)
+        facts = resolved(self._config.model, parts.engine)
+        write_environment(run_dir, environment(self._topology.world_size, self._device, resolved=facts), resume_step)
         self._metrics = MetricsWriter(run_dir, resume_step)
         if resume_step is not None:  # the folder may have lost it, the checkpoint has not
             write_decision(run_dir, parts.console.round - 1, parts.console.pending)

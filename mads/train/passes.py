@@ -40,20 +40,20 @@ class WholePasses:
     def __init__(self, engine):
         self._engine = engine
 
-    def _losses(self, batch: PackedBatch) -> torch.Tensor:
+    def _losses(self, batch: PackedBatch, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         self._engine.pulse.beat()
-        return self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments)
+        return self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments, weights=weights)
 
     @torch.no_grad()
     def sample_losses(self, batches):
-        return [sum_by_sample(self._losses(batch), batch) for batch in batches]
+        return [sum_by_sample(self._losses(batch)[1], batch) for batch in batches]
 
     def gradient(self, batches, weights):
         names, parameters = zip(*self._engine.parameters)
         total = [torch.zeros(p.shape, dtype=torch.float32, device=p.device) for p in parameters]
         for batch, weight in zip(batches, weights):
             with torch.enable_grad():
-                gradients = torch.autograd.grad((self._losses(batch) * weight).sum(), parameters)
+                gradients = torch.autograd.grad(self._losses(batch, weight)[0], parameters)
             for t, g in zip(total, gradients):
                 t.add_(g)
         return dict(zip(names, total))
@@ -83,7 +83,7 @@ class PipelinePasses:
         losses = [torch.zeros(b.samples, dtype=torch.float64, device=b.tokens.device) for b in batches]
         for index, output in _Run(self, batches, schedule.InferenceSchedule):
             if self._last:
-                losses[index] = sum_by_sample(self._stage.losses(output, batches[index].labels), batches[index])
+                losses[index] = sum_by_sample(self._stage.losses(output, batches[index].labels)[1], batches[index])
         return losses
 
     def gradient(self, batches, weights):
@@ -92,7 +92,7 @@ class PipelinePasses:
 
         def backward(index: int, output: torch.Tensor, arrived: torch.Tensor | None, delta: torch.Tensor | None):
             if self._last:
-                output = (self._stage.losses(output, batches[index].labels) * weights[index]).sum()
+                output, _ = self._stage.losses(output, batches[index].labels, weights[index])
             inputs = parameters if self._first else (*parameters, arrived)
             gradients = torch.autograd.grad(output, inputs, delta)
             for t, g in zip(total, gradients):
@@ -115,7 +115,8 @@ class PipelinePasses:
 
         def backward(index, output, arrived, delta):
             if self._last:
-                output = self._stage.losses(output, batches[index].labels).sum()
+                sink.products = products[index]  # the head works now, and later batches may have begun
+                output, _ = self._stage.losses(output, batches[index].labels)
             target = firsts[index] if self._first else arrived
             (gradient,) = torch.autograd.grad(output, target, delta)
             firsts[index] = None

@@ -59,7 +59,7 @@ class CheckpointPerplexity(BitsPerByte):
                 if len(tokens) < 2:
                     continue
                 batch = make_batch([[tokens]], len(tokens))
-                losses = self._model(batch.tokens, batch.labels, batch.positions, batch.segments)
+                _, losses = self._model(batch.tokens, batch.labels, batch.positions, batch.segments)
                 nats[i] = losses.sum(dtype=torch.float64).item()
                 first, whole = (self._tokenizer.decode(part).encode() for part in (tokens[:1], tokens))
                 size[i] = len(whole) - len(first)

@@ -22,7 +22,7 @@ from torch import nn
 from mads.data.batch import PackedBatch
 from mads.layout import is_copy
 from mads.model.partition import partition
-from mads.model.pieces import PieceSpec, make_context, piece_specs, run_pieces, token_losses
+from mads.model.pieces import PieceSpec, make_context, piece_specs, run_pieces
 from mads.model.placement import Placement
 from mads.topology import Topology
 from mads.train.engine import Engine, prepare_deepspeed
@@ -43,7 +43,8 @@ class Stage(PipelineModule):
     """The pieces of one pipeline stage.
 
     Called with (x, positions, segments[, draws]), where x are the tokens int64 [B, S] on the first stage and the hidden states
-    [B, local positions, hidden] on the others. Gives the same tuple with the next hidden states; the last stage gives the logits.
+    [B, local positions, hidden] on the others. Gives the same tuple with the next hidden states; the last stage gives
+    the hidden states before its final norm, from which `losses` goes on.
 
     Args:
         config: the fields of mads.config.schema.ModelConfig.
@@ -92,8 +93,9 @@ class Stage(PipelineModule):
     def forward(self, inputs):
         x, positions, segments, *draws = inputs
         context = make_context(self.config, self.placement, positions, segments, draws[0] if draws else None, self.dtype)
-        x = run_pieces(self.forward_funcs, x, context)
-        return x if self._topology.is_last_stage else (x, positions, segments, *draws)
+        last = self._topology.is_last_stage
+        x = run_pieces(self.forward_funcs[:-1] if last else self.forward_funcs, x, context)
+        return x if last else (x, positions, segments, *draws)
 
     def hidden_shape(self, batch: PackedBatch) -> tuple[int, int, int]:
         """Shape of the hidden states that arrive from the stage before."""
@@ -101,9 +103,9 @@ class Stage(PipelineModule):
         cut = self._topology.size("cp") * (self._topology.size("tp") if self.placement.sequence_parallel else 1)
         return rows, length // cut, self.config.hidden_size
 
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor, objective=None) -> torch.Tensor:
-        """Token losses [B, S] of the last stage's output, 0 at positions of other context-parallel ranks."""
-        return token_losses(self.config, self.placement, logits, labels, objective)
+    def losses(self, hidden: torch.Tensor, labels: torch.Tensor, weights=None, objective=None):
+        """mads.model.pieces.Output.losses of the last stage's hidden states."""
+        return self.forward_funcs[-1].losses(hidden, labels, weights, objective)
 
 
 class _StageEngine(PipelineEngine):
@@ -164,12 +166,12 @@ class PipelineTrainEngine(Engine):
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         factor = scale * self.averaged_over
 
-        def loss_of(logits, labels):
+        def loss_of(hidden, labels):
             nonlocal summed
-            token_loss = stage.losses(logits, labels, self.objective)
+            total, losses = stage.losses(hidden, labels, None, self.objective)
             if self.counts_losses:
-                summed += token_loss.detach().sum(dtype=torch.float64)
-            return token_loss.sum() * factor
+                summed += losses.sum(dtype=torch.float64)
+            return total * factor
 
         stage.loss_fn = loss_of
         pairs = [

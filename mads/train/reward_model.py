@@ -130,8 +130,8 @@ class EngineRewardModel:
         for index, (batch, weight) in enumerate(zip(batches, weights)):
             self._engine.pulse.beat()
             engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-            token_loss = engine(batch.tokens, batch.labels, batch.positions, batch.segments)
-            engine.backward((token_loss * weight).sum() * self._engine.averaged_over, scale_wrt_gas=False)
+            total, _ = engine(batch.tokens, batch.labels, batch.positions, batch.segments, None, None, weight)
+            engine.backward(total * self._engine.averaged_over, scale_wrt_gas=False)
         optimizer = engine.optimizer
         result = {}
         for name, parameter in self._engine.parameters:

@@ -92,9 +92,9 @@ def check_generators_are_left_alone():
 
 def _gradients(config, placement):
     model, upstream = build(config, placement), torch.linspace(-1, 2, 48, dtype=DTYPE).view(3, 16)
-    loss = model(*fields(even_batch()), draws=torch.tensor(KEYS), objective=OBJECTIVE)
-    (loss * upstream).sum().backward()
-    return loss.detach(), {n: p.grad for n, p in model.named_parameters()}
+    total, loss = model(*fields(even_batch()), draws=torch.tensor(KEYS), objective=OBJECTIVE, weights=upstream)
+    total.backward()
+    return loss, {n: p.grad for n, p in model.named_parameters()}
 
 
 def check_recomputation(variants=("selective", "full")):

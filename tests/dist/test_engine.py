@@ -75,7 +75,7 @@ def check_non_finite(stages, dtype_name):
         engine = built.engine
         engine.train_step(micro, valid, 1e-3)
         before = {n: engine.state.full(p, "weight").clone() for n, p in engine.parameters}
-        handle = engine.module.register_forward_hook(lambda m, i, o: o * float("nan") if rank == 1 else o)
+        handle = engine.module.register_forward_hook(lambda m, i, o: tuple(x * float("nan") for x in o) if rank == 1 else o)
         with pytest.raises(NonFiniteError, match="loss"):
             engine.train_step(micro, valid, 1e-3)
         handle.remove()

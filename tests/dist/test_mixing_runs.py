@@ -37,7 +37,7 @@ def check_losses_are_those_of_single_samples(stage=1):
     def loss(sample):
         b = make_batch([[sample]], 32)
         with torch.no_grad():
-            return plain(b.tokens, b.labels, b.positions, b.segments).sum().item()
+            return plain(b.tokens, b.labels, b.positions, b.segments)[0].item()
 
     samples, tasks = [*support.random_samples(11, seed=5), np.array([7])], cases.references()
     context = RewardContext(EngineRewardModel(built.engine), tasks, built.topology, 32, 0, 3, 300)

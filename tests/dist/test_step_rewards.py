@@ -43,17 +43,19 @@ def _probes(count):
 def _losses(module, samples):
     """Summed token losses of single samples by the bare model."""
     import torch
+    from model_cases import plain_losses
 
     from mads.data.batch import make_batch
 
     with torch.no_grad():
         batches = [make_batch([[sample]], 32) for sample in samples]
-        return np.array([float(module(b.tokens, b.labels, b.positions, b.segments).double().sum()) for b in batches])
+        return np.array([float(plain_losses(module, b).double().sum()) for b in batches])
 
 
 def _by_hand(built, steps, forget):
     """The model after steps, each (samples, rate), from plain PyTorch on a copy: gradient of the mean loss, clipping, AdamW."""
     import torch
+    from model_cases import plain_losses
 
     from mads.data.batch import make_batch
     from mads.layout import named_logical_parameters
@@ -72,7 +74,7 @@ def _by_hand(built, steps, forget):
                 optimizer.state[p]["exp_avg"].zero_()
     for samples, rate in steps:
         batches = [make_batch([[sample]], 32) for sample in samples]
-        total = sum(twin(b.tokens, b.labels, b.positions, b.segments).sum() for b in batches)
+        total = sum(plain_losses(twin, b).sum() for b in batches)
         optimizer.zero_grad()
         (total / sum(len(s) - 1 for s in samples)).backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), built.config.optim.grad_clip)

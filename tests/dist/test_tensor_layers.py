@@ -4,6 +4,8 @@ Every rank computes the whole reference itself (the generators are equal) and co
 """
 
 import itertools
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -12,9 +14,16 @@ import torch.nn.functional as F
 from harness import run_ranks
 from tp_groups import WORLD, everyones, exact, groups
 
-from mads.collectives import copy_to_group, gather_dim, reduce_from_group
+from mads.collectives import all_reduce_, copy_to_group, gather_dim, reduce_from_group
 from mads.layout import layout_of, unshard
-from mads.tensor import ColumnParallelLinear, Objective, RowParallelLinear, VocabParallelEmbedding, VocabParallelHead
+from mads.tensor import (
+    ColumnParallelLinear,
+    Objective,
+    RowParallelLinear,
+    Targets,
+    VocabParallelEmbedding,
+    VocabParallelHead,
+)
 
 DTYPE = torch.float64
 
@@ -146,61 +155,72 @@ def check_embedding():
                 layer(torch.full((2, 2), vocab))
 
 
+def _head_loss(*arguments):
+    from mads.tensor import cross_entropy  # looked up at each call, for mutants
+
+    return cross_entropy.vocab_parallel_cross_entropy(*arguments)
+
+
+def _shard(weight, value, rows, here):
+    """This rank's rows of a weight that is padded with `value`."""
+    return F.pad(weight.detach(), (0, 0, 0, rows - len(weight)), value=value)[here]
+
+
 def check_cross_entropy(smoothing=0.0, z_loss=0.0):
+    """Losses, dX, dW and ghost products of a head that is cut over the group, a few rows at a time."""
     objective = Objective(smoothing, z_loss)
-    for t, index, group in groups():
-        for vocab, scale in ((128, 3.0), (131, 3.0), (131, 1e4), (9, 1.0)):
+    for (t, index, group), rows in itertools.product(groups(), (7, 256)):
+        for vocab, scale, sp in ((128, 3.0, False), (131, 3.0, True), (131, 1e4, False), (9, 1.0, True)):
             torch.manual_seed(5)
             width = -(-vocab // t)
-            logits, upstream = leaf(normal(3, 15, vocab) * scale), normal(3, 15)
-            labels = torch.randint(0, vocab, (3, 15))
+            x, weight, upstream = leaf(normal(3, 16, 8)), leaf(normal(vocab, 8) * scale), normal(3, 16)
+            labels, along = torch.randint(0, vocab, (3, 16)), normal(vocab, 8)
             everywhere = torch.tensor([min(r * width, vocab - 1) for r in range(t)] + [vocab - 1, -100])
             labels[1, : len(everywhere)] = everywhere
-            flat = logits.view(-1, vocab)
-            expected = F.cross_entropy(flat, labels.view(-1), reduction="none", label_smoothing=smoothing).view(3, 15)
-            expected = expected + z_loss * torch.logsumexp(logits, -1).square() * (labels != -100)
-            expected.backward(upstream)
-            # Huge values in the padded columns: they must neither win nor get a gradient.
-            padded = F.pad(logits.detach(), (0, width * t - vocab), value=1e6)
-            mine = leaf(padded[..., index * width : (index + 1) * width])
-            before = mine.detach().clone()
-            loss = _loss(mine, labels, vocab, group, objective)
-            loss.backward(upstream)
-            what = f"cross entropy t={t} vocab={vocab} scale={scale:g}"
-            exact(loss, expected, what)
-            gradient = F.pad(logits.grad, (0, width * t - vocab))[..., index * width : (index + 1) * width]
-            exact(mine.grad, gradient, f"{what}: gradient")
-            assert torch.equal(mine.detach(), before), f"{what}: the input was changed"
-            assert torch.all(loss[labels == -100] == 0)
-            assert all(torch.equal(loss, other) for other in everyones(loss, group)), f"{what}: differs between ranks"
-            nothing = _loss(mine, torch.full_like(labels, -100), vocab, group, objective)
-            assert torch.all(nothing == 0) and torch.all(torch.autograd.grad(nothing.sum(), mine)[0] == 0)
+            logits = (x @ weight.t()).view(-1, vocab)
+            expected = F.cross_entropy(logits, labels.view(-1), reduction="none", label_smoothing=smoothing).view(3, 16)
+            expected = expected + z_loss * logits.logsumexp(-1).view(3, 16).square() * (labels != -100)
+            (delta,) = torch.autograd.grad((expected * upstream).sum(), logits, retain_graph=True)
+            (expected * upstream).sum().backward()
+            # Huge values in the padded rows: they must neither win nor get a gradient.
+            pad = partial(_shard, rows=width * t, here=slice(index * width, (index + 1) * width))
+            held = positions(sp, t, index, 16)
+            mine, own = leaf(x[:, held]), leaf(pad(weight, 1e6))
+            what = f"cross entropy t={t} vocab={vocab} scale={scale:g} sp={sp} rows={rows}"
+            with mock.patch("mads.kernels.linear_cross_entropy._CPU_ROWS", rows):
+                total, losses = _head_loss(mine, own, Targets(labels, upstream, objective), vocab, group, sp)
+                total.backward()
+                asked = Targets(labels, upstream, objective, pad(along, 1e6))
+                _, _, products = _head_loss(leaf(x[:, held]), own, asked, vocab, group, sp)
+                nothing, _ = _head_loss(mine, own, Targets(torch.full_like(labels, -100)), vocab, group, sp)
+            exact(losses, expected, what)
+            exact(total, (expected * upstream).sum(), f"{what}: sum")
+            exact(mine.grad, x.grad[:, held], f"{what}: dX")
+            exact(own.grad, pad(weight.grad, 0.0), f"{what}: dW, zero in the padding")
+            products = all_reduce_(products.clone(), group)
+            exact(products, (delta * (x.detach() @ along.t()).view(-1, vocab)).sum(-1).view(3, 16), f"{what}: products")
+            assert torch.all(losses[labels == -100] == 0)
+            assert all(torch.equal(losses, other) for other in everyones(losses, group)), f"{what}: differs between ranks"
+            assert nothing == 0 and all(torch.all(g == 0) for g in torch.autograd.grad(nothing, (mine, own)))
             if t > 1:
-                with pytest.raises(ValueError, match="not the gathered logits"):
-                    _loss(padded, labels, vocab, group, objective)
-
-
-def _loss(logits, labels, vocab, group, objective=None):
-    from mads.tensor import cross_entropy
-
-    return cross_entropy.vocab_parallel_cross_entropy(logits, labels, vocab, group, objective=objective or Objective())
+                with pytest.raises(ValueError, match="not the gathered weight"):
+                    _head_loss(mine, weight.detach(), Targets(labels), vocab, group, sp)
 
 
 def check_bf16_cross_entropy():
     for t, index, group in groups():
         torch.manual_seed(6)
         width = 128 // t
-        logits, labels, upstream = (normal(3, 15, 128) * 3).bfloat16(), torch.randint(0, 128, (3, 15)), normal(3, 15)
-        reference = leaf(logits.double())
+        x, weight, labels = (3 * normal(3, 15, 128)).bfloat16(), torch.eye(128).bfloat16(), torch.randint(0, 128, (3, 15))
+        reference, upstream = leaf(x.double()), normal(3, 15)  # products with the identity are exact
         expected = F.cross_entropy(reference.view(-1, 128), labels.view(-1), reduction="none").view(3, 15)
-        expected.backward(upstream)
-        mine = leaf(logits[..., index * width : (index + 1) * width])
-        loss = _loss(mine, labels, 128, group)
-        loss.backward(upstream.float())
-        assert loss.dtype == torch.float32 and mine.grad.dtype == torch.bfloat16
-        torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
-        part = reference.grad[..., index * width : (index + 1) * width]
-        torch.testing.assert_close(mine.grad.double(), part, rtol=2**-8, atol=1e-6)
+        (expected * upstream).sum().backward()
+        mine = leaf(x)
+        total, losses = _head_loss(mine, weight[index * width : (index + 1) * width], Targets(labels, upstream), 128, group)
+        total.backward()
+        assert losses.dtype == torch.float32 and mine.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=2**-8, atol=1e-6)
 
 
 def _drawn(group):

@@ -84,7 +84,10 @@ def test_deepspeed_and_torchrun_compute_what_mads_train_computes(prepared, tmp_p
         done = run(command, tmp_path, PROCESSES="2", PYTHON=MADS[0], MASTER_PORT=str(free_port()))
         assert done.returncode == 0, (name, done.stderr[-3000:])
         assert curve(tmp_path / name) == expected, name
-        assert json.loads((tmp_path / name / "environment.json").read_text())["world_size"] == 2
+        found = json.loads((tmp_path / name / "environment.json").read_text())
+        assert found["world_size"] == 2 and found["resolved"]["grid"] == "PP(1)-DP(2)-CP(1)-TP(1)"
+        kinds = {key: found["resolved"][key] for key in ("precision", "attention", "head", "optimizer", "communication")}
+        assert list(kinds.values()) == ["fp32", "sdpa", "torch", "AdamW", "gloo"] and found["resolved"]["optimizer_fused"]
 
 
 @pytest.mark.parametrize("script", ["deepspeed.sh", pytest.param("torchrun.sh", marks=pytest.mark.full)])

@@ -7,7 +7,7 @@ from model_cases import fields, small_batch, small_config
 
 from mads.model import Decoder
 from mads.model.placement import Placement
-from mads.tensor import Objective, vocab_parallel_cross_entropy
+from mads.tensor import Objective, Targets, vocab_parallel_cross_entropy
 from mads.tensor.dropout import Draws, hidden_dropout
 
 
@@ -32,12 +32,12 @@ def test_r4_recomputed_masks_are_the_same(attention, dtype):
     for recompute in ("none", "full"):
         model = Decoder(config, Placement(recompute=recompute), seed=3, device="cuda", dtype=dtype)
         before = torch.cuda.get_rng_state()
-        loss = model(*(field.cuda() for field in fields(small_batch())), draws=torch.tensor([7, 8]))
-        loss.sum().backward()
+        total, loss = model(*(field.cuda() for field in fields(small_batch())), draws=torch.tensor([7, 8]))
+        total.backward()
         assert torch.equal(torch.cuda.get_rng_state(), before)
-        results.append((loss.detach(), model.layers[0].attention.qkv.weight.grad))
+        results.append((loss, model.layers[0].attention.qkv.weight.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)  # kernels may add in another order
-    plain = Decoder(config, seed=3, device="cuda", dtype=dtype)(*(field.cuda() for field in fields(small_batch())))
+    _, plain = Decoder(config, seed=3, device="cuda", dtype=dtype)(*(field.cuda() for field in fields(small_batch())))
     assert not torch.allclose(plain, results[0][0])
 
 
@@ -49,7 +49,8 @@ def test_v4_objective_equals_torchs():
     expected = F.cross_entropy(exact.view(-1, 131), labels.view(-1), reduction="none", label_smoothing=0.1).view(5, 7)
     expected = expected + 1e-2 * exact.logsumexp(-1).square()
     expected.backward(upstream.double())
-    loss = vocab_parallel_cross_entropy(logits, labels, 131, objective=Objective(0.1, 1e-2))
-    loss.backward(upstream)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    identity = torch.eye(131, device="cuda").bfloat16()  # products with it are exact
+    total, loss = vocab_parallel_cross_entropy(logits, identity, Targets(labels, upstream, Objective(0.1, 1e-2)), 131)
+    total.backward()
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2**-7, atol=1e-5)

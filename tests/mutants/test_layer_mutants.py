@@ -30,31 +30,40 @@ def _sliced_not_reduced(original):
 
 
 def _local_vocabulary(original):
-    def forward(ctx, logits, labels, first, valid, group, ignore_index, vocab_size, objective):
-        return original.__func__(ctx, logits, labels, first, valid, group, ignore_index, max(1, valid), objective)
-
-    return staticmethod(forward)
+    return lambda first, valid, vocab_size: original(first, valid, max(1, valid))
 
 
 def _mean_of_local_logits(original):
-    def all_reduce_(tensor, group, op="sum"):
-        kept = tensor[2].clone() if op == "sum" else None
-        original(tensor, group, op)
-        if kept is not None:
-            tensor[2] = kept
-        return tensor
+    def combine(self, own):
+        every = original(self, own)
+        return torch.stack([every[0], every[1], own[2]])
 
-    return all_reduce_
+    return combine
 
 
 def _local_z_loss(original):
-    def cross_entropy(logits, labels, vocab_size, group=None, ignore_index=-100, objective=None):
-        loss = original(logits, labels, vocab_size, group, ignore_index, replace(objective, z_loss=0.0))
-        valid = min(vocab_size - torch.distributed.get_rank(group) * logits.shape[-1], logits.shape[-1])
-        local = torch.logsumexp(logits[..., : max(1, valid)], -1).square()
-        return loss + objective.z_loss * local * (labels != ignore_index)
+    def cross_entropy(x, weight, labels, columns, *rest, z_loss=0.0, **options):
+        result = original(x, weight, labels, columns, *rest, **options)
+        local = (x @ weight.t())[:, : max(1, columns.valid)].logsumexp(-1)
+        result.losses += z_loss * local.square() * (labels != -100)
+        return result
 
     return cross_entropy
+
+
+def _last_rows_alone(original):
+    def cross_entropy(x, weight, labels, columns, scale=None, **options):
+        result = original(x, weight, labels, columns, scale, **options)
+        if result.dw is not None:
+            rows = slice(len(x) // 7 * 7, None)
+            result.dw = original(x[rows], weight, labels[rows], columns, None if scale is None else scale[rows], **options).dw
+        return result
+
+    return cross_entropy
+
+
+def _unweighted(original):
+    return lambda x, weight, labels, columns, scale=None, **options: original(x, weight, labels, columns, None, **options)
 
 
 def _attention_of_local_positions(original):
@@ -174,8 +183,29 @@ MUTANTS = [
         world=4,
     ),
     Mutant(
+        "V3: the head's weight gradient is that of the last rows",
+        "mads.tensor.cross_entropy:linear_cross_entropy",
+        _last_rows_alone,
+        f"{LAYERS}:check_cross_entropy",
+        world=4,
+    ),
+    Mutant(
+        "V3: gradients take every loss with the weight 1",
+        "mads.tensor.cross_entropy:linear_cross_entropy",
+        _unweighted,
+        f"{LAYERS}:check_cross_entropy",
+        world=4,
+    ),
+    Mutant(
+        "V3: dX of a cut head is not summed over the ranks",
+        "mads.tensor.cross_entropy:copy_to_group",
+        lambda original: lambda x, group: x,
+        f"{LAYERS}:check_cross_entropy",
+        world=4,
+    ),
+    Mutant(
         "V4: label smoothing spreads over the local vocabulary",
-        "mads.tensor.cross_entropy:_VocabParallelCrossEntropy.forward",
+        "mads.tensor.cross_entropy:Columns",
         _local_vocabulary,
         f"{LAYERS}:check_cross_entropy",
         world=4,
@@ -183,7 +213,7 @@ MUTANTS = [
     ),
     Mutant(
         "V4: label smoothing takes the mean of the local logits",
-        "mads.tensor.cross_entropy:all_reduce_",
+        "mads.tensor.cross_entropy:_Task._combine",
         _mean_of_local_logits,
         f"{LAYERS}:check_cross_entropy",
         world=4,
@@ -191,7 +221,7 @@ MUTANTS = [
     ),
     Mutant(
         "V4: z-loss of the local log-sum-exp",
-        "mads.tensor.cross_entropy:vocab_parallel_cross_entropy",
+        "mads.tensor.cross_entropy:linear_cross_entropy",
         _local_z_loss,
         f"{LAYERS}:check_cross_entropy",
         world=4,

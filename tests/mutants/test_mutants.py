@@ -3,6 +3,7 @@ Those of decisions are in test_decide_mutants.py."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,14 @@ def _bias_on_every_rank(original):
         return reduce_from_group(torch.nn.functional.linear(x, self.weight, self.bias), self.group)
 
     return forward
+
+
+def _padding_is_valid(original):
+    def begin(self, rows, weight, *rest):
+        original(self, rows, weight, *rest)
+        self.columns = replace(self.columns, valid=len(weight))
+
+    return begin
 
 
 def _not_reduced(original):
@@ -150,17 +159,15 @@ MUTANTS = [
     ),
     Mutant(
         "cross entropy normalises over the local vocabulary",
-        "mads.tensor.cross_entropy:all_reduce_",
-        lambda original: lambda tensor, group, op="sum": tensor,
+        "mads.tensor.cross_entropy:_Task._combine",
+        lambda original: lambda self, own: own,
         f"{LAYERS}:check_cross_entropy",
         world=4,
     ),
     Mutant(
         "cross entropy counts the padded vocabulary",
-        "mads.tensor.cross_entropy:_VocabParallelCrossEntropy.forward",
-        lambda original: staticmethod(
-            lambda ctx, logits, labels, first, valid, *rest: original.__func__(ctx, logits, labels, first, logits.shape[1], *rest)
-        ),
+        "mads.tensor.cross_entropy:_Task.__init__",
+        _padding_is_valid,
         f"{LAYERS}:check_cross_entropy",
         world=4,
     ),

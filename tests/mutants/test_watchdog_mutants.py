@@ -29,8 +29,8 @@ def _a_stopped_process_goes_on_counting(original):
 
 
 def _passes_do_not_beat(original):
-    def losses(self, batch):
-        return self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments)
+    def losses(self, batch, weights=None):
+        return self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments, weights=weights)
 
     return losses
 

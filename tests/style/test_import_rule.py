@@ -15,7 +15,7 @@ ROOMS = {
     "mads.kernels": (),
     "mads.launch": ("mads.config",),
     "mads.config": (),
-    "mads.tensor": ("mads.collectives", "mads.layout"),
+    "mads.tensor": ("mads.collectives", "mads.kernels", "mads.layout"),
     "mads.model": ("mads.collectives", "mads.kernels", "mads.tensor", "mads.topology"),
     "mads.data": ("mads.noise", "mads.paths", "mads.label.base", "mads.hygiene"),
     "mads.hygiene": (
@@ -52,6 +52,7 @@ ROOMS = {
         "mads.data",
         "mads.eval",
         "mads.export",
+        "mads.kernels",
         "mads.label",
         "mads.launch",
         "mads.layout",

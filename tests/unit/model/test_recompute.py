@@ -16,9 +16,10 @@ KINDS = ("none", "selective", "full")
 
 def _gradients(config, recompute):
     model = Decoder(config, Placement(recompute=recompute), seed=3, dtype=torch.float64)
-    loss = model(*fields(small_batch()), draws=torch.tensor([7, 8]), objective=Objective(0.1, 1e-3))
-    (loss * torch.linspace(-1, 2, 30, dtype=torch.float64).view(2, 15)).sum().backward()
-    return loss.detach(), [p.grad for p in model.parameters()]
+    weights = torch.linspace(-1, 2, 30, dtype=torch.float64).view(2, 15)
+    total, loss = model(*fields(small_batch()), torch.tensor([7, 8]), Objective(0.1, 1e-3), weights)
+    total.backward()
+    return loss, [p.grad for p in model.parameters()]
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
@@ -69,7 +70,7 @@ def test_row_products_are_repeated_only_where_they_must_be(recompute, passes):
         return y
 
     with mock.patch.object(RowParallelLinear, "forward", counting):
-        model(*fields(small_batch())).sum().backward()
+        model(*fields(small_batch()))[0].backward()
     assert finished.count(model.layers[0].attention.output) == passes
     assert finished.count(model.layers[0].mlp.down) == 1
 
@@ -78,5 +79,5 @@ def test_row_products_are_repeated_only_where_they_must_be(recompute, passes):
 def test_nothing_is_recomputed_without_gradients(recompute):
     model = Decoder(small_config(), Placement(recompute=recompute), seed=1)
     with mock.patch("mads.model.recompute.checkpoint", side_effect=AssertionError("called")), torch.no_grad():
-        loss = model(*fields(small_batch()))
-    assert torch.equal(loss, Decoder(small_config(), replace(Placement(), overlap=False), seed=1)(*fields(small_batch())))
+        _, loss = model(*fields(small_batch()))
+    assert torch.equal(loss, Decoder(small_config(), replace(Placement(), overlap=False), seed=1)(*fields(small_batch()))[1])

@@ -1,90 +1,124 @@
-"""Cross entropy on one rank against F.cross_entropy."""
+"""The head's cross entropy on one rank against F.cross_entropy of whole logits."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import mads.tensor.cross_entropy as module
-from mads.tensor import Objective, vocab_parallel_cross_entropy
+import mads.kernels.linear_cross_entropy as kernel
+from mads.tensor import PLAIN, Objective, Targets, vocab_parallel_cross_entropy
 
-VOCAB = 131
+VOCAB, HIDDEN = 131, 24
 
 
-def _case(dtype, scale=3.0):
-    logits = (torch.randn(3, 5, VOCAB, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+def _case(dtype=torch.float64, scale=3.0):
+    """x, W, labels, weights: with the first and the last token, and a position without a target."""
+    x = torch.randn(3, 5, HIDDEN, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = (torch.randn(VOCAB, HIDDEN, dtype=torch.float64) * scale / HIDDEN**0.5).to(dtype).requires_grad_()
     labels = torch.randint(0, VOCAB, (3, 5))
     labels[0, 0], labels[2, 4], labels[1, 1] = 0, VOCAB - 1, -100
-    return logits, labels, torch.randn(3, 5, dtype=torch.float64)
+    return x, weight, labels, torch.randn(3, 5, dtype=torch.float64)
 
 
-def _reference(logits, labels, upstream, smoothing=0.0, z_loss=0.0):
-    exact = logits.detach().double().requires_grad_()
-    flat = exact.reshape(-1, VOCAB)
-    loss = F.cross_entropy(flat, labels.reshape(-1), reduction="none", label_smoothing=smoothing).view(labels.shape)
-    loss = loss + z_loss * torch.logsumexp(exact, -1).square() * (labels != -100)
-    return loss, torch.autograd.grad(loss, exact, upstream)[0]
+def _reference(x, weight, labels, weights, objective=PLAIN):
+    """(losses, dX, dW) in float64, by torch."""
+    x, weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    logits = (x @ weight.t()).flatten(0, 1)
+    losses = F.cross_entropy(logits, labels.reshape(-1), reduction="none", label_smoothing=objective.label_smoothing)
+    losses = (losses + objective.z_loss * logits.logsumexp(-1).square() * (labels.reshape(-1) != -100)).view(labels.shape)
+    return losses.detach(), *torch.autograd.grad((losses * weights).sum(), (x, weight))
 
 
-@pytest.mark.parametrize("chunk", [1, 2 * VOCAB, 1 << 18])
+OBJECTIVES = [PLAIN, Objective(0.1, 0.0), Objective(0.0, 0.01), Objective(0.3, 0.1)]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 256])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(
-    "dtype, scale, tolerance", [(torch.float64, 3.0, 1e-12), (torch.float64, 1e4, 1e-10), (torch.float32, 3.0, 1e-5)]
+    "dtype, scale, tolerance", [(torch.float64, 3.0, 1e-12), (torch.float64, 1e4, 1e-10), (torch.float32, 3.0, 2e-5)]
 )
-def test_v3_loss_and_gradient_equal_the_plain_cross_entropy(monkeypatch, chunk, dtype, scale, tolerance):
-    monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", chunk)
-    logits, labels, upstream = _case(dtype, scale)
-    before = logits.detach().clone()
-    loss = vocab_parallel_cross_entropy(logits, labels, VOCAB)
-    loss.backward(upstream.to(loss.dtype))
-    expected, gradient = _reference(logits, labels, upstream)
-    assert loss.dtype == dtype and loss[1, 1] == 0 and torch.all(logits.grad[1, 1] == 0)
-    torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(logits.grad.double(), gradient, rtol=tolerance, atol=tolerance)
-    assert torch.equal(logits.detach(), before)
+def test_v3_v4_losses_and_gradients_equal_the_plain_ones(monkeypatch, rows, objective, dtype, scale, tolerance):
+    monkeypatch.setattr(kernel, "_CPU_ROWS", rows)
+    x, weight, labels, weights = _case(dtype, scale)
+    before = x.detach().clone(), weight.detach().clone()
+    total, losses = vocab_parallel_cross_entropy(x, weight, Targets(labels, weights, objective), VOCAB)
+    (3 * total).backward()
+    expected, dx, dw = _reference(x, weight, labels, weights, objective)
+    assert losses.dtype == total.dtype == dtype and not losses.requires_grad
+    assert losses[1, 1] == 0 and torch.all(x.grad[1, 1] == 0)
+    pairs = [(losses, expected), (total.detach(), (expected * weights).sum()), (x.grad, 3 * dx), (weight.grad, 3 * dw)]
+    for found, wanted in pairs:
+        torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+    assert torch.equal(x.detach(), before[0]) and torch.equal(weight.detach(), before[1])
 
 
-def test_v3_bf16_logits_accumulate_in_float32():
-    logits, labels, upstream = _case(torch.bfloat16)
-    loss = vocab_parallel_cross_entropy(logits, labels, VOCAB)
-    loss.backward(upstream.float())
-    expected, gradient = _reference(logits, labels, upstream)
-    assert loss.dtype == torch.float32 and logits.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)  # far below the 2^-8 of bf16
-    torch.testing.assert_close(logits.grad.double(), gradient, rtol=2**-8, atol=1e-6)  # rounded once, at the end
+@pytest.mark.parametrize("rows", [2, 256])
+def test_v3_bf16_accumulates_in_float32(monkeypatch, rows):
+    monkeypatch.setattr(kernel, "_CPU_ROWS", rows)
+    x, weight, labels, weights = _case(torch.bfloat16)
+    total, losses = vocab_parallel_cross_entropy(x, weight, Targets(labels, weights), VOCAB)
+    total.backward()
+    logits = (x @ weight.t()).detach()  # rounded to bf16 as the head's product is
+    exact = F.cross_entropy(logits.double().flatten(0, 1), labels.reshape(-1), reduction="none").view(3, 5)
+    assert losses.dtype == torch.float32 and x.grad.dtype == weight.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(losses.double(), exact, rtol=1e-5, atol=1e-5)  # far below the 2^-8 of bf16
+    _, dx, dw = _reference(x, weight, labels, weights)
+    for found, expected in ((x.grad, dx), (weight.grad, dw)):
+        torch.testing.assert_close(found.double(), expected, rtol=2**-5, atol=2**-6 * float(expected.abs().max()))
+
+
+def test_without_weights_every_target_counts_once():
+    x, weight, labels, _ = _case()
+    total, losses = vocab_parallel_cross_entropy(x, weight, Targets(labels), VOCAB)
+    total.backward()
+    expected, dx, dw = _reference(x, weight, labels, torch.ones(3, 5, dtype=torch.float64))
+    torch.testing.assert_close(total.detach(), expected.sum())
+    torch.testing.assert_close(x.grad, dx), torch.testing.assert_close(weight.grad, dw)
+    with torch.no_grad():
+        again, same = vocab_parallel_cross_entropy(x, weight, Targets(labels), VOCAB)
+    assert not again.requires_grad and torch.equal(again, total) and torch.equal(same, losses)
 
 
 def test_v3_a_batch_without_targets_has_loss_and_gradient_zero():
-    logits, labels, _ = _case(torch.float64)
-    loss = vocab_parallel_cross_entropy(logits, torch.full_like(labels, -100), VOCAB)
-    loss.sum().backward()
-    assert torch.all(loss == 0) and torch.all(logits.grad == 0)
+    x, weight, labels, weights = _case()
+    total, losses = vocab_parallel_cross_entropy(x, weight, Targets(torch.full_like(labels, -100), weights), VOCAB)
+    total.backward()
+    assert torch.all(losses == 0) and torch.all(x.grad == 0) and torch.all(weight.grad == 0)
 
 
-def test_v3_gradcheck():
-    logits, labels, _ = _case(torch.float64)
-    assert torch.autograd.gradcheck(lambda x: vocab_parallel_cross_entropy(x, labels, VOCAB), [logits])
+def test_no_gradient_is_computed_for_what_needs_none():
+    x, weight, labels, weights = _case()
+    expected, dx, dw = _reference(x, weight, labels, weights)
+    for wanted, other, gradient in ((x, weight, dx), (weight, x, dw)):
+        other.requires_grad_(False)
+        total, _ = vocab_parallel_cross_entropy(x, weight, Targets(labels, weights), VOCAB)
+        total.backward()
+        torch.testing.assert_close(wanted.grad, gradient), other.requires_grad_(True)
+        assert other.grad is None
+        wanted.grad = None
 
 
-@pytest.mark.parametrize("chunk", [1, 1 << 18])
-@pytest.mark.parametrize("smoothing, z_loss", [(0.1, 0.0), (0.0, 0.01), (0.3, 0.1)])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2**-8)])
-def test_v4_smoothing_as_torch_defines_it_and_z_loss(monkeypatch, chunk, smoothing, z_loss, dtype, tolerance):
-    monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", chunk)
-    logits, labels, upstream = _case(dtype)
-    before = logits.detach().clone()
-    loss = vocab_parallel_cross_entropy(logits, labels, VOCAB, objective=Objective(smoothing, z_loss))
-    loss.backward(upstream.to(loss.dtype))
-    expected, gradient = _reference(logits, labels, upstream, smoothing, z_loss)
-    torch.testing.assert_close(loss.double(), expected, rtol=min(tolerance, 1e-5), atol=min(tolerance, 1e-5))
-    torch.testing.assert_close(logits.grad.double(), gradient, rtol=tolerance, atol=min(tolerance, 1e-5))
-    assert loss[1, 1] == 0 and torch.all(logits.grad[1, 1] == 0) and torch.equal(logits.detach(), before)
+def test_the_gradients_are_handed_on_once():
+    x, weight, labels, weights = _case()
+    total, _ = vocab_parallel_cross_entropy(x, weight, Targets(labels, weights), VOCAB)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
 
 
-def test_v4_gradcheck_with_both():
-    logits, labels, _ = _case(torch.float64)
-    objective = Objective(label_smoothing=0.2, z_loss=0.05)
-    assert torch.autograd.gradcheck(
-        lambda x: vocab_parallel_cross_entropy(x, labels, VOCAB, objective=objective), [logits], fast_mode=True
-    )
+@pytest.mark.parametrize("rows", [4, 256])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_products_are_those_of_each_positions_gradient(monkeypatch, rows, objective):
+    monkeypatch.setattr(kernel, "_CPU_ROWS", rows)
+    x, weight, labels, weights = _case()
+    direction = torch.randn_like(weight)
+    total, losses, products = vocab_parallel_cross_entropy(x, weight, Targets(labels, weights, objective, direction), VOCAB)
+    for row, column in ((0, 0), (1, 1), (2, 3)):
+        alone = torch.zeros(3, 5, dtype=torch.float64)
+        alone[row, column] = weights[row, column]
+        _, _, dw = _reference(x, weight, labels, alone, objective)
+        torch.testing.assert_close(products[row, column], (dw * direction).sum(), rtol=1e-12, atol=1e-12)
+    (dx,) = torch.autograd.grad(total, x)
+    torch.testing.assert_close(dx, _reference(x, weight, labels, weights, objective)[1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("fields", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}])
@@ -96,7 +130,13 @@ def test_an_objective_out_of_range_is_refused_with_its_numbers(fields):
 
 @pytest.mark.parametrize("bad", [VOCAB, -1])
 def test_a_label_outside_of_the_vocabulary_is_named(bad):
-    logits, labels, _ = _case(torch.float64)
+    x, weight, labels, _ = _case()
     labels[2, 0] = bad
     with pytest.raises(ValueError, match=rf"label {bad} at position \(2, 0\)"):
-        vocab_parallel_cross_entropy(logits, labels, VOCAB)
+        vocab_parallel_cross_entropy(x, weight, Targets(labels), VOCAB)
+
+
+def test_labels_of_another_shape_are_named():
+    x, weight, labels, _ = _case()
+    with pytest.raises(ValueError, match=r"hidden states of shape \(3, 5, 24\) with labels of shape \(3, 4\)"):
+        vocab_parallel_cross_entropy(x, weight, Targets(labels[:, :4]), VOCAB)

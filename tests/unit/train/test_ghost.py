@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_cases import small_batch, small_config
+from model_cases import plain_losses, small_batch, small_config
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +22,7 @@ def test_products_equal_the_gradient_of_each_sample(tied):
     module, batch = Decoder(small_config(tie_embeddings=tied)), small_batch()
     v = directions(module)
     found = ghost_products(module, batch, v.__getitem__)
-    losses = sum_by_sample(module(batch.tokens, batch.labels, batch.positions, batch.segments), batch)
+    losses = sum_by_sample(plain_losses(module, batch), batch)
     for index in range(batch.samples):
         gradients = torch.autograd.grad(losses[index], list(v), retain_graph=True)
         exact = sum((g.double() * d.double()).sum() for g, d in zip(gradients, v.values()))
@@ -44,7 +44,7 @@ def test_a_ghost_product_costs_what_training_costs():
 def test_each_layer_adds_its_own_part():
     """A direction that is zero everywhere but in one parameter: what a skipped layer would lose."""
     module, batch = Decoder(small_config(tie_embeddings=False)), small_batch()
-    losses = sum_by_sample(module(batch.tokens, batch.labels, batch.positions, batch.segments), batch)
+    losses = sum_by_sample(plain_losses(module, batch), batch)
     v = directions(module)
     for parameter, direction in v.items():
         one = {p: direction if p is parameter else torch.zeros_like(p) for p in v}
@@ -66,7 +66,7 @@ def test_a_layer_without_weight_derivative_is_refused_by_name():
 def test_taps_are_gone_afterwards_also_after_an_error():
     module, batch = Decoder(small_config()), small_batch()
     v = directions(module)
-    before = module(batch.tokens, batch.labels, batch.positions, batch.segments)
+    before = plain_losses(module, batch)
     ghost_products(module, batch, v.__getitem__)
 
     def fails(parameter):
@@ -75,4 +75,4 @@ def test_taps_are_gone_afterwards_also_after_an_error():
     with pytest.raises(RuntimeError, match="no direction"):
         ghost_products(module, batch, fails)
     assert not any(m._forward_hooks for m in module.modules())
-    assert torch.equal(module(batch.tokens, batch.labels, batch.positions, batch.segments), before)
+    assert torch.equal(plain_losses(module, batch), before)

@@ -37,6 +37,11 @@ def parts():
     return SimpleNamespace(engine=engine, pool=pool, console=console)
 
 
+@pytest.fixture(autouse=True)
+def facts(monkeypatch):
+    monkeypatch.setattr(journals, "resolved", lambda model, engine: {"attention": model.attention, "device": engine.device})
+
+
 @pytest.fixture
 def opened(tmp_path, monkeypatch):
     clock, topology = Clock(), OneRank()
@@ -150,7 +155,8 @@ def test_the_run_folder_says_what_ran(opened, tmp_path):
 
     journal, _ = opened
     assert OmegaConf.load(tmp_path / "config.yaml") == journal._config
-    assert json.loads((tmp_path / "environment.json").read_text())["world_size"] == 1
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert found["world_size"] == 1 and found["resolved"] == {"attention": "auto", "device": "cpu"}
 
 
 def test_ranks_other_than_0_write_nothing(tmp_path):

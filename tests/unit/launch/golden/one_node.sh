@@ -5,6 +5,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
 #SBATCH --chdir=/where
@@ -15,6 +16,8 @@
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 # This shell outlives what it is told, to see how the run ends.
 trap : TERM USR1
+
+export OMP_NUM_THREADS=8
 
 # The address by which Slurm itself reaches the first node: a node's name need not be one that resolves.
 if [[ -z ${MASTER_ADDR:-} ]]; then
@@ -31,7 +34,7 @@ overrides=(
 )
 
 # One task is one process of the run; Slurm's variables tell it its rank.
-srun --kill-on-bad-exit=0 --wait=60 --label \
+srun --kill-on-bad-exit=0 --wait=60 --label --cpus-per-task=8 \
   python3 -u -m mads.train "${overrides[@]}"
 code=$?
 # 85: the run was told to leave and has saved. The same job waits for its turn again and goes on from there.
