@@ -109,7 +109,7 @@ def torch_step(shape: dict, topology, batches, parallel: bool) -> Callable[[], N
         for i, batch in enumerate(batches):
             if parallel:
                 wrapped.require_backward_grad_sync = i == len(batches) - 1
-            loss = wrapped(batch.tokens, batch.labels, batch.positions, batch.segments).sum()
+            loss, _ = wrapped(batch.tokens, batch.labels, batch.positions, batch.segments)
             (loss / valid).backward()
             total += loss.detach().double()
         if parallel and world > 1:

@@ -33,8 +33,8 @@ def test_products_equal_the_gradient_of_each_sample(tied):
 def test_a_ghost_product_costs_what_training_costs():
     """As the record says (mads.reward.influence.Rewarder.flops): outputs' derivatives are products of the weights' size too."""
     module, batch = Decoder(small_config()), small_batch()
-    fields, v, counted = (batch.tokens, batch.labels, batch.positions, batch.segments), directions(module), []
-    for run in (lambda: ghost_products(module, batch, v.__getitem__), lambda: module(*fields).sum().backward()):
+    v, counted = directions(module), []
+    for run in (lambda: ghost_products(module, batch, v.__getitem__), lambda: plain_losses(module, batch).sum().backward()):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             run()
         counted.append(counter.get_total_flops())
