@@ -273,7 +273,7 @@ def zero_states() -> list[dict]:
                 engine.train_step(batches, valid, 1e-4)
             shapes = [shape.numel() for shape in engine.logical_shapes.values()]
             doctor = model_states(sum(shapes), max(shapes), world, config.parallel, precision == "bf16")
-            buckets = doctor.buckets if stage == 3 else 0  # the other stages have given theirs back by then
+            buckets = doctor.buckets if stage in (1, 3) else 0  # ZeRO 2 has given its own back by then
             row = {"precision": precision, "stage": stage, "parameters": sum(shapes), **max(looks, key=lambda look: look["all"])}
             result.append(row | {"doctor": doctor.resident + buckets, "buckets": buckets})
             del engine, backward, watched, looks, known
