@@ -38,10 +38,8 @@ ZERO_SHAPE = {
     "documents": 1,
     "length": 32,
 }  # 7.3M parameters, few activations
-ZERO_OPTIONS = {
-    2: {"reduce_bucket_size": 1_200_000},
-    3: {"reduce_bucket_size": 1_200_000, "stage3_param_persistence_threshold": 1},
-}
+BUCKET = {"reduce_bucket_size": 1_200_000}  # holds the largest weight; DeepSpeed's own of 5e8 would hide what is measured
+ZERO_OPTIONS = {1: BUCKET, 2: BUCKET, 3: {**BUCKET, "stage3_param_persistence_threshold": 1}}
 # Bytes a parameter of (weights, gradients, optimizer states) in the ZeRO paper's mixed precision, and in plain fp32.
 PAPER_BYTES = {"bf16": (2, 2, 12), "fp32": (4, 4, 8)}
 
