@@ -221,7 +221,9 @@ def storages(known=()) -> dict:
     for thing in gc.get_objects():
         try:
             if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
-                found[thing.untyped_storage().data_ptr()] = thing.untyped_storage()
+                # A gradient that only its parameter holds is no object of Python's.
+                for tensor in (thing, thing.grad) if thing.is_leaf and thing.grad is not None else (thing,):
+                    found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         except (ReferenceError, RuntimeError):
             continue
     return {address: storage for address, storage in found.items() if address not in known}
