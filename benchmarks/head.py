@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -80,14 +80,20 @@ def _with_rows(rows: int, run: Callable[..., None], *arguments) -> None:
     linear_cross_entropy._CPU_ROWS = before
 
 
+def _peak() -> int:
+    """Highest resident set of this process so far, in kB. (getrusage's begins with that of the process before exec.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def _growth(run: Callable[..., None], head: tuple[int, int, int], answers) -> None:
     torch.set_num_threads(1)
     small = case(8, head[1], 64)
     run(*small)
     arguments = case(*head)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     run(*arguments)
-    answers.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    answers.put((_peak() - before) / 1024)
 
 
 def megabytes(run: Callable[..., None], head: tuple[int, int, int]) -> float:

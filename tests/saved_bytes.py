@@ -45,7 +45,7 @@ def counted(config, placement, rows: int = ROWS, length: int = LENGTH, draws=Non
 
 
 def setting(config, rows: int = ROWS, length: int = LENGTH, **changes) -> Setting:
-    """What `counted` measures, for the formulas: float32, on a CPU, where RMSNorm is not one kernel."""
+    """What `counted` measures, for the formulas, in float32."""
     c = config
     sizes = (c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.ffn_hidden_size, c.vocab_size, rows, length, 4)
-    return Setting(*sizes, **({"kernel": "fused", "fused_norms": False, "hidden_dropout": c.hidden_dropout} | changes))
+    return Setting(*sizes, **({"kernel": "fused", "hidden_dropout": c.hidden_dropout} | changes))

@@ -19,7 +19,7 @@ class PackedBatch:
     labels: int64 [B, S]; the next token of the same sample, IGNORE at a sample's last position and in padding
     positions: int64 [B, S]; 0, 1, 2, ... restarting at every sample (for RoPE); 0 in padding
     segments: int64 [B, S]; index of the sample inside the batch (0 .. samples-1, ascending in row-major order), -1 in padding.
-        Attention never crosses from one segment to another.
+        Attention never crosses from one segment to another. They stay on the CPU: where attention may look is planned there.
     samples: number of samples in the batch
     """
 
@@ -31,7 +31,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
-        return PackedBatch(move(self.tokens), move(self.labels), move(self.positions), move(self.segments), self.samples)
+        return PackedBatch(move(self.tokens), move(self.labels), move(self.positions), self.segments, self.samples)
 
     @property
     def valid_tokens(self) -> int:
@@ -76,7 +76,7 @@ def sum_by_sample(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """Sum a per-position value [B, S] over each sample: float64 [samples]. Float64, so that small differences of two losses
     (finite-difference rewards) are not lost in the sum."""
     out = torch.zeros(batch.samples + 1, dtype=torch.float64, device=values.device)  # the last slot takes the padding
-    index = torch.where(batch.segments < 0, batch.samples, batch.segments).reshape(-1)
+    index = torch.where(batch.segments < 0, batch.samples, batch.segments).reshape(-1).to(values.device, non_blocking=True)
     return out.index_add_(0, index, values.reshape(-1).double())[:-1]
 
 

@@ -8,7 +8,7 @@ tensor-parallel size, and u = t under sequence parallelism, 1 without, one layer
     n (h + 2 kv) / t               the output of the QKV product: V is a view of it, so all of it stays
     n (h + kv) / t                 Q and K after RoPE
     n h / t                        the output of attention
-    4 n f / t                      gate and up, silu(gate), their product
+    3 n f / t                      gate and up, and silu(gate) * up
 
 and, in float32, 2 n / u for the norms and n heads / t for attention's log-sum-exp. With context parallelism
 attention keeps what the all-to-all has brought, n (h + 2 kv) / t for Q, K and V together, in place of the second and third line,
@@ -35,7 +35,7 @@ class Setting:
     rows, length: micro-batch and whole sequence length; element: bytes of the model's dtype (2 or 4).
     kernel: of attention: "flash" (flash-attn), "fused" (SDPA's: a layer keeps the same, and all share a mask [B, 1, S, S]) or
         "math" (SDPA without a fused kernel: every layer keeps its probabilities).
-    fused_norms: one kernel for RMSNorm, as PyTorch 2.9 and later have on GPUs; else a norm keeps its normalised input too.
+    RMSNorm is one kernel, as in PyTorch 2.9 and later on GPUs; before, it kept its normalised input too.
     """
 
     hidden: int
@@ -53,7 +53,6 @@ class Setting:
     kernel: str = "flash"
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
-    fused_norms: bool = True
 
     @property
     def positions(self) -> int:
@@ -79,13 +78,13 @@ def layer_bytes(s: Setting, recompute: str | None = None) -> int:
     selective = recompute == "selective"
     norms = 2 * _norm_bytes(s)
     masks = 2 * n * s.hidden // s.cut if s.hidden_dropout else 0
-    ffn = (2 if selective else 4) * n * s.ffn // t * e
+    ffn = (2 if selective else 3) * n * s.ffn // t * e
     return 4 * stream + norms + masks + _attention(s, selective) + ffn
 
 
 def _norm_bytes(s: Setting) -> int:
     """Beyond a norm's input and output."""
-    return s.positions // s.cut * FLOAT32 * (1 if s.fused_norms else 1 + s.hidden)
+    return s.positions // s.cut * FLOAT32
 
 
 def _attention(s: Setting, selective: bool) -> int:

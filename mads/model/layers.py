@@ -9,14 +9,14 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mads.collectives import all_to_all, group_size
+from mads.kernels.elementwise import swiglu
 from mads.kernels.packed_attention import Segments, packed_attention
 from mads.model.placement import Placement
 from mads.model.recompute import recomputed
-from mads.model.rope import apply_rope
+from mads.model.rope import split_and_turn
 from mads.tensor import ColumnParallelLinear, RMSNorm, RowParallelLinear
 from mads.tensor.dropout import Draws, attention_seed, default_generator_seeded, hidden_dropout
 
@@ -61,8 +61,7 @@ class Attention(nn.Module):
 
     def _core(self, qkv: torch.Tensor, context: Context) -> torch.Tensor:
         """[B, S / cp, heads + 2 kv_heads, D] -> [B, S / cp, heads * D]."""
-        turned = apply_rope(qkv[:, :, : self.heads + self.kv_heads], context.cos, context.sin)
-        q, k, v = *turned.split([self.heads, self.kv_heads], 2), qkv[:, :, self.heads + self.kv_heads :]
+        q, k, v = split_and_turn(qkv, context.cos, context.sin, self.heads, self.kv_heads)
         q, k, v = scatter_heads((q, k, v), self.placement.cp)
         if context.draws is None or self.dropout == 0:
             out = packed_attention(q, k, v, context.segments)
@@ -110,8 +109,7 @@ class MLP(nn.Module):
         return recomputed(self.selective, self._down, self.gate_up(x))
 
     def _down(self, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(gate_up))
 
 
 class DecoderLayer(nn.Module):

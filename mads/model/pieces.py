@@ -141,7 +141,7 @@ def make_context(
 
     Args:
         positions, segments: the fields of a PackedBatch, int64 [B, S], whole on every rank. Attention sees the segments of whole
-            rows; RoPE turns the positions that this rank works on.
+            rows; RoPE turns the positions that this rank works on. Segments are best on the CPU, for their values are read.
         draws: one key per row, int64 [B], of all dropout in this pass; None = no dropout. Keep it on the CPU, for its values are
             read.
         dtype: of the hidden states.
@@ -155,7 +155,8 @@ def make_context(
     cos, sin = rope_tables(local_positions(positions, placement), head_dim, config.rope_theta, dtype)
     if draws is not None:
         draws = Draws(tuple(draws.tolist()), total, where, (group_rank(placement.tp), group_rank(placement.cp)))
-    return Context(Segments.build(segments, backend, dtype), cos, sin, draws)
+    dropout = draws is not None and config.attention_dropout > 0
+    return Context(Segments.build(segments, backend, dtype, positions.device, dropout), cos, sin, draws)
 
 
 def run_pieces(pieces: Sequence[nn.Module], x: torch.Tensor, context: Context) -> torch.Tensor:

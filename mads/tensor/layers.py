@@ -33,6 +33,7 @@ from mads.collectives import (
     reduce_scatter_sequence,
     slice_of,
 )
+from mads.kernels.elementwise import rms_norm
 from mads.layout import REPLICATED, Layout
 from mads.tensor.checks import require_ids
 from mads.tensor.column import column_parallel_linear
@@ -288,7 +289,7 @@ class RMSNorm(TensorLayer):
         self.weight = make_parameter((size,), REPLICATED, name=f"{name}.weight", constant=1.0, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self._replicated(self.weight), self.eps)
+        return rms_norm(x, self._replicated(self.weight), self.eps)
 
     def weight_derivative(self, x: torch.Tensor, direction: Direction) -> torch.Tensor:
         """The normalised x times v: [..., size]; without sequence parallelism on the group's first rank, 0 on the others."""

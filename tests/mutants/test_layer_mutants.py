@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from model_cases import even_batch
 from mutants import Mutant
 from test_mutants import check_caught, outcome
+
+from mads.kernels.packed_attention import Segments
 
 LAYERS, MODEL = "dist/test_tensor_layers.py", "dist/test_tensor_model.py"
 SEQUENCE, CONTEXT, DROPOUT = "dist/test_sequence_parallel.py", "dist/test_context_parallel.py", "dist/test_dropout_ranks.py"
@@ -68,11 +71,10 @@ def _unweighted(original):
 
 def _attention_of_local_positions(original):
     def core(self, qkv, context):
-        bias = context.segments.bias
-        where = self.placement.positions(bias.shape[-1])
+        ids = even_batch().segments  # the check's
         alone = copy.copy(self)
         alone.placement = replace(self.placement, cp=None)
-        local = replace(context.segments, bias=bias[:, :, where, where])
+        local = Segments.dense(ids[:, self.placement.positions(ids.shape[1])], qkv.dtype)
         return original(alone, qkv, replace(context, segments=local))
 
     return core

@@ -150,3 +150,11 @@ def test_batch_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="at least one row"):
         make_batch([], 8)
     assert make_batch([[], []], 4).valid_tokens == 0
+
+
+def test_segments_stay_on_the_cpu_and_sums_are_taken_where_the_values_are():
+    """On a meta device nothing can be read: moving a batch and summing by sample must not look at its values there."""
+    batch = make_batch([[np.arange(3), np.arange(2)], [np.arange(4)]], 5)
+    moved = batch.to("meta")
+    assert moved.tokens.device.type == moved.positions.device.type == "meta" and torch.equal(moved.segments, batch.segments)
+    assert sum_by_sample(moved.tokens, moved).shape == (3,)

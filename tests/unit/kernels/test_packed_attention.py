@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mads.kernels import packed_attention as module
 from mads.kernels.packed_attention import Segments, choose_backend, flash_unavailable, packed_attention
@@ -37,6 +38,33 @@ def test_sdpa_equals_attention_written_out(kv_heads):
     ours, theirs = (torch.autograd.grad(y, [q, k, v], upstream) for y in (out, expected))
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_rows_of_one_sample_need_no_mask_where_there_are_no_tiles(kv_heads, monkeypatch):
+    monkeypatch.setattr(module, "tiles_run", lambda device, dtype: False)
+    ids = torch.tensor([[0] * 7, [1] * 7, [-1] * 7])
+    segments, dense = Segments.build(ids, "sdpa", torch.float64), Segments.dense(ids, torch.float64)
+    assert segments.bias is None and segments.plan is None
+    q, k, v = (torch.randn(3, 7, heads, 4, dtype=torch.float64) for heads in (4, kv_heads, kv_heads))
+    torch.testing.assert_close(packed_attention(q, k, v, segments), packed_attention(q, k, v, dense), rtol=1e-12, atol=1e-12)
+    ids[1, 6] = -1
+    assert torch.equal(Segments.build(ids, "sdpa", torch.float64).bias, Segments.dense(ids, torch.float64).bias)
+
+
+def test_tiles_give_way_where_the_user_forbids_their_kernel():
+    ids = torch.tensor([[0, 0, 1]])
+    assert Segments.build(ids, "sdpa", torch.float32).plan is not None
+    with sdpa_kernel(SDPBackend.MATH):
+        assert Segments.build(ids, "sdpa", torch.float32).bias is not None
+
+
+def test_segments_are_read_where_they_are_and_used_where_the_queries_are():
+    """A meta tensor has no values to read: what the plan needs comes from the ids on the CPU."""
+    ids = torch.tensor([[0, 0, 0, 1, 1, -1, -1], [2] * 7])
+    flash = Segments.build(ids, "flash", torch.bfloat16, torch.device("meta"))
+    assert flash.boundaries.device.type == "meta" and flash.longest == 7
+    assert Segments.build(ids, "sdpa", torch.bfloat16, torch.device("meta")).bias.device.type == "meta"
 
 
 def test_flash_boundaries_are_where_samples_rows_and_padding_start():
