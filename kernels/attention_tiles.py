@@ -7,6 +7,7 @@ with one range of keys that ends where the queries end:
 
     one document, short      queries = keys = the document                      is_causal
     one document, long       64 queries at a time, keys from its first token    causal towards the lower right corner
+    one document, very long  queries = keys = the document                      is_causal
     several short documents  queries = keys = all of them                       a small mask
     a slice of all rows      the same positions of every row                    a small mask for each row
 
@@ -27,6 +28,7 @@ import torch
 CALL = 2000  # a call of the kernel beside its scores
 NARROW = 32  # fewer queries, or fewer keys, cost as much as so many
 SIZES = (64, 128)  # queries of a tile: fewer compute fewer scores, more need fewer calls
+LONG = 4096  # a document of so many tokens is one call under is_causal: what the kernel computes too much is little by then
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Tiles:
 
     @property
     def cost(self) -> int:
-        return CALL + self.count * max(self.queries, NARROW) * max(self.keys, NARROW)
+        scores = self.count * max(self.queries, NARROW) * max(self.keys, NARROW)
+        return CALL + (scores // 2 if self.queries >= LONG else scores)
 
     def view(self, x: torch.Tensor, length: int) -> torch.Tensor:
         """The last `length` positions of each tile: [T, heads, D] -> [count, heads, length, D], a view."""
@@ -96,7 +99,7 @@ def by_document(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, size: in
     real = rows.reshape(-1)[starts] >= 0
     ends_by_shape: dict[tuple[int, int, bool], list[int]] = {}
     for start, end, several in _runs(zip(starts[real].tolist(), ends[real].tolist()), size):
-        for first, last in [(start, end)] if several else _cuts(start, end, size):
+        for first, last in [(start, end)] if several or end - start >= LONG else _cuts(start, end, size):
             ends_by_shape.setdefault((last - first, last - start, several), []).append(last)
     tiles = (tiles for shape, at in ends_by_shape.items() for tiles in _at_equal_distances(at, *shape))
     return Plan(tuple(tiles), gaps=not real.all())

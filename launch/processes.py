@@ -194,12 +194,14 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def _place_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What torch.distributed reads, for a job on this machine alone."""
+    """What torch.distributed reads, for a job on this machine alone; LOCAL_SIZE is DeepSpeed's, which without it starts numactl
+    in every backward pass of ZeRO 3 on a CPU, to count devices."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
+        "LOCAL_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from run_support import OVERRIDES, REWARD
 
-LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MADS = [sys.executable, "-m", "mads.cli"]
 REPOSITORY = Path(__file__).resolve().parent.parent
 

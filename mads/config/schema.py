@@ -381,6 +381,7 @@ class TrainConfig:
     seed: int = 0
     branch_from: Optional[str] = None  # RUN/checkpoints/step-...: go on from it in a run_dir of its own (docs/evaluation.md)
     init_from: Optional[str] = None  # folder of a LlamaForCausalLM in safetensors: the start weights (docs/export.md)
+    compile: bool = False  # torch.compile of the decoder's layers; needs a C++ compiler, on a GPU Triton
     log_interval: int = 10
     eval_interval: int = 50
     eval_samples: int = 32  # held-out samples per domain, and reference examples per task

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mads.config.compile_rules import compile_rules
 from mads.config.compose import ConfigError
 from mads.config.logging_rules import logging_rules
 from mads.config.parallel_rules import parallel_rules
@@ -40,6 +41,7 @@ def validate(config: DictConfig, world_size: int | None = 1, has_gpu: bool = Fal
         *parallel_rules(config, world_size, overrides),
         *_numbers(config),
         *_modes(config, has_gpu),
+        *compile_rules(config),
         *logging_rules(config, world_size, overrides),
         *_agents(config),
         *_bounds(config),

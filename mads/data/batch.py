@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 IGNORE = -100  # label of a position that has no target
 
 
-@dataclass
+@dataclass(frozen=True)
 class PackedBatch:
     """Rows of `seq_length` positions, each a concatenation of samples. No target crosses a sample's boundary.
 
@@ -28,10 +28,36 @@ class PackedBatch:
     positions: torch.Tensor
     segments: torch.Tensor
     samples: int
+    # The four as one tensor [4, B, S], where they are its rows: one copy moves them. Not a field of a batch made from others.
+    _block: torch.Tensor | None = field(default=None, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of_block(cls, block: torch.Tensor, samples: int) -> PackedBatch:
+        """The batch whose tokens, labels, positions and segments are the rows of an int64 tensor [4, B, S]."""
+        batch = cls(*block.unbind(0), samples)
+        object.__setattr__(batch, "_block", block)
+        return batch
+
+    @property
+    def block(self) -> torch.Tensor:
+        """int64 [4, B, S]: tokens, labels, positions, segments; a copy where they are no rows of one tensor."""
+        if self._block is None:
+            return torch.stack([self.tokens, self.labels, self.positions, self.segments])
+        return self._block
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
-        return PackedBatch(move(self.tokens), move(self.labels), move(self.positions), self.segments, self.samples)
+        """The same batch there, its segments here: this one, if it is there. From pinned memory the host does not wait for the
+        copy to a GPU."""
+        device = torch.device(device)
+        if device.type == self.tokens.device.type and device.index in (None, self.tokens.device.index):
+            return self
+        tokens, labels, positions = self.block[:3].to(device, non_blocking=True)
+        return PackedBatch(tokens, labels, positions, self.segments, self.samples)
+
+    def pinned(self, device: torch.device) -> PackedBatch:
+        """The same batch in page-locked memory of the host, from which a CUDA device reads while the host goes on."""
+        with torch.cuda.device(device):  # a thread begins on device 0, where pinning would make a context
+            return PackedBatch.of_block(self.block.pin_memory(), self.samples)
 
     @property
     def valid_tokens(self) -> int:
@@ -57,9 +83,10 @@ def make_batch(rows: Sequence[Sequence[np.ndarray]], seq_length: int) -> PackedB
         raise ValueError(
             f"row {worst} holds {used[worst]} tokens, seq_length is {seq_length}; the shortest sample has {lengths.min()} tokens"
         )
-    shape = (len(rows), seq_length)
-    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    labels, segments = np.full(shape, IGNORE, np.int64), np.full(shape, -1, np.int64)
+    block = np.zeros((4, len(rows), seq_length), np.int64)
+    tokens, labels, positions, segments = block
+    labels.fill(IGNORE)
+    segments.fill(-1)
     if samples:
         flat = np.concatenate(samples).astype(np.int64)
         filled = np.arange(seq_length) < used[:, None]  # rows fill from the left, so row-major order is the order of `flat`
@@ -69,7 +96,7 @@ def make_batch(rows: Sequence[Sequence[np.ndarray]], seq_length: int) -> PackedB
         tokens[filled], labels[filled] = flat, targets
         positions[filled] = np.arange(len(flat)) - np.repeat(ends - lengths, lengths)
         segments[filled] = np.repeat(np.arange(len(samples)), lengths)
-    return PackedBatch(*(torch.from_numpy(x) for x in (tokens, labels, positions, segments)), samples=len(samples))
+    return PackedBatch.of_block(torch.from_numpy(block), len(samples))
 
 
 def sum_by_sample(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

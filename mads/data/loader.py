@@ -8,7 +8,7 @@ are not trained on: their samples stay in the pool, and the ledger never hears o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,9 @@ class Loader:
     packed a step before their samples are due, and the operating system is asked for the samples' pages then. All of it fills a
     queue in a fixed order, so the batches are the same bit for bit whatever the speed and the number of workers.
 
+    Args:
+        finish: what becomes of every batch before it is handed out, in that thread; None: nothing.
+
     Raises:
         ValueError: a global batch size that micro_batch_size * dp_size does not divide, a rank outside the group, or workers
             without prefetch.
@@ -74,6 +77,7 @@ class Loader:
         dp_size: int,
         prefetch: int = 0,
         workers: int = 0,
+        finish: Callable[[PackedBatch], PackedBatch] | None = None,
     ):
         if min(global_batch_size, micro_batch_size, dp_size) < 1 or global_batch_size % (micro_batch_size * dp_size):
             raise ValueError(
@@ -98,6 +102,7 @@ class Loader:
         self._plans: dict[int, _Plan | None] = {}  # by step, from the current one on; None once the round is at its end
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="mads-loader") if prefetch else None
         self._worker_count, self._workers, self._begun = workers, None, False
+        self._finish = finish or (lambda batch: batch)
         self._ahead: deque[Future] = deque()
         self._scheduled = 0  # micro-batches of this round handed to the thread so far, counted from its first batch
 
@@ -213,7 +218,11 @@ class Loader:
     def _build(self, index: int) -> PackedBatch | None:
         """Micro-batch `index` of this rank; None behind the last one."""
         rows = self._rows(index)
-        return None if rows is None else build(self.pool.token_shards, rows, self.seq_length)
+        return None if rows is None else self._finish(build(self.pool.token_shards, rows, self.seq_length))
+
+    def _from_workers(self) -> PackedBatch | None:
+        batch = self._workers.take()
+        return None if batch is None else self._finish(batch)
 
     def _take(self, index: int) -> PackedBatch:
         if self._executor is None:
@@ -227,7 +236,7 @@ class Loader:
         if self._worker_count and not self._begun:
             self._executor.submit(self._begin_workers, self._scheduled).result()
         while len(self._ahead) < self.prefetch:
-            ahead = (self._workers.take,) if self._workers else (self._build, self._scheduled)
+            ahead = (self._from_workers,) if self._workers else (self._build, self._scheduled)
             self._ahead.append(self._executor.submit(*ahead))
             self._scheduled += 1
 

@@ -39,7 +39,7 @@ class _Batches(Dataset):
             self._shards = TokenShards([IndexedReader(prefix, check=False) for prefix in self._prefixes])
         batch = build(self._shards, rows, self._seq_length)
         # One tensor: each one is a file descriptor on its way between the processes.
-        return torch.stack([batch.tokens, batch.labels, batch.positions, batch.segments]), batch.samples
+        return batch.block, batch.samples
 
 
 class _Queue:
@@ -133,7 +133,7 @@ class WorkerBatches:
             item = next(self._batches, None)
         except (ConnectionError, EOFError) as error:  # its last batch is fetched from the worker itself
             raise RuntimeError(f"a worker process of the loader exited unexpectedly ({error})") from error
-        return None if item is None else PackedBatch(*item[0].unbind(0), samples=item[1])
+        return None if item is None else PackedBatch.of_block(*item)
 
     def close(self) -> None:
         """End the processes."""

@@ -49,6 +49,7 @@ class Attention(nn.Module):
         common = common | placement.for_layers
         t = group_size(placement.tp)
         self.name, self.placement, self.dropout = name, placement, config.attention_dropout
+        self.attend = packed_attention  # mads.model.compiled keeps it out of what is compiled
         self.heads, self.kv_heads = config.num_attention_heads // t, config.num_key_value_heads // t  # of this rank
         kv = config.num_key_value_heads * self.head_dim
         product = dict(parts=(h, kv, kv), std=config.init_std, overlap=placement.overlap)
@@ -64,10 +65,10 @@ class Attention(nn.Module):
         q, k, v = split_and_turn(qkv, context.cos, context.sin, self.heads, self.kv_heads)
         q, k, v = scatter_heads((q, k, v), self.placement.cp)
         if context.draws is None or self.dropout == 0:
-            out = packed_attention(q, k, v, context.segments)
+            out = self.attend(q, k, v, context.segments)
         else:
             with default_generator_seeded(q.device, attention_seed(context.draws, self.name)):
-                out = packed_attention(q, k, v, context.segments, self.dropout)
+                out = self.attend(q, k, v, context.segments, self.dropout)
         return gather_heads(out, self.placement.cp).flatten(2)
 
 
@@ -131,5 +132,11 @@ class DecoderLayer(nn.Module):
 
     def _blocks(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         attended = self.attention(self.attention_norm(x), context)
-        x = x + hidden_dropout(attended, self.dropout, context.draws, f"{self.name}.attention")
-        return x + hidden_dropout(self.mlp(self.mlp_norm(x)), self.dropout, context.draws, f"{self.name}.mlp")
+        x = x + self._dropped(attended, context, "attention")
+        return x + self._dropped(self.mlp(self.mlp_norm(x)), context, "mlp")
+
+    def _dropped(self, x: torch.Tensor, context: Context, block: str) -> torch.Tensor:
+        # The layer's own name is read only where it counts: no two layers could share compiled code that reads it.
+        if context.draws is None or self.dropout == 0:
+            return x
+        return hidden_dropout(x, self.dropout, context.draws, f"{self.name}.{block}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -124,6 +125,11 @@ def piece_specs(config, placement: Placement, **common) -> list[PieceSpec]:
     return specs
 
 
+@cache  # asked in every forward, and looking for flash-attn reads the file system
+def _backend(choice: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    return choose_backend(choice, device, dtype, head_dim)
+
+
 def local_positions(x: torch.Tensor, placement: Placement) -> torch.Tensor:
     """[B, S, ...] -> [B, S / cp, ...]: the positions of each row that this context-parallel rank works on."""
     return x[:, placement.positions(x.shape[1])]
@@ -151,7 +157,7 @@ def make_context(
     """
     total, head_dim = positions.shape[1], config.hidden_size // config.num_attention_heads
     where = placement.hidden_positions(total)
-    backend = choose_backend(config.attention, positions.device, dtype, head_dim)
+    backend = _backend(config.attention, positions.device, dtype, head_dim)
     cos, sin = rope_tables(local_positions(positions, placement), head_dim, config.rope_theta, dtype)
     if draws is not None:
         draws = Draws(tuple(draws.tolist()), total, where, (group_rank(placement.tp), group_rank(placement.cp)))

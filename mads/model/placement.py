@@ -28,10 +28,11 @@ class Placement:
 
     @classmethod
     def of(cls, topology: Topology, parallel) -> Placement:
-        """This rank's, from the config section `parallel`."""
+        """This rank's, from the config section `parallel`. A group of one is None: layers ask for sizes in every forward."""
+        tp, cp = (topology.group(axis) if topology.size(axis) > 1 else None for axis in ("tp", "cp"))
         return cls(
-            tp=topology.group("tp"),
-            cp=topology.group("cp"),
+            tp=tp,
+            cp=cp,
             sequence_parallel=parallel.sequence_parallel,
             overlap=parallel.tensor_parallel_overlap,
             recompute=parallel.activation_checkpointing,

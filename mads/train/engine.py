@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import deepspeed
@@ -14,6 +16,7 @@ from torch import nn
 from mads import collectives, noise
 from mads.data.batch import PackedBatch
 from mads.layout import counts_on, layout_of, logical_shape, named_logical_parameters
+from mads.model.compiled import as_written
 from mads.tensor import Objective
 from mads.topology import MPU, Topology
 from mads.train.interface import NonFiniteError
@@ -25,10 +28,15 @@ from mads.train.zero import zero_settings
 @dataclass(frozen=True)
 class StepResult:
     """loss: mean over the valid tokens of the global batch, nats, of what is minimised (label smoothing and z-loss included);
-    grad_norm: before clipping."""
+    norm: of the gradient before clipping, on the device where DeepSpeed has measured it."""
 
     loss: float
-    grad_norm: float
+    norm: torch.Tensor | float
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm as a number. On a GPU the host waits for it, and so for the whole step: only for a step that is logged."""
+        return float(self.norm)
 
 
 def adamw(module: nn.Module, optim) -> torch.optim.AdamW:
@@ -123,7 +131,7 @@ class Engine:
         smoothed = optim.label_smoothing > 0 or optim.z_loss > 0
         self.objective = Objective(optim.label_smoothing, optim.z_loss) if smoothed else None
         self._dropout = module.config.hidden_dropout > 0 or module.config.attention_dropout > 0
-        self._seed, self._micro_batch_size = train.seed, train.micro_batch_size
+        self._seed, self._micro_batch_size, self._compiled = train.seed, train.micro_batch_size, train.compile
         self.logical_names = {parameter: name for name, parameter in named_logical_parameters(module)}
         self.logical_shapes = self._all_shapes(module)
         self.engine = self._initialize(module, adamw(module, optim), deepspeed_config(parallel, optim, train, topology, dtype))
@@ -153,6 +161,11 @@ class Engine:
         """The bare model: forward passes through it leave no trace in DeepSpeed's counters."""
         return self.engine.module
 
+    def as_written(self) -> AbstractContextManager[None]:
+        """Inside, forward passes run the layers as they are written, compiled or not: hooks are called, and batches of other
+        shapes than those of training do not make the compiler start."""
+        return as_written() if self._compiled else nullcontext()
+
     @property
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Logical name and parameter of what this rank holds, in a fixed order."""
@@ -176,23 +189,27 @@ class Engine:
         def before_step(summed: torch.Tensor) -> None:
             nonlocal loss, norm
             # In double precision, and each token's loss on one rank only: the same number whatever the layout.
-            total = collectives.all_reduce_(summed.double(), self.topology.group("world"))
-            loss = total.item() / max(1, valid_tokens)
-            if not torch.isfinite(total):
+            values = [collectives.all_reduce_(summed.double(), self.topology.group("world"))]
+            if self._clips_itself:
+                gradients = {name: p.grad for name, p in self.parameters if p.grad is not None}
+                values.append(self.gradient_norm(gradients))
+            total, *norms = torch.stack(values).tolist()  # the one place where mads waits for the device (docs/hot_loop.md)
+            loss = total / max(1, valid_tokens)
+            if not math.isfinite(total):
                 self.discard_gradients()
                 raise NonFiniteError(f"the loss of the global batch is {loss}; the step was not taken")
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = rate
-            if self._clips_itself:
-                norm = self._clip_whole_gradients()
+            if norms:
+                norm = norms[0]
+                self._clip(gradients, norm)
 
         draws = [self._draws(step, index) for index in range(len(micro_batches))]
+        # All copies are under way before the first forward: from pinned memory (the loader's) the host waits for none.
         self._run([b.to(self.device) for b in micro_batches], draws, 1.0 / max(1, valid_tokens), before_step)
         if not self.engine.was_step_applied():
             raise NonFiniteError(f"the gradient norm is not finite although the loss is {loss}; the step was not taken")
-        if norm is None:
-            norm = self.engine.get_global_grad_norm()
-        return StepResult(loss, float(norm))
+        return StepResult(loss, self.engine.get_global_grad_norm() if norm is None else norm)
 
     def _draws(self, step: int | None, micro_batch: int) -> torch.Tensor | None:
         """A key for each row of a micro-batch: a hash of its place in the global batch, so that dropout does not depend on how
@@ -229,23 +246,19 @@ class Engine:
         rank = self.topology.coordinate("tp")
         counted = [gradients[name] for name, p in self.parameters if name in gradients and counts_on(p, rank)]
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
-        for g in counted:
-            squares += torch.linalg.vector_norm(g, dtype=torch.float32).double().square()
+        if counted:
+            squares = torch.stack(torch._foreach_norm(counted, 2, dtype=torch.float32)).double().square().sum()
         return collectives.all_reduce_(squares, self.topology.group("model")).sqrt()
 
-    def _clip_whole_gradients(self) -> torch.Tensor:
-        """Measure, check and clip the gradients that the optimizer is about to read; returns the norm."""
-        gradients = {name: p.grad for name, p in self.parameters if p.grad is not None}
-        norm = self.gradient_norm(gradients)
-        if not torch.isfinite(norm):
+    def _clip(self, gradients: dict[str, torch.Tensor], norm: float) -> None:
+        """Check and clip the gradients that the optimizer is about to read."""
+        if not math.isfinite(norm):
             self.discard_gradients()
-            raise NonFiniteError(f"the gradient norm is {norm.item()}; the step was not taken")
+            raise NonFiniteError(f"the gradient norm is {norm}; the step was not taken")
         if self.grad_clip > 0:
-            factor = self.grad_clip / (norm.item() + 1e-6)
+            factor = self.grad_clip / (norm + 1e-6)
             if factor < 1:
-                for g in gradients.values():
-                    g.mul_(factor)
-        return norm
+                torch._foreach_mul_(list(gradients.values()), factor)
 
     def discard_gradients(self) -> None:
         """Forget what backward passes have left, so that the next step starts clean."""
@@ -273,11 +286,14 @@ class TrainEngine(Engine):
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, mpu=MPU(self.topology, self.zero_stage), dist_init_required=False
         )
+        if self.zero_stage == 0 and self.averaged_over == 1:
+            engine.enable_backward_allreduce = False  # else all gradients go through a buffer, to be summed with nothing
         return engine
 
     def _run(self, micro_batches, draws, scale, before_step):
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.engine.train()
+        if not self.module.training:  # going through all modules takes milliseconds of a large model's step
+            self.engine.train()
         for index, (batch, draw) in enumerate(zip(micro_batches, draws)):
             self.pulse.beat()
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)

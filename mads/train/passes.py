@@ -42,7 +42,8 @@ class WholePasses:
 
     def _losses(self, batch: PackedBatch, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         self._engine.pulse.beat()
-        return self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments, weights=weights)
+        with self._engine.as_written():
+            return self._engine.module(batch.tokens, batch.labels, batch.positions, batch.segments, weights=weights)
 
     @torch.no_grad()
     def sample_losses(self, batches):
@@ -62,7 +63,8 @@ class WholePasses:
         products = []
         for batch in batches:
             self._engine.pulse.beat()
-            products.append(ghost_products(self._engine.module, batch, direction_of))
+            with self._engine.as_written():
+                products.append(ghost_products(self._engine.module, batch, direction_of))
         return products
 
 

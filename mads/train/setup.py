@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mads.agents.base import Agent
 from mads.agents.columns import PIECE, token_shares
@@ -25,6 +25,7 @@ from mads.data.pool import Pool
 from mads.data.schema import DataError, Manifest
 from mads.data.tokenizer import Tokenizer
 from mads.eval.heldout import HeldOut
+from mads.model.compiled import check_compiler, compile_layers
 from mads.model.decoder import Decoder
 from mads.model.placement import Placement
 from mads.model.shape import flops_per_token, parameter_count
@@ -205,6 +206,12 @@ def build_parts(
     seq_length, seed = config.data.seq_length, config.train.seed
     console = Console(topology, pool, agents, strategy, seed, progress=progress)
     dtype = torch.bfloat16 if precision_of(config, device.type == "cuda") == "bf16" else torch.float32
+    if config.train.compile:
+        try:
+            check_compiler(device)
+        except RuntimeError as problem:
+            error = ConfigError(f"train.compile=true: {problem}")
+        raise_together(error, topology, "trying the compiler")
     progress(f"building a model of {parameter_count(config.model):,} parameters")  # a large one takes minutes
     engine = build_engine(config, topology, dtype, device, pulse)
     model = EngineRewardModel(engine)
@@ -233,6 +240,7 @@ def build_parts(
         topology.size("dp"),
         config.train.prefetch,
         config.train.loader_workers,
+        (lambda batch: batch.pinned(device)) if device.type == "cuda" else None,
     )
     return Parts(pool, Ledger(len(pool), *own_slice(pool, topology)), loader, console, engine, model, heldout, rewarder)
 
@@ -243,9 +251,13 @@ def build_engine(
     """The model on this rank's place in the grid, with its engine, whose work `pulse` counts."""
     placement, seed = Placement.of(topology, config.parallel), config.train.seed
     settings = topology, config.parallel, config.optim, config.train, dtype, device, pulse
+    shape = OmegaConf.to_object(config.model)  # read in every forward, and a DictConfig takes 0.1 ms for a few keys
     if topology.size("pp") > 1:
-        return PipelineTrainEngine(Stage(config.model, topology, placement, config.parallel, seed, dtype), *settings)
-    return TrainEngine(Decoder(config.model, placement, seed=seed).to(device), *settings)
+        return PipelineTrainEngine(Stage(shape, topology, placement, config.parallel, seed, dtype), *settings)
+    model = Decoder(shape, placement, seed=seed).to(device)
+    if config.train.compile:
+        compile_layers(model)
+    return TrainEngine(model, *settings)
 
 
 def _open_inputs(

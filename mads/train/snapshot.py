@@ -109,7 +109,8 @@ class EngineRehearsal:
         if self._engine.topology.size("pp") > 1:  # stages agree on the shape of what they exchange once a step
             rows = max(len(batch.tokens) for batch in batches)
             batches = [_with_rows(batch, rows) for batch in batches]
-        self._engine.train_step(list(batches), valid_tokens, rate)
+        with self._engine.as_written():
+            self._engine.train_step(list(batches), valid_tokens, rate)
 
     @torch.no_grad()
     def forget_momentum(self) -> None:

@@ -1,5 +1,7 @@
 """Attention in tiles against SDPA with a mask over whole rows, for every plan that the cost could choose."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,8 @@ def _plans(ids, dtype=torch.float64):
             plan = build(rows, *segment_borders(rows), size)
             yield f"{build.__name__} {size}", module.with_biases(plan, rows.reshape(-1), dtype)
     yield "the cheapest", plan_tiles(ids, dtype)
+    with mock.patch.object(module, "LONG", 100):
+        yield "documents of 100 are long", plan_tiles(ids, dtype)
 
 
 def _compare(ids, heads=4, kv_heads=2, dtype=torch.float64, rtol=1e-12, atol=1e-12):
@@ -120,6 +124,8 @@ def test_the_plan_follows_from_the_ids_and_its_size_from_the_documents():
     assert scores(long) < 0.55 * 2048**2, "half of the scores are of the future"
     packed = plan_tiles(_ids([[128] * 4] * 8, 512), torch.float32)
     assert scores(packed) <= 8 * 512**2 / 4 and len(packed.tiles) <= 2
+    (alone,) = plan_tiles(_ids([[4096]], 4096), torch.float32).tiles
+    assert alone.queries == alone.keys == 4096 and alone.bias is None
     masks = {t.bias.untyped_storage().data_ptr(): t.bias.untyped_storage().nbytes() for t in long.tiles if t.bias is not None}
     assert sum(masks.values()) <= 128 * 2048 * 4, "one mask for all tiles"
 
