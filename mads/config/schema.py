@@ -127,7 +127,7 @@ class SelectionConfig:
     # early mistake does not rule for long. None: all are `interval` long.
     first_interval: Optional[int] = None
     margin: float = 0.05  # decided tokens beyond what an interval consumes, because packing wastes a little
-    exchange: str = "auto"  # gather | threshold: the same ids; auto = gather pools of up to 2 million samples
+    exchange: str = "auto"  # gather | threshold: the same ids; auto = gather pools of up to 200,000 samples
     unit: str = "sample"  # or "shard": whole shards by the mean of their samples
     max_uses: Optional[int] = None  # samples that were trained on so often are not chosen again
     bounds: dict[str, Any] = field(default_factory=dict)  # attribute -> label -> [least, most] share of the tokens

@@ -20,7 +20,7 @@ from mads.console.strategy import Limits, Recipe, Tilt, is_label_agent
 from mads.console.threshold import select_by_threshold
 from mads.topology import Topology
 
-GATHER_UP_TO = 2_000_000  # samples; a whole pool of so many takes tens of megabytes on rank 0
+GATHER_UP_TO = 200_000  # samples; from there on the sort on rank 0 takes longer than the threshold search on all ranks
 MOST_STRATA = 1 << 24  # joint cells; a table of them is held
 _LEAST_EXPONENT = -60.0
 

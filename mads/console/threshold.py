@@ -45,7 +45,7 @@ def select_by_threshold(
     scores: SliceScores | None = None,
     group=None,
     piece: int = 1 << 18,
-    gather_limit: int = 1 << 20,
+    gather_limit: int | None = None,
     alive: Callable[[str], None] = lambda line: None,
 ) -> Decision | None:
     """Collective: the decision that `decide` takes on the joined slices, equal in every field; on rank 0, None elsewhere.
@@ -54,7 +54,9 @@ def select_by_threshold(
         pool: this rank's slice, possibly empty; slices follow each other in rank order.
         cells: of the same samples, if the plan has a split; scores: if its order is scored.
         group: of CPU collectives; None is this rank alone.
-        piece: samples read at a time. gather_limit: samples, on all ranks together, whose place may be settled on rank 0.
+        piece: samples read at a time.
+        gather_limit: samples, on all ranks together, whose place may be settled on rank 0, which sorts them; None: so many that
+            sorting them takes no longer than another pass over the slices would (`settled_on_rank_0`).
         alive: called with a line of text while a slice is read.
 
     Raises:
@@ -62,7 +64,7 @@ def select_by_threshold(
             or scores that are not finite, with their number on all ranks.
         RankFailedError: on ranks that could read their slice when another one could not.
     """
-    if piece < 1 or gather_limit < 1:
+    if piece < 1 or (gather_limit is not None and gather_limit < 1):
         raise ValueError(f"piece={piece} and gather_limit={gather_limit} must be at least 1")
     if plan.order.scored != (scores is not None) or (plan.split is None) != (cells is None):
         raise ValueError(
@@ -233,6 +235,7 @@ class Search:
         self.bounds, self._longest = (float(-most[0]), float(most[1])), int(most[3])
         self._free = KEY_BITS + (int(most[2]).bit_length() if self.plan.order.fewer_uses_first else 0)
         self.offset = int(sizes[: group_rank(self.group)].sum())
+        self._limit = self._limit or settled_on_rank_0(samples)
 
     def _narrow(self, frontiers: list[_Frontier], cells_of=lambda piece: piece.cells) -> None:
         """Passes that go on until the buckets hold no more samples than may be gathered."""
@@ -405,6 +408,12 @@ class Search:
 
     def _sum(self, array: np.ndarray) -> np.ndarray:
         return all_reduce_(torch.from_numpy(array.copy()), self.group).numpy()
+
+
+def settled_on_rank_0(samples: int) -> int:
+    """Samples of a pool that rank 0 may sort rather than all ranks read their slices again: a pass takes some 30 ns a sample, the
+    sort of what is open some 500. At most 2^20, for rank 0's memory; tables of counts make fewer than 2^14 pointless."""
+    return min(1 << 20, max(1 << 14, samples // 16))
 
 
 def water_level(held: np.ndarray, shares: np.ndarray, amount: float) -> float:

@@ -80,9 +80,11 @@ class Rewarder:
         return [task.windows("direction", self._config.reference_examples, self._seed, round_) for task in self._references]
 
     def flops(self, samples: Sequence[np.ndarray], round_: int, references: bool = True) -> float:
-        """Of one call: the references' gradient; of the probes, two forward passes, or one with an output-gradient pass."""
+        """Of one call: the references' gradient; of the probes, two forward passes, or one with the outputs' derivatives, which
+        cost as much again, and an output-gradient pass."""
+        each = 1.0 if self.mode == "ghost" else 2 / 3  # of forward and backward
         read = sum(len(window) for windows in self._windows(round_) for window in windows) if references else 0
-        return self._flops_per_token * (read + sum(len(sample) for sample in samples) * 2 / 3)
+        return self._flops_per_token * (read + sum(len(sample) for sample in samples) * each)
 
     def direction(self, round_: int) -> Direction:
         """v for this round: the equal-weight mean over tasks of token means over the full text, preconditioned."""

@@ -7,7 +7,7 @@ from rewards weight each probe by its number of targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from mads.agents.base import AttributeView
 from mads.noise import hash64
+
+SLACK = 6.0  # standard deviations: one label in a billion is looked at twice
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,8 @@ def draw_probes(
         sizes = join(own).sum(0)
         quota = _quota(sizes, count, agent)
         inclusion[agent] = np.divide(quota, sizes, out=np.zeros(labels), where=sizes > 0)
-        rows = np.zeros((0, 3), dtype=np.uint64)  # label, hash, position
-        for where in pieces:
-            codes, noise = column[where], hash64(seed, f"probes/{agent}", round_, view.ids[where])
-            near = np.flatnonzero(noise <= _largest(rows, quota)[codes])
-            new = np.stack([codes[near].astype(np.uint64), noise[near], (where.start + near).astype(np.uint64)], axis=1)
-            rows = _smallest(np.concatenate([rows, new]), quota)
-        drawn[agent] = np.sort(_smallest(join(rows), quota)[:, 2].astype(np.int64))
+        noise = lambda ids, agent=agent: hash64(seed, f"probes/{agent}", round_, ids)  # noqa: E731
+        drawn[agent] = np.sort(_draw(column, view.ids, noise, pieces, sizes, quota, join))
     positions = np.unique(np.concatenate(list(drawn.values())))
     missed = np.ones(len(positions))  # probability that no agent draws the sample
     for agent, attribute in attributes.items():
@@ -183,9 +180,34 @@ def _smallest(rows: np.ndarray, quota: np.ndarray) -> np.ndarray:
     return rows[rank < quota[rows[:, 0].astype(np.int64)]]
 
 
-def _largest(rows: np.ndarray, quota: np.ndarray) -> np.ndarray:
-    """Hash above which a sample cannot be among its label's smallest any more, uint64 [L]; rows as `_smallest` leaves them."""
-    labels = rows[:, 0].astype(np.int64)
-    largest = np.zeros(len(quota), dtype=np.uint64)
-    np.maximum.at(largest, labels, rows[:, 1])
-    return np.where(np.bincount(labels, minlength=len(quota)) >= quota, largest, np.uint64(2**64 - 1))
+def _limits(sizes: np.ndarray, quota: np.ndarray, slack: float) -> np.ndarray:
+    """Hash up to which so many samples of each label are looked at, uint64 [L], that its quota is expected among them with
+    `slack` standard deviations to spare; all of them where that is nearly the whole label."""
+    wanted = quota + slack * (np.sqrt(quota) + 1)
+    some, limits = wanted < sizes, np.full(len(sizes), 2**64 - 1, dtype=np.uint64)
+    limits[some] = (wanted[some] / sizes[some] * 2.0**64).astype(np.uint64)
+    return limits
+
+
+def _draw(
+    column: np.ndarray,
+    ids: np.ndarray,
+    noise: Callable[[np.ndarray], np.ndarray],
+    pieces: Sequence[slice],
+    sizes: np.ndarray,
+    quota: np.ndarray,
+    join: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Positions of the samples with the smallest hashes of each label, int64 [sum of quota]. One pass keeps little more than the
+    quotas, because hashes are uniform; should it be too little for a label, on all processes together, another one keeps more."""
+    slack = SLACK
+    while True:
+        limits, rows = _limits(sizes, quota, slack), [np.zeros((0, 3), dtype=np.uint64)]  # label, hash, position
+        for where in pieces:
+            codes, hashes = column[where], noise(ids[where])
+            near = np.flatnonzero(hashes <= limits.take(codes))
+            rows.append(np.stack([codes[near].astype(np.uint64), hashes[near], (where.start + near).astype(np.uint64)], axis=1))
+        found = join(np.concatenate(rows))
+        if (np.bincount(found[:, 0].astype(np.int64), minlength=len(quota)) >= quota).all():
+            return _smallest(found, quota)[:, 2].astype(np.int64)
+        slack = 4 * slack + 4

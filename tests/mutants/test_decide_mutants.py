@@ -143,9 +143,9 @@ MUTANTS = [
         args=(TopKOrder(0.1),),
     ),
     Mutant(
-        "probes: only the first piece of a pool is drawn from",
-        "mads.reward.probes:_largest",
-        lambda original: lambda rows, quota: original(rows, quota) * np.uint64(len(rows) == 0),
+        "probes: those near enough are taken by position",
+        "mads.reward.probes:_smallest",
+        lambda original: lambda rows, quota: original(rows[:, [0, 2, 2]], quota),
         "unit/reward/test_probes.py:test_per_agent_probes_are_the_smallest_hashes_of_each_label",
     ),
     Mutant(

@@ -191,6 +191,19 @@ def test_interpolation_needs_no_neighbours():
     assert interpolate(np.array([-1, 0, 0.5, 1, 2, 9]), centres, heights).tolist() == [1, 1, 0.5, 0, 2, 4]
 
 
+@pytest.mark.parametrize("count", [2, 3, 10, 32, 33, 90])
+def test_interpolation_of_many_values_is_the_formula_bit_for_bit(count):
+    """More values than a block, centres themselves among them, and numbers of centres on both sides of the search's."""
+    rng = np.random.default_rng(count)
+    centres, heights = np.sort(rng.standard_normal(count)), rng.standard_normal(count)
+    values = rng.permutation(np.concatenate([2 * rng.standard_normal(20_000), centres, -centres, [0.0]]))
+    left = np.clip(np.searchsorted(centres, values, side="right") - 1, 0, count - 2)
+    part = np.clip((values - centres[left]) / (centres[left + 1] - centres[left]), 0.0, 1.0)
+    expected = heights[left] * (1 - part) + heights[left + 1] * part
+    assert interpolate(values, centres, heights).tobytes() == expected.tobytes()
+    assert interpolate(values[:0], centres, heights).shape == (0,)
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [

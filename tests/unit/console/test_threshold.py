@@ -9,7 +9,7 @@ import mads.console.threshold as threshold
 from mads.console.decide import Bounds, Candidates, Plan, Strata, combine, decide
 from mads.console.order import Draw, GumbelOrder, HashOrder, RandomOrder, TopKOrder, ordered_bits
 from mads.console.slices import CallScore, Cells, FileColumn, LabelScore, PoolSlice, SliceScores, Window
-from mads.console.threshold import select_by_threshold, water_level
+from mads.console.threshold import Search, select_by_threshold, settled_on_rank_0, water_level
 
 SIZES = {"quality": 5, "domain": 7, "topic": 13}
 THETA = np.array([0.4, 0.3, 0.2, 0.1])
@@ -113,6 +113,20 @@ def check_equal_to_the_full_sort(kind, ties, gather_limit, seeds=3):
 @pytest.mark.parametrize("kind", KINDS)
 def test_x1_threshold_search_equals_the_full_sort(kind, ties, gather_limit):
     check_equal_to_the_full_sort(kind, ties, gather_limit)
+
+
+def test_what_rank_0_sorts_grows_with_the_pool():
+    assert [settled_on_rank_0(n) for n in (1, 10**5, 10**6, 5 * 10**8)] == [1 << 14, 1 << 14, 62_500, 1 << 20]
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "natural", "bounds"])
+def test_x1_the_default_of_what_rank_0_sorts_changes_no_decision(kind, monkeypatch):
+    case, found = make_case(3, 20_000, "some"), []
+    plan, attributes = make_plan(kind, 1, 2, int(case["lengths"].sum()) // 9)
+    narrow = Search._narrow
+    monkeypatch.setattr(Search, "_narrow", lambda self, *rest: found.append(self._limit) or narrow(self, *rest))
+    assert_same(searched(plan, attributes, case), full_sort(plan, attributes, case))
+    assert set(found) == {1 << 14}
 
 
 @pytest.mark.parametrize("kind", KINDS)

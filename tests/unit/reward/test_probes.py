@@ -6,6 +6,7 @@ import pytest
 from fake_pool import FakePool, random_pool
 
 from mads.noise import hash64
+from mads.reward import probes as probes_module
 from mads.reward.probes import PerAgentProbes, SharedProbes, draw_probes
 
 AGENTS = {"q": "quality", "d": "domain", "t": "topic"}
@@ -35,6 +36,26 @@ def test_per_agent_probes_are_the_smallest_hashes_of_each_label():
         union |= expected
     assert probes.positions.tolist() == sorted(union)
     assert probes.importance.mean() == pytest.approx(1)
+
+
+def test_a_label_that_is_short_in_what_was_looked_at_is_looked_at_again(monkeypatch):
+    """Limits that leave every label short at first, on all parts of a pool, and at last the same draw."""
+    pool, passes = random_pool(n=700), []
+    whole = draw_probes(pool, PerAgentProbes(65), AGENTS, 5, 2)
+    original = probes_module._limits
+    monkeypatch.setattr(probes_module, "SLACK", -1.0)
+    monkeypatch.setattr(probes_module, "_limits", lambda *given: passes.append(given[2]) or original(*given))
+    for part in _in_parts(pool, PerAgentProbes(65), [0, 1, 350, 700], 97):
+        assert part.positions.tolist() == whole.positions.tolist()
+    assert passes.count(-1.0) == 9 and len(passes) > 9  # three agents on three parts
+
+
+def test_limits_let_the_quota_through():
+    sizes, quota = np.array([10**9, 1000, 30, 0]), np.array([400, 100, 30, 0])
+    limits = probes_module._limits(sizes, quota, 6.0)
+    expected = limits[:2].astype(float) / 2.0**64 * sizes[:2]
+    np.testing.assert_allclose(expected, [400 + 6 * 21, 100 + 6 * 11], rtol=1e-9)
+    assert limits[2:].tolist() == [2**64 - 1] * 2
 
 
 def test_shared_probes_serve_every_agent_and_change_by_round():

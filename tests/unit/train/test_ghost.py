@@ -4,6 +4,8 @@ import pytest
 import torch
 from model_cases import plain_losses, small_batch, small_config
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mads.data.batch import sum_by_sample
 from mads.model.decoder import Decoder
@@ -26,6 +28,17 @@ def test_products_equal_the_gradient_of_each_sample(tied):
         exact = sum((g.double() * d.double()).sum() for g, d in zip(gradients, v.values()))
         assert float(found[index]) == pytest.approx(float(exact), rel=1e-4, abs=1e-4)
     assert all(p.grad is None for p in module.parameters())
+
+
+def test_a_ghost_product_costs_what_training_costs():
+    """As the record says (mads.reward.influence.Rewarder.flops): outputs' derivatives are products of the weights' size too."""
+    module, batch = Decoder(small_config()), small_batch()
+    v, counted = directions(module), []
+    for run in (lambda: ghost_products(module, batch, v.__getitem__), lambda: plain_losses(module, batch).sum().backward()):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            run()
+        counted.append(counter.get_total_flops())
+    assert counted[0] == pytest.approx(counted[1], rel=0.02)
 
 
 def test_each_layer_adds_its_own_part():
