@@ -44,7 +44,7 @@ class Stage(PipelineModule):
 
     Called with (x, positions, segments[, draws]), where x are the tokens int64 [B, S] on the first stage and the hidden states
     [B, local positions, hidden] on the others. Gives the same tuple with the next hidden states; the last stage gives
-    the hidden states before its final norm, from which `losses` goes on.
+    the hidden states before its final norm, from which `losses` goes on, or the losses themselves (`targets`).
 
     Args:
         config: the fields of mads.config.schema.ModelConfig.
@@ -55,6 +55,10 @@ class Stage(PipelineModule):
     Raises:
         ValueError: if there are fewer pieces than stages.
     """
+
+    # (labels, weights, objective) for `losses`, which the last stage gives while they are set. In bf16 DeepSpeed clears gradients
+    # when the backward pass reaches what `forward` gave: those of a head behind it would be lost.
+    targets: tuple | None = None
 
     def __init__(self, config, topology: Topology, placement: Placement, parallel, seed: int = 0, dtype=torch.float32):
         self.config, self.placement, self.dtype = config, placement, dtype
@@ -93,9 +97,10 @@ class Stage(PipelineModule):
     def forward(self, inputs):
         x, positions, segments, *draws = inputs
         context = make_context(self.config, self.placement, positions, segments, draws[0] if draws else None, self.dtype)
-        last = self._topology.is_last_stage
-        x = run_pieces(self.forward_funcs[:-1] if last else self.forward_funcs, x, context)
-        return x if last else (x, positions, segments, *draws)
+        if not self._topology.is_last_stage:
+            return run_pieces(self.forward_funcs, x, context), positions, segments, *draws
+        x = run_pieces(self.forward_funcs[:-1], x, context)
+        return x if self.targets is None else self.losses(x, *self.targets)
 
     def hidden_shape(self, batch: PackedBatch) -> tuple[int, int, int]:
         """Shape of the hidden states that arrive from the stage before."""
@@ -113,6 +118,13 @@ class _StageEngine(PipelineEngine):
 
     before_step = None
     beat = None
+    objective = None
+
+    def _exec_forward_pass(self, buffer_id):
+        if self.is_last_stage():
+            self.module.targets = self.pipe_buffers["labels"][buffer_id], None, self.objective
+        super()._exec_forward_pass(buffer_id)
+        self.module.targets = None
 
     def _exec_backward_pass(self, buffer_id):
         self.beat()
@@ -127,6 +139,7 @@ class _StageEngine(PipelineEngine):
 
     # The base class finds methods by this map, not by name.
     _INSTRUCTION_MAP = PipelineEngine._INSTRUCTION_MAP | {
+        schedule.ForwardPass: _exec_forward_pass,
         schedule.BackwardPass: _exec_backward_pass,
         schedule.OptimizerStep: _exec_optimizer_step,
     }
@@ -166,14 +179,14 @@ class PipelineTrainEngine(Engine):
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         factor = scale * self.averaged_over
 
-        def loss_of(hidden, labels):
+        def loss_of(outputs, labels):
             nonlocal summed
-            total, losses = stage.losses(hidden, labels, None, self.objective)
+            total, losses = outputs
             if self.counts_losses:
                 summed += losses.sum(dtype=torch.float64)
             return total * factor
 
-        stage.loss_fn = loss_of
+        stage.loss_fn, self.engine.objective = loss_of, self.objective
         pairs = [
             ((b.tokens, b.positions, b.segments) if d is None else (b.tokens, b.positions, b.segments, d), b.labels)
             for b, d in zip(micro_batches, draws)
