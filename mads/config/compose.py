@@ -103,11 +103,12 @@ def to_dict(config: DictConfig) -> dict[str, Any]:
 
 
 # What may differ between two starts of one run: none of it changes which samples are trained on. (Another ZeRO stage,
-# micro-batch or number of ranks changes the rounding; with all equal, a resumed run is the same bit for bit.)
+# micro-batch, number of ranks or train.compile changes the rounding; with all equal, a resumed run is the same bit for bit.)
 RUN_INDEPENDENT = (
     "run_dir",
     "train.stop_at",
     "train.micro_batch_size",
+    "train.compile",
     "parallel",
     "checkpoint",
     "logging",

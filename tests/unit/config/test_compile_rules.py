@@ -3,7 +3,7 @@
 import pytest
 from model_support import config
 
-from mads.config.compose import ConfigError
+from mads.config.compose import ConfigError, trajectory
 from mads.config.validate import validate
 
 
@@ -19,6 +19,10 @@ def test_it_is_off_unless_asked_for_and_goes_with_zero_0_to_2():
     assert not config().train.compile
     for stage in (0, 1, 2):
         assert problems(f"parallel=zero{stage}") == ""
+
+
+def test_a_run_may_go_on_with_or_without_it():
+    assert trajectory(config("data.dir=d", "run_dir=r")) == trajectory(config("data.dir=d", "run_dir=r", "train.compile=true"))
 
 
 @pytest.mark.parametrize(
