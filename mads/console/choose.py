@@ -14,9 +14,10 @@ from mads.console.column import BandCells
 from mads.console.decide import Bounds, Candidates, Decision, Plan, Strata, decide
 from mads.console.exchange import gather_column, raise_together
 from mads.console.order import Draw
+from mads.console.recipe import Limits, Recipe, Tilt
 from mads.console.shards import select_shards
 from mads.console.slices import CallScore, Cells, LabelScore, PoolSlice, SliceScores, Window
-from mads.console.strategy import Limits, Recipe, Tilt, is_label_agent
+from mads.console.strategy import is_label_agent
 from mads.console.threshold import select_by_threshold
 from mads.topology import Topology
 

@@ -20,8 +20,9 @@ from mads.console.choose import choose, own_slice
 from mads.console.decide import Decision
 from mads.console.exchange import broadcast_decision, check_agents, raise_together
 from mads.console.order import Draw
+from mads.console.recipe import Strategy
 from mads.console.record import DecisionHeader, DecisionRecord, LabelRecord
-from mads.console.strategy import Strategy, is_label_agent
+from mads.console.strategy import is_label_agent
 from mads.reward.probes import Probes, RoundRewards, draw_probes
 from mads.topology import Topology
 

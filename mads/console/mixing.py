@@ -15,7 +15,7 @@ from mads.agents.mixers import AdoAgent, AioliAgent, MixingAgent, OdmAgent
 from mads.agents.mixing import LossRule
 from mads.console.collaborate import AdditiveCollaboration
 from mads.console.order import HashOrder
-from mads.console.strategy import Learning, Limits, Recipe
+from mads.console.recipe import Learning, Limits, Recipe
 from mads.reward.probes import FixedProbes, ProbePlan, SharedProbes
 
 

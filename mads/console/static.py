@@ -17,7 +17,7 @@ import numpy as np
 from mads.agents.base import Agent
 from mads.console.column import Band, ColumnScore
 from mads.console.order import GumbelOrder, HashOrder, Order, RandomOrder, TopKOrder
-from mads.console.strategy import Learning, Limits, Recipe
+from mads.console.recipe import Learning, Limits, Recipe
 
 SELECTORS = ("top_k", "gumbel", "proportional", "random")
 

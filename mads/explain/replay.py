@@ -17,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mads.agents.base import Agent
 from mads.console.choose import Asked, choose, lay_out
 from mads.console.order import Draw
+from mads.console.recipe import Recipe, Strategy
 from mads.console.record import DecisionHeader, DecisionRecord
-from mads.console.strategy import Recipe, Strategy, build_strategy
+from mads.console.strategy import build_strategy
 from mads.data.ledger import Ledger
 from mads.data.packing import Packer
 from mads.data.pool import Pool

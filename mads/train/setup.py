@@ -18,7 +18,8 @@ from mads.config.validate import attributes_of, precision_of
 from mads.console.choose import own_slice
 from mads.console.console import Console
 from mads.console.exchange import raise_together
-from mads.console.strategy import Learning, build_strategy
+from mads.console.recipe import Learning
+from mads.console.strategy import build_strategy
 from mads.data.ledger import Ledger
 from mads.data.loader import Loader
 from mads.data.pool import Pool

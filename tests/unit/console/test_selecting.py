@@ -8,8 +8,8 @@ from test_threshold import KINDS, assert_same, full_sort, joint, make_case, make
 from mads.console.choose import choose
 from mads.console.decide import Bounds, Candidates, Plan, Strata, decide
 from mads.console.order import Draw, GumbelOrder, HashOrder, RandomOrder, TopKOrder, words_of
+from mads.console.recipe import Limits, Recipe
 from mads.console.shards import ROW_BITS, select_shards
-from mads.console.strategy import Limits, Recipe
 from mads.data.schema import SHARD_SHIFT
 from mads.noise import hash64, uniform
 

@@ -122,7 +122,7 @@ def test_a_mix_that_names_no_label_of_the_pool_is_an_error():
 
 
 def _choose(recipe, pool, **limits):
-    from mads.console.strategy import Limits
+    from mads.console.recipe import Limits
 
     uses = np.zeros(len(pool), np.uint16)
     return choose(recipe, Limits(**limits), Draw(0, 0), 900, pool, [], np.zeros(0), uses, OneRank(), 64, lambda line: None)

@@ -13,7 +13,8 @@ from mads.agents.rules import MirrorRule, shrink
 from mads.config.schema import MadsSelectionConfig
 from mads.console.choose import choose
 from mads.console.order import Draw, GumbelOrder, HashOrder
-from mads.console.strategy import Tilt, build_strategy
+from mads.console.recipe import Tilt
+from mads.console.strategy import build_strategy
 
 CONFIG = MadsSelectionConfig(name="mads", share_floor=0.4, temperature=1.5)
 

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from support import make_pool
 
 from mads.console.order import HashOrder
+from mads.console.recipe import Recipe
 from mads.console.record import DecisionHeader
-from mads.console.strategy import RandomStrategy, Recipe
+from mads.console.strategy import RandomStrategy
 from mads.data.schema import DataError
 from mads.explain.command import sample_id
 from mads.explain.replay import replay
