@@ -286,7 +286,7 @@ class TrainEngine(Engine):
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, mpu=MPU(self.topology, self.zero_stage), dist_init_required=False
         )
-        if self.zero_stage == 0 and self.averaged_over == 1:
+        if self.zero_stage == 0 and self.topology.size("dp") * self.topology.size("cp") == 1:
             engine.enable_backward_allreduce = False  # else all gradients go through a buffer, to be summed with nothing
         return engine
 
