@@ -53,7 +53,7 @@ def bits_of(model, tokens):
             labels = torch.full_like(window, -100)
             labels[0, target - 1] = window[0, target]
             with torch.no_grad():
-                total += model(window, labels, positions, segments).double().sum().item() / math.log(2)
+                total += model(window, labels, positions, segments)[1].double().sum().item() / math.log(2)
     return total
 
 
