@@ -28,6 +28,7 @@ def test_laws():
     assert quartiles([1, 2, 3, 4, 5]) == (3, 2, 4)
 
 
+@pytest.mark.full
 def test_ranks_answer_in_order_or_fail_with_their_own_words():
     import torch.distributed
 

@@ -21,7 +21,7 @@ from mads.doctor.estimate import GIB, Cluster, estimates, fullest
 # ---------------------------------------------------------------- the cells
 
 
-def test_the_plan_is_what_issue_and_page_promise():
+def test_the_plan_is_what_the_page_promises():
     planned = cells(["paper_373m"], [1, 8], tuple(LAYOUTS), Settings(micro_batch=4))
     assert [c.name.removeprefix("paper_373m-") for c in planned] == [
         *(f"1gpu-zero{stage}" for stage in (1, 2, 3)),

@@ -45,6 +45,7 @@ def test_the_pool_is_one_of_mads():
     assert pool.codes("topic")[:].max() < len(pool.labels("topic")) == 13
 
 
+@pytest.mark.full
 def test_a_small_pool_is_decided_alike_by_both_exchanges():
     cells = {f"pool/{size}": pool_cell(size, 60, gather_up_to=1e4) for size in (3000, 6000)}
     for cell in cells.values():
