@@ -1,7 +1,7 @@
 """Softmax statistics and the gradient of a block of this rank's logits, each in one pass over memory, on a GPU.
 
-What a vocabulary-parallel cross entropy needs between the head's matrix products, with one all-reduce of [n] numbers in between:
-mads.tensor.cross_entropy computes the same with torch's operators, and is the reference.
+What a vocabulary-parallel cross entropy needs between the head's matrix products, with one exchange of three numbers a row in
+between: `_Rows` of mads.kernels.linear_cross_entropy does the same with torch's operators, and is the reference.
 """
 
 from __future__ import annotations

@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from mads.kernels.linear_cross_entropy import rows_at_a_time
+
 FLOAT32 = 4
-# The head works on as many rows of logits at a time as have this many elements on a GPU, at least so many rows:
-# kernels/linear_cross_entropy.py.
-LOSS_CHUNK, LOSS_ROWS = 1 << 26, 256
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def loss_work_bytes(s: Setting) -> int:
     """Beyond `exit_bytes`, when the forward pass ends: the norm's output, some rows of logits, in half precision a copy of them
     and the weight's gradient in float32."""
     width = s.vocabulary // s.tp
-    logits = min(s.positions, max(LOSS_ROWS, LOSS_CHUNK // width)) * width
+    logits = min(s.positions, rows_at_a_time(width, torch.device("cuda"))) * width
     single = 0 if s.element == FLOAT32 else (logits + width * s.hidden) * FLOAT32
     return s.positions * s.hidden * s.element + logits * s.element + single
 

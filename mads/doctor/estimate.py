@@ -172,7 +172,7 @@ def _kept(s: Setting, share: Share, in_flight: int) -> dict[str, int]:
     loss, work = (exit_bytes(s) + loss_work_bytes(s) if share.last else 0), (layer_work_bytes(s) if share.layers else 0)
     return {
         "activations of the layers": layers,
-        "logits and loss": loss if loss >= work else exit_bytes(s) if share.last else 0,
+        "head and loss": loss if loss >= work else exit_bytes(s) if share.last else 0,
         "backward of one layer": 0 if loss >= work else work,
     }
 

@@ -54,7 +54,6 @@ class Output(nn.Module):
         h, vocab = config.hidden_size, config.vocab_size
         norm = {k: v for k, v in common.items() if k != "seed"} | {"eps": config.norm_eps}
         self.norm = RMSNorm(h, name="norm", **norm)
-        common["overlap"] = placement.overlap
         if config.tie_embeddings and tied is None:
             self.head = VocabParallelHead(h, vocab, name="embedding", std=config.init_std, copy=True, **common)
         else:

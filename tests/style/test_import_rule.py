@@ -68,6 +68,7 @@ ROOMS = {
         "mads.collectives",
         "mads.config",
         "mads.data.schema",
+        "mads.kernels",
         "mads.launch",
         "mads.layout",
         "mads.logging",
