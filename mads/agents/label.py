@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
+
 import numpy as np
 
 from mads.agents.agent import AgentBase
@@ -10,15 +13,27 @@ from mads.agents.columns import label_codes
 
 
 class LabelAgent(AgentBase):
-    """Memory of the paper's agents: S_A(x) = w_{label(x)}. Start weights are the pool's own token shares.
+    """Memory of the paper's agents: S_A(x) = w_{label(x)}. Start weights are the selection's (the pool's own token shares under
+    `paper`, 0 under `mads`), and what is known of the labels before any reward.
 
     Args:
         attribute: the column that the agent sees.
         name: its name in records; the attribute's if not given.
+        prior: added to the start weights, times each label's normal score (`normal_scores`): for labels in ascending order, such as
+            bins of a score, of which the later ones are believed to be the better ones. The first decisions follow it, rewards
+            correct it.
     """
+
+    def __init__(self, attribute: str, name: str | None = None, prior: float = 0.0):
+        super().__init__(attribute, name)
+        if isinstance(prior, bool) or not isinstance(prior, int | float) or not math.isfinite(prior):
+            raise ValueError(f"prior={prior!r} must be a finite number")
+        self.prior = float(prior)
 
     def start(self, view: AttributeView) -> None:
         self.weights = self.rule.start(self.shares)
+        if self.prior:
+            self.weights = self.weights + self.prior * normal_scores(self.shares)
 
     def grow(self, view: AttributeView, known: int) -> None:
         """New labels start as `bind` starts them."""
@@ -32,3 +47,14 @@ class LabelAgent(AgentBase):
         self.observe(probes)
         self.weights, reward = self.rule.step(self.weights, self.shares, self.statistics)
         return reward
+
+
+def normal_scores(shares: np.ndarray) -> np.ndarray:
+    """Mean of a standard normal variable between the quantiles that bound each label, float64 [L]; shares of tokens, sum 1, in the
+    labels' order. (phi(a_j) - phi(a_(j+1))) / p_j with a_j the quantile of p_1 + ... + p_(j-1). Labels without tokens have that of
+    their place."""
+    normal, ends = NormalDist(), np.concatenate([[0.0], np.cumsum(shares)]) / np.sum(shares)
+    inner = [0.0 < end < 1.0 for end in ends]
+    density = np.array([normal.pdf(normal.inv_cdf(end)) if ok else 0.0 for end, ok in zip(ends, inner)])
+    place = [normal.inv_cdf(min(max(end, 1e-12), 1 - 1e-12)) for end in ends[1:]]
+    return np.where(shares > 0, (density[:-1] - density[1:]) / np.where(shares > 0, shares / np.sum(shares), 1.0), place)

@@ -120,8 +120,8 @@ class MadsStrategy:
 
     def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         """Bounds and whole shards leave no room for strata: there the warm-up is random. Without label agents there are no shares
-        to tilt, and "shares" is "gumbel"."""
-        if not scored:
+        to tilt, and "shares" is "gumbel". Agents with a prior are heard in the warm-up too."""
+        if not scored and not any(getattr(agent, "prior", 0.0) for agent in agents):
             if not self._free:
                 return Recipe(RandomOrder())
             return Recipe(HashOrder(), tuple(dict.fromkeys(agent.attribute for agent in agents)))

@@ -79,24 +79,24 @@ def _content_ids(texts: Iterable[str]) -> np.ndarray:
     return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
 
 
-def direction_texts(directory: str | os.PathLike) -> list[str]:
-    """Texts of the part "direction" of all reference tasks of a prepared directory, sorted: what may be learned from. The other
+def direction_texts(directory: str | os.PathLike) -> dict[str, list[str]]:
+    """Texts of the part "direction" of each reference task of a prepared directory, sorted: what may be learned from. The other
     two parts judge what was learned.
 
     Raises:
         DataError: a directory without reference tasks, or a file that is damaged.
     """
-    texts = []
+    tasks = {}
     for path in sorted((Path(directory) / "references").glob("*.jsonl")):
         try:
             file = inside(directory, f"references/{path.name}")
             rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            texts += [row["text"] for row in rows if row["part"] == "direction"]
+            tasks[path.stem] = sorted(row["text"] for row in rows if row["part"] == "direction")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable reference task of mads ({error}); prepare the data again") from error
-    if not texts:
+    if not any(tasks.values()):
         raise DataError(f"{directory} has no reference tasks to learn from; prepare it with data.reference_paths={{TASK: FILE}}")
-    return sorted(texts)
+    return tasks
 
 
 def example_of(record: dict[str, Any]) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 from mads.data.documents import Document
 from mads.data.references import direction_texts
 from mads.data.schema import AttributeSchema, DataError
+from mads.data.tokenizer import Tokenizer
 
 _ABOUT = "about"  # the array of a state that holds JSON
 
@@ -26,11 +27,14 @@ class Labeller(Protocol):
     for bit independent of the other documents of the call and of their order, and equal seeds give equal codes.
 
     name: of the attribute, where the configuration gives no other
+    unit: "document"; or "sample" for a labeller that is given samples in the place of documents, each as its tokens without the
+        document's end, int [tokens], and the reference tasks as tokens too (FittedLabeller.see_reference_tokens)
     fields: of a record, that it reads from Document.fields
     categories: those of `fields` whose distinct values are its labels: the fit sample holds a document of each value
     """
 
     name: str
+    unit: str
     fields: tuple[str, ...]
     categories: tuple[str, ...]
 
@@ -93,11 +97,12 @@ class FittedLabeller:
     """
 
     name = ""
+    unit = "document"
     version = 1  # of the measure: it rises when the same parameters and documents give other labels
     fields: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("text",)  # what of a document, beside `fields`, the labels depend on: text, domain, origin
-    learns_references = False  # whether `see_references` is called before `fit`
+    learns_references = False  # whether `see_references` or, by samples, `see_reference_tokens` is called before `fit`
     _fitted = False
 
     def parameters(self) -> dict[str, Any]:
@@ -106,6 +111,10 @@ class FittedLabeller:
 
     def see_references(self, texts: Sequence[str]) -> None:
         """The reference tasks' texts that may be learned from (mads.data.references.direction_texts)."""
+        raise NotImplementedError
+
+    def see_reference_tokens(self, tasks: Mapping[str, Sequence[np.ndarray]], vocab_size: int) -> None:
+        """The same by task, as tokens of the run's tokenizer, which has the ids below `vocab_size`."""
         raise NotImplementedError
 
     def _facts(self) -> dict[str, Any]:
@@ -250,8 +259,44 @@ def fit_labeller(directory: str | os.PathLike, labeller: Labeller, documents: Se
         DataError: as Labeller.fit; a directory without reference tasks where they are needed.
     """
     if getattr(labeller, "learns_references", False):
-        labeller.see_references(direction_texts(directory))
+        labeller.see_references(sorted(text for texts in direction_texts(directory).values() for text in texts))
     labeller.fit(documents)
+
+
+def labelled(name: str, labeller: Labeller, what: Sequence) -> tuple[np.ndarray, np.ndarray | None]:
+    """What `labeller` says of some documents or samples.
+
+    Raises:
+        DataError: as Labeller.label; another number of labels than there are documents or samples.
+    """
+    codes, values = labeller.label(what)
+    if len(codes) != len(what):
+        raise DataError(f"labeller {name} gave {len(codes)} labels for {len(what)} {getattr(labeller, 'unit', 'document')}s")
+    return codes, values
+
+
+def by_sample(labeller: Labeller) -> bool:
+    """Whether a labeller is given samples and not documents."""
+    return getattr(labeller, "unit", "document") == "sample"
+
+
+def fit_sample_labeller(
+    directory: str | os.PathLike, labeller: Labeller, samples: Sequence[np.ndarray], tokenizer: Tokenizer
+) -> None:
+    """As `fit_labeller`, for a labeller of samples.
+
+    Raises:
+        DataError: as there.
+    """
+    if getattr(labeller, "learns_references", False):
+        tasks = {task: tokenizer.encode(texts) for task, texts in direction_texts(directory).items()}
+        labeller.see_reference_tokens(tasks, tokenizer.vocab_size)
+    labeller.fit(samples)
+
+
+def without_end(samples: Sequence[np.ndarray], eod: int) -> list[np.ndarray]:
+    """Samples without the end of their document, but for one that is nothing else."""
+    return [sample[:-1] if len(sample) > 1 and sample[-1] == eod else sample for sample in samples]
 
 
 def attribute_schema(name: str, labeller: Labeller) -> AttributeSchema:

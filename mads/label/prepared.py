@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mads.data.indexed import IndexedReader
 from mads.data.pool import attribute_path, shard_prefix
 from mads.data.schema import DataError, Manifest, shard_name
 from mads.data.tokenizer import Tokenizer
+from mads.label.base import without_end
 from mads.noise import hash64
 
 DOMAIN = "domain"  # the attribute that gives documents their domain back
@@ -36,7 +37,7 @@ class PreparedDocuments:
         self.directory = Path(directory)
         self.manifest = Manifest.read(directory)
         record = self.manifest.tokenizer
-        self._tokenizer = Tokenizer.open(self.directory / record["file"], record["kind"])
+        self.tokenizer = Tokenizer.open(self.directory / record["file"], record["kind"])
         self._eod, self._columns = record["eod"], dict(columns or {})
         self._domain = next((a for a in self.manifest.attributes if a.name == DOMAIN), None)
         self._readers: dict[tuple[str, int], IndexedReader] = {}
@@ -98,7 +99,7 @@ class PreparedDocuments:
 
     def text(self, part: str, shard: int, document: int, most: int | None = None) -> str:
         """Text of a document, or of its first `most` tokens."""
-        return self._tokenizer.decode(self.tokens(part, shard, document, most))
+        return self.tokenizer.decode(self.tokens(part, shard, document, most))
 
     def read(
         self, part: str, shard: int, chosen: Sequence[int] | None = None, columns: Mapping[str, Sequence[Any]] | None = None
@@ -121,6 +122,25 @@ class PreparedDocuments:
     def fit_sample(self, max_bytes: float, seed: int, categories: Sequence[str] = ()) -> list[Document]:
         """Training documents to learn from: about `max_bytes` of text by a hash of their tokens, and one of every domain and of
         every value of the fields `categories`."""
+        chosen = self._chosen(max_bytes, seed, categories)
+        return [document for place, own in chosen.items() for document in self.read(*place, own)]
+
+    def fit_samples(self, max_bytes: float, seed: int) -> list[np.ndarray]:
+        """The samples of the documents that `fit_sample` gives, tokens without the document's end."""
+        found = []
+        for (part, shard), own in self._chosen(max_bytes, seed, ()).items():
+            borders = self._borders(part, shard)
+            for document in own:
+                found += self.samples(part, shard, range(borders[document], borders[document + 1]))
+        return found
+
+    def samples(self, part: str, shard: int, rows: Iterable[int]) -> list[np.ndarray]:
+        """Tokens of samples of a shard, without the end of their document."""
+        reader = self.reader(part, shard)
+        return without_end([reader[row] for row in rows], self._eod)
+
+    def _chosen(self, max_bytes: float, seed: int, categories: Sequence[str]) -> dict[tuple[str, int], list[int]]:
+        """(part, shard) -> documents to learn from, ascending."""
         keys, places, sizes, firsts = [], [], [], {}
         for part, shard in self.shards():
             if part != "train":
@@ -144,7 +164,7 @@ class PreparedDocuments:
         for index in sorted(chosen):
             part, shard, i = places[index]
             by_shard.setdefault((part, shard), []).append(i)
-        return [document for place, own in by_shard.items() for document in self.read(*place, own)]
+        return by_shard
 
     def _bytes_per_token(self, places: Sequence[tuple[str, int, int]], order: np.ndarray) -> float:
         """Of up to 50 documents in the order of the hash."""

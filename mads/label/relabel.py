@@ -25,11 +25,20 @@ from mads.data.attributes import write_column
 from mads.data.documents import Document
 from mads.data.pool import attribute_path
 from mads.data.schema import AttributeSchema, DataError, Manifest, sha256_of
-from mads.label.base import Labeller, attribute_schema, fit_labeller, save_labeller
+from mads.label.base import (
+    Labeller,
+    attribute_schema,
+    by_sample,
+    fit_labeller,
+    fit_sample_labeller,
+    labelled,
+    save_labeller,
+)
 from mads.label.prepared import DOMAIN, PreparedDocuments
 
 FIT_BYTES = 64e6  # training text that labellers learn from
 _BATCH_CHARACTERS = 4_000_000
+_BATCH_SAMPLES = 1 << 14
 _LOCK = "labelling"  # an empty file, locked while the attributes of a directory change
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -141,11 +150,18 @@ def _check(prepared: PreparedDocuments, name: str, labeller: Labeller, columns: 
 
 def _fit(prepared: PreparedDocuments, labellers: Mapping[str, Labeller], seed: int, progress: Callable[[str], None]) -> None:
     categories = sorted({field for labeller in labellers.values() for field in labeller.categories})
-    sample = prepared.fit_sample(FIT_BYTES, seed, categories)
+    documents = samples = None
     for name, labeller in labellers.items():
         start = time.monotonic()
-        fit_labeller(prepared.directory, labeller, sample)
-        progress(f"labeller {name} fitted on {len(sample):,} training documents, {time.monotonic() - start:.1f} s")
+        if by_sample(labeller):
+            samples = prepared.fit_samples(FIT_BYTES, seed) if samples is None else samples
+            fit_sample_labeller(prepared.directory, labeller, samples, prepared.tokenizer)
+            what = f"{len(samples):,} training samples"
+        else:
+            documents = prepared.fit_sample(FIT_BYTES, seed, categories) if documents is None else documents
+            fit_labeller(prepared.directory, labeller, documents)
+            what = f"{len(documents):,} training documents"
+        progress(f"labeller {name} fitted on {what}, {time.monotonic() - start:.1f} s")
 
 
 def _label_shards(
@@ -165,28 +181,34 @@ def _label_shard(task: tuple) -> int:
     """Label the documents of a shard and write its columns; everything that it needs is in the task, so any process can do it."""
     directory, labellers, schemas, columns, part, shard = task
     prepared = PreparedDocuments(directory)
+    by_document = {name: labeller for name, labeller in labellers.items() if not by_sample(labeller)}
     found: dict[str, tuple[list, list]] = {name: ([], []) for name in labellers}
     size = 0
     for batch in _batches(prepared.read(part, shard, columns=columns)):
         size += sum(len(document.text.encode()) for document in batch)
-        for name, labeller in labellers.items():
-            codes, values = labeller.label(batch)
-            if len(codes) != len(batch):
-                raise DataError(f"labeller {name} gave {len(codes)} labels for {len(batch)} documents")
-            found[name][0].append(codes)
-            if values is not None:
-                found[name][1].append(values)
+        for name, labeller in by_document.items():
+            _add(found[name], labelled(name, labeller, batch))
     samples = prepared.samples_of(part, shard)
+    for start in range(0, rows := int(samples.sum()), _BATCH_SAMPLES):
+        some = prepared.samples(part, shard, range(start, min(start + _BATCH_SAMPLES, rows)))
+        for name in labellers.keys() - by_document.keys():
+            _add(found[name], labelled(name, labellers[name], some))
     for name, (codes, values) in found.items():
-        schema = schemas[name]
+        schema, times = schemas[name], samples if name in by_document else 1
         write_column(
             attribute_path(directory, part, schema.folder, shard),
             schema,
-            np.repeat(np.concatenate([np.zeros(0, np.uint16), *codes]), samples),
-            np.repeat(np.concatenate([np.zeros(0, np.float32), *values]), samples) if schema.continuous else None,
-            int(samples.sum()),
+            np.repeat(np.concatenate([np.zeros(0, np.uint16), *codes]), times),
+            np.repeat(np.concatenate([np.zeros(0, np.float32), *values]), times) if schema.continuous else None,
+            rows,
         )
     return size
+
+
+def _add(column: tuple[list, list], found: tuple[np.ndarray, np.ndarray | None]) -> None:
+    column[0].append(found[0])
+    if found[1] is not None:
+        column[1].append(found[1])
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:

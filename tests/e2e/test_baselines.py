@@ -35,6 +35,7 @@ PRESETS = {
     "quality_sampling": [],
     "perplexity_filter": [],
     "dsir": [],
+    "moore_lewis": [],
     "mix": ["selection.shares={cooking: 3, numbers: 1}"],
 }
 
@@ -48,6 +49,7 @@ def prepared(tmp_path_factory):
         "data.attributes.perplexity._target_=mads.label.ngram.NGramPerplexity",
         "data.attributes.perplexity.columns=16384",
         "data.attributes.dsir._target_=mads.label.dsir.DSIRImportance",
+        "data.attributes.likeness._target_=mads.label.likeness.ReferenceLikeness",
     ]
     tasks = [f"data.reference_paths.{task}={folder}/{task}.jsonl" for task in ("galley", "voyage")]
     target = folder / "prepared"
@@ -83,8 +85,11 @@ def test_every_preset_trains_on_what_it_is_named_for(prepared, tmp_path):
     assert bits.min() < bits[chosen["perplexity_filter"]].min() and bits[chosen["perplexity_filter"]].max() < bits.max()
     likely = pool.values("dsir")[:]
     assert likely[chosen["dsir"]].mean() > likely[~chosen["dsir"]].mean()
+    like = pool.values("likeness")[:]
+    assert like[chosen["moore_lewis"]].min() >= like[~chosen["moore_lewis"]].max()
     numbers = pool.labels("domain").index("numbers")
-    assert (pool.codes("domain")[:][chosen["dsir"]] != numbers).all()  # the references speak of cooking and sailing
+    for name in ("dsir", "moore_lewis"):  # the references speak of cooking and sailing
+        assert (pool.codes("domain")[:][chosen[name]] != numbers).all()
     mix = {label["label"]: label["chosen_share"] for label in runs["mix"][1][0]["labels"]["domain"]}
     assert abs(mix["cooking"] - 0.75) < 0.1 and mix["sailing"] == 0
 

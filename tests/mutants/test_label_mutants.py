@@ -9,11 +9,16 @@ from mutants import Mutant
 from test_mutants import outcome
 
 GIVEN, STATE, NGRAM = "unit/label/test_given_labels.py", "unit/label/test_labeller_state.py", "unit/label/test_ngram.py"
+LIKENESS = "unit/label/test_likeness.py"
 LABELLERS, RELABEL, WORDS = "unit/label/test_labellers.py", "unit/label/test_relabel.py", "unit/label/test_statistics.py"
 
 
 def _scaled_by_the_batch(original):
     return lambda self, documents: original(self, documents) / (1 + 1e-3 * len(documents))
+
+
+def _one_sample(row):
+    return dataclasses.replace(row, first=np.arange(len(row.first)) == 0)
 
 
 def _forgets_the_intercept(original):
@@ -56,6 +61,24 @@ MUTANTS = [
         "mads.label.ngram:content_ids",
         lambda original: lambda documents: original(documents) + np.arange(1, len(documents) + 1, dtype=np.uint64),
         f"{NGRAM}:check_that_the_sample_is_scored_without_itself",
+    ),
+    Mutant(
+        "samples of the pool's model know themselves",
+        "mads.label.likeness:_Bigrams.log_probability",
+        lambda original: lambda self, row, smoothing, own=None: original(self, row, smoothing),
+        f"{LIKENESS}:check_values_equal_plain_python",
+    ),
+    Mutant(
+        "a long task outweighs a short one",
+        "mads.label.likeness:_Bigrams.counted",
+        lambda original: classmethod(lambda cls, groups, size: original.__func__(cls, [sum(groups, [])], size)),
+        f"{LIKENESS}:check_values_equal_plain_python",
+    ),
+    Mutant(
+        "a sample begins with the end of the one before",
+        "mads.label.likeness:_Row.of",
+        lambda original: classmethod(lambda cls, samples: _one_sample(original.__func__(cls, samples))),
+        f"{LIKENESS}:check_that_a_value_does_not_depend_on_the_batch",
     ),
     Mutant(
         "longer n-grams are pairs of one place too near",

@@ -20,7 +20,7 @@ def _all_parts(original):
 
     def texts(directory):
         files = sorted((Path(directory) / "references").glob("*.jsonl"))
-        return [json.loads(line)["text"] for file in files for line in file.read_text().splitlines()]
+        return {file.stem: [json.loads(line)["text"] for line in file.read_text().splitlines()] for file in files}
 
     return texts
 

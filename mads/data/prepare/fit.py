@@ -16,11 +16,20 @@ import numpy as np
 from mads.data.documents import Document, Rejects
 from mads.data.prepare.board import Tally
 from mads.data.prepare.job import Job
+from mads.data.parts import window_lengths
 from mads.data.prepare.plan import Plan
 from mads.data.references import JsonlReferences, split_parts
 from mads.data.schema import AttributeSchema, DataError
 from mads.data.tokenizer import Tokenizer, train_sentencepiece
-from mads.label.base import Labeller, attribute_schema, fit_labeller, open_labeller, save_labeller
+from mads.label.base import (
+    Labeller,
+    attribute_schema,
+    fit_labeller,
+    fit_sample_labeller,
+    open_labeller,
+    save_labeller,
+    without_end,
+)
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 TOKENIZER_FILES = {"sentencepiece": "tokenizer.model", "huggingface": "tokenizer.json"}
@@ -149,10 +158,32 @@ def _fit_labeller(job: Job, index: int, scratch: Path) -> list[str]:
     name, labeller = list(job.labellers.items())[index - 1]
     documents, start = list(_sample(job, "labellers")), time.monotonic()
     fit_labeller(job.directory, labeller, documents)
+    _keep(job, index, scratch, labeller)
+    return [f"labeller {name} fitted on {len(documents):,} training documents, {time.monotonic() - start:.1f} s"]
+
+
+def fit_by_sample(job: Job, index: int, scratch: Path, tally: Tally) -> list[str]:
+    """Fit a labeller that learns from samples, with the tokenizer that `fit` has made; indices as there."""
+    (scratch / "work" / "fit").mkdir(parents=True)
+    name, labeller = list(job.labellers.items())[index - 1]
+    start, settings = time.monotonic(), job.settings
+    record = json.loads((job.directory / job.result("fit", 0, ".json")).read_text())
+    tokenizer = Tokenizer.open(job.directory / record["file"], record["kind"])
+    samples: list[np.ndarray] = []
+    for tokens in tokenizer.encode([document.text for document in _sample(job, "labellers")]):
+        tokens = np.append(tokens, np.int32(tokenizer.eod))
+        lengths = window_lengths(len(tokens), settings.seq_length, settings.min_sample_tokens)
+        samples += np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    fit_sample_labeller(job.directory, labeller, without_end(samples, tokenizer.eod), tokenizer)
+    _keep(job, index, scratch, labeller)
+    return [f"labeller {name} fitted on {len(samples):,} training samples, {time.monotonic() - start:.1f} s"]
+
+
+def _keep(job: Job, index: int, scratch: Path, labeller: Labeller) -> None:
+    name = list(job.labellers)[index - 1]
     save_labeller(scratch / "labellers" / f"{name}.npz", labeller)
     schema = attribute_schema(name, labeller)
     (scratch / job.result("fit", index, ".json")).write_text(json.dumps(dataclasses.asdict(schema)))
-    return [f"labeller {name} fitted on {len(documents):,} training documents, {time.monotonic() - start:.1f} s"]
 
 
 @dataclasses.dataclass(frozen=True)

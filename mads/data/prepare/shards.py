@@ -22,6 +22,7 @@ from mads.data.prepare.job import Job
 from mads.data.prepare.plan import HELDOUT, REMOVED, Plan
 from mads.data.schema import PARTS, DataError, sha256_of
 from mads.data.split import text_keys
+from mads.label.base import by_sample, labelled, without_end
 
 _BATCH_BYTES = 4_000_000  # text that is tokenised and labelled at a time
 
@@ -77,6 +78,7 @@ class _Shard:
         self._stack = ExitStack()
         self._columns = {part: {s.name: ([], []) for s in fitted.schemas} for part in PARTS}
         self._keys: dict[str, list[np.ndarray]] = {part: [np.zeros((0, 2), np.uint64)] for part in PARTS}
+        self._sample_labellers = [name for name, labeller in fitted.labellers.items() if by_sample(labeller)]
         self.rejects = Rejects()
         self.domains_held: set[str] = set()
         self.longest_document = self.longest_sample = 0
@@ -107,7 +109,7 @@ class _Shard:
     def add(self, documents: list[Document], held: np.ndarray, keys: np.ndarray) -> None:
         """Tokenise, label and write some documents; those that are too short are rejected."""
         settings = self._job.settings
-        windows = np.zeros(len(documents), dtype=np.int64)
+        windows, samples = np.zeros(len(documents), dtype=np.int64), []
         for i, (document, tokens) in enumerate(zip(documents, self._tokens(documents))):
             lengths = window_lengths(len(tokens), settings.seq_length, settings.min_sample_tokens)
             self.longest_document = max(self.longest_document, len(tokens))
@@ -118,24 +120,32 @@ class _Shard:
                 continue
             self.longest_sample = max(self.longest_sample, int(lengths.max()))
             self._write(PARTS[int(held[i])], document, tokens, lengths)
+            if self._sample_labellers:
+                samples += np.split(tokens, np.cumsum(lengths)[:-1])
         taken = windows > 0
         for part, mine in zip(PARTS, (taken & ~held, taken & held)):
             self._keys[part].append(keys[mine])
         self.domains_held.update(documents[i].domain for i in np.flatnonzero(taken & held))
-        self._label([documents[i] for i in np.flatnonzero(taken)], held[taken], windows[taken])
+        if taken.any():
+            kept = [documents[i] for i in np.flatnonzero(taken)]
+            for name, labeller in self._fitted.labellers.items():
+                if name not in self._sample_labellers:
+                    self._label(name, labelled(name, labeller, kept), held[taken], windows[taken])
+            samples = without_end(samples, self._fitted.tokenizer.eod)
+            for name in self._sample_labellers:
+                found = labelled(name, self._fitted.labellers[name], samples)
+                self._label(name, found, np.repeat(held[taken], windows[taken]), np.ones(len(samples), np.int64))
 
-    def _label(self, documents: list[Document], held: np.ndarray, windows: np.ndarray) -> None:
-        if not documents:
-            return
-        for name, labeller in self._fitted.labellers.items():
-            codes, values = labeller.label(documents)
-            if len(codes) != len(documents):
-                raise DataError(f"labeller {name} gave {len(codes)} labels for {len(documents)} documents")
-            for part, mine in zip(PARTS, (~held, held)):
-                column = self._columns[part][name]
-                column[0].append(np.repeat(codes[mine], windows[mine]))
-                if values is not None:
-                    column[1].append(np.repeat(values[mine], windows[mine]))
+    def _label(
+        self, name: str, found: tuple[np.ndarray, np.ndarray | None], held: np.ndarray, windows: np.ndarray
+    ) -> None:
+        """Keep labels, each for as many samples as `windows` says."""
+        codes, values = found
+        for part, mine in zip(PARTS, (~held, held)):
+            column = self._columns[part][name]
+            column[0].append(np.repeat(codes[mine], windows[mine]))
+            if values is not None:
+                column[1].append(np.repeat(values[mine], windows[mine]))
 
     def _write_columns(self) -> None:
         for part in PARTS:

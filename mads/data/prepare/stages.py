@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from mads.data.prepare.board import Tally
-from mads.data.prepare.fit import draw_sample, fit, sampled_groups, write_references
+from mads.data.prepare.fit import draw_sample, fit, fit_by_sample, sampled_groups, write_references
 from mads.data.prepare.job import Job
 from mads.data.prepare.plan import Plan, make_plan
 from mads.data.prepare.seal import seal
 from mads.data.prepare.shards import write_shard
 from mads.data.prepare.survey import survey_group
+from mads.label.base import by_sample
 
 _RUN = {
     "references": write_references,
@@ -18,11 +19,12 @@ _RUN = {
     "plan": make_plan,
     "sample": draw_sample,
     "fit": fit,
+    "fit_by_sample": fit_by_sample,
     "shards": write_shard,
     "seal": seal,
 }
 STAGES = tuple(_RUN)
-_OF_A_FIRST = ("sample", "fit")  # an addition takes these from the directory
+_OF_A_FIRST = ("sample", "fit", "fit_by_sample")  # an addition takes these from the directory
 
 
 def tasks_of(job: Job, stage: str) -> list[str]:
@@ -34,7 +36,9 @@ def tasks_of(job: Job, stage: str) -> list[str]:
     elif stage == "sample":
         indices = sampled_groups(job, Plan.load(job))
     elif stage == "fit":
-        indices = range(1 + len(job.labellers))
+        indices = [0, *(i for i, labeller in enumerate(job.labellers.values(), 1) if not by_sample(labeller))]
+    elif stage == "fit_by_sample":  # with the tokenizer
+        indices = [i for i, labeller in enumerate(job.labellers.values(), 1) if by_sample(labeller)]
     elif stage == "shards":
         indices = range(len(Plan.load(job).about["shards"]))
     else:

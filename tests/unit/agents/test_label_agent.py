@@ -7,7 +7,8 @@ from hydra.utils import instantiate
 
 from mads.agents import LabelAgent
 from mads.agents.base import ProbeRewards
-from mads.agents.rules import MadsRule, PaperRule
+from mads.agents.label import normal_scores
+from mads.agents.rules import MadsRule, MirrorRule, PaperRule
 
 
 def _probes(pool, seed=0, n=80):
@@ -25,6 +26,47 @@ def test_hydra_builds_it_and_start_weights_are_token_shares():
     expected = [sum(int(n) for n, c in zip(pool.lengths, codes) if c == j) / int(pool.lengths.sum()) for j in range(7)]
     np.testing.assert_allclose([r.weight for r in agent.describe()], expected, rtol=1e-12)
     assert sum(r.pool_share for r in agent.describe()) == pytest.approx(1)
+
+
+def check_a_prior_is_in_start_weights():
+    """Against draws of a normal variable, cut where the pool's labels end."""
+    pool, plain, told = random_pool(), LabelAgent("quality"), LabelAgent("quality", prior=2.0)
+    for rule in (MadsRule(0.5), PaperRule(0.1)):
+        plain.bind(pool, rule), told.bind(pool, rule)
+        draws = np.sort(np.random.default_rng(0).standard_normal(2_000_000))
+        ends = np.round(np.cumsum(plain.shares) * len(draws)).astype(int)
+        means = [part.mean() for part in np.split(draws, ends[:-1])]
+        np.testing.assert_allclose(told.weights - plain.weights, 2 * np.array(means), atol=0.02)
+        assert (plain.shares * (told.weights - plain.weights)).sum() == pytest.approx(0, abs=1e-12)
+        assert np.all(np.diff(told.weights - plain.weights) > 0)
+
+
+def test_a_prior_is_in_the_start_weights():
+    check_a_prior_is_in_start_weights()
+
+
+def test_normal_scores_of_labels_that_hold_nothing_are_those_of_their_place():
+    scores = normal_scores(np.array([0.0, 0.5, 0.0, 0.5, 0.0]))
+    assert scores[[1, 3]].tolist() == pytest.approx([-0.797885, 0.797885], abs=1e-6)
+    assert scores[0] < -6 and scores[2] == pytest.approx(0, abs=1e-9) and scores[4] > 6
+
+
+@pytest.mark.parametrize("prior", [float("nan"), float("inf"), True, "2"])
+def test_a_prior_that_is_no_number_is_refused(prior):
+    with pytest.raises(ValueError, match="prior=.* must be a finite number"):
+        LabelAgent("quality", prior=prior)
+
+
+def test_rewards_correct_a_prior():
+    """What the prior believes least of is what helps."""
+    pool, agent = random_pool(), LabelAgent("quality", prior=1.0)
+    agent.bind(pool, MirrorRule(1.0))
+    worst = np.argmin(agent.weights)
+    for seed in range(6):
+        probes = _probes(pool, seed)
+        codes = probes.view.codes("quality")
+        agent.learn(ProbeRewards(probes.view, 1.0 * (codes == worst), probes.targets, probes.importance))
+    assert np.argmax(agent.weights) == worst
 
 
 def test_x1_score_is_the_label_weight_however_the_pool_is_cut():

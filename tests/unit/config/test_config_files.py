@@ -43,6 +43,7 @@ def overrides_for(choice: str) -> list[str]:
         "selection/mix": ["++selection.shares={news: 0.4, books: 0.6}"],
         "selection/perplexity_filter": ["data/attributes=perplexity"],
         "selection/dsir": ["data/attributes=dsir"],
+        "selection/moore_lewis": ["data/attributes=likeness"],
     }
     return chosen + given.get(choice, [])
 

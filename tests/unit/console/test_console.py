@@ -11,6 +11,7 @@ from fake_pool import FakePool, OneRank, random_pool
 from support import make_pool
 
 from mads.agents import LabelAgent
+from mads.agents.label import normal_scores
 from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, RandomSelectionConfig, StratifiedSelectionConfig
 from mads.console.console import Console
 from mads.console.decide import Candidates
@@ -179,6 +180,25 @@ def test_first_rounds_follow_their_rule():
     for records in record.labels.values():  # stratified over joint cells: every mix is the pool's to within a few samples
         assert max(abs(l.chosen_share - l.pool_share) for l in records) < 0.02
     assert warm.needs_rewards()
+
+
+def check_the_warm_up_follows_a_prior():
+    """Round 0 has shares n_c exp(w_c) where an agent has a prior, and rewards only after it."""
+    pool, uses = random_pool(n=6000), np.zeros(6000, np.uint16)
+    agents = [LabelAgent("quality", prior=1.5), LabelAgent("domain")]
+    console = Console(OneRank(), pool, agents, build_strategy(MADS), 3)
+    assert not console.needs_rewards()
+    _, record = console.decide(None, uses, 4 * BUDGET, 0, 0)
+    natural = np.array([l.pool_share for l in record.labels["quality"]])
+    expected = natural * np.exp(1.5 * normal_scores(natural))
+    found = np.array([l.chosen_share for l in record.labels["quality"]])
+    np.testing.assert_allclose(found, expected / expected.sum(), atol=0.02)
+    assert max(abs(l.chosen_share - l.pool_share) for l in record.labels["domain"]) < 0.06
+    assert console.needs_rewards()
+
+
+def test_the_warm_up_follows_a_prior():
+    check_the_warm_up_follows_a_prior()
 
 
 @pytest.mark.parametrize(

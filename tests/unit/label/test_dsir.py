@@ -101,7 +101,7 @@ def write_references(folder):
 def check_only_the_direction_part_is_seen(folder):
     write_references(folder)
     texts = direction_texts(folder)
-    assert texts == sorted(f"the rocket of {task} {i}" for task in ("one", "two") for i in range(15))
+    assert texts == {task: sorted(f"the rocket of {task} {i}" for i in range(15)) for task in ("one", "two")}
     labeller, pool = DSIRImportance(), natural(40, seed=1)
     fit_labeller(folder, labeller, pool)
     odd = [Document(text, "x", "made", 1) for text in ("zebra", "yacht", "quokka")]
