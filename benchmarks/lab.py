@@ -145,7 +145,6 @@ def overrides(shared: Path, folder: Path, tasks: Iterable[str]) -> list[str]:
         "data.attributes.destroyed={_target_:mads.label.given.GivenLabel,field:destroyed,names:['no','yes']}",
         "data.attributes.intact={_target_:mads.label.given.GivenLabel,field:intact}",
         "data.attributes.dsir={_target_:mads.label.dsir.DSIRImportance}",
-        "data.attributes.likeness={_target_:mads.label.likeness.ReferenceLikeness}",
         "data.reference_paths={" + ",".join(f"{task}:'{path}'" for task, path in references.items()) + "}",
         "data.references.max_examples=null",
         "data.hygiene.evaluation_paths={" + ",".join(f"{task}:'{path}'" for task, path in evaluation.items()) + "}",

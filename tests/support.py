@@ -10,6 +10,13 @@ from mads.data.parts import PartWriter, seal, window_lengths
 from mads.data.pool import Pool, attribute_path
 from mads.data.schema import AttributeSchema
 
+LABELS = {
+    "domain": ("news", "code", "books"),
+    "quality": tuple("01234"),
+    "topic": ("a", "b", "c", "d"),
+    "likeness": ("low", "middle", "high"),
+}
+
 
 def make_pool(
     path,
@@ -28,11 +35,12 @@ def make_pool(
     """Write a prepared directory of random tokens under `path` and open its train part.
 
     documents, heldout: number of documents of the two parts (token id 0 ends each document)
-    labels: attribute -> label names; default domain (3), quality (5), topic (4). A document's samples share its labels.
+    labels: attribute -> label names; default domain (3), quality (5), topic (4), likeness (3). A document's samples share its
+        labels.
     continuous: the attributes that also have a value (code + a fraction)
     """
     path, rng = Path(path), np.random.default_rng(seed)
-    labels = labels or {"domain": ("news", "code", "books"), "quality": tuple("01234"), "topic": ("a", "b", "c", "d")}
+    labels = labels or LABELS
     schemas = [AttributeSchema(name, names, name in continuous, {"labeller": "random"}) for name, names in labels.items()]
     (path / "references").mkdir(parents=True, exist_ok=True)
     parts = {}

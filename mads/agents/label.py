@@ -13,15 +13,15 @@ from mads.agents.columns import label_codes
 
 
 class LabelAgent(AgentBase):
-    """Memory of the paper's agents: S_A(x) = w_{label(x)}. Start weights are the selection's (the pool's own token shares under
-    `paper`, 0 under `mads`), and what is known of the labels before any reward.
+    """Memory of the paper's agents: S_A(x) = w_{label(x)}. Start weights are those of the selection (token shares under `paper`,
+    0 under `mads`) and what is believed of the labels before any reward.
 
     Args:
         attribute: the column that the agent sees.
         name: its name in records; the attribute's if not given.
-        prior: added to the start weights, times each label's normal score (`normal_scores`): for labels in ascending order, such as
-            bins of a score, of which the later ones are believed to be the better ones. The first decisions follow it, rewards
-            correct it.
+        prior: start weights rise by it for each standard deviation between labels (`normal_scores`): for labels in ascending
+            order, such as bins of a score, of which later ones are believed to be better. The first decisions follow it,
+            rewards correct it.
     """
 
     def __init__(self, attribute: str, name: str | None = None, prior: float = 0.0):
@@ -50,9 +50,13 @@ class LabelAgent(AgentBase):
 
 
 def normal_scores(shares: np.ndarray) -> np.ndarray:
-    """Mean of a standard normal variable between the quantiles that bound each label, float64 [L]; shares of tokens, sum 1, in the
-    labels' order. (phi(a_j) - phi(a_(j+1))) / p_j with a_j the quantile of p_1 + ... + p_(j-1). Labels without tokens have that of
-    their place."""
+    """Mean of a standard normal variable between the quantiles that bound each label, float64 [L].
+
+    (phi(a_j) - phi(a_(j+1))) / p_j with a_j the normal quantile of p_1 + ... + p_(j-1); a label without tokens has a_(j+1).
+
+    Args:
+        shares: the labels' shares of the tokens, in their order, float64 [L]
+    """
     normal, ends = NormalDist(), np.concatenate([[0.0], np.cumsum(shares)]) / np.sum(shares)
     inner = [0.0 < end < 1.0 for end in ends]
     density = np.array([normal.pdf(normal.inv_cdf(end)) if ok else 0.0 for end, ok in zip(ends, inner)])

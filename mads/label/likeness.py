@@ -139,9 +139,8 @@ class ReferenceLikeness(FittedLabeller):
             raise DataError(f"the reference task {empty[0]!r} has no text in its direction part, so nothing can be like it")
         ids, first = np.unique(_ids(samples), return_index=True)
         if len(first) < _FEWEST or not self._tasks:
-            raise DataError(
-                f"likeness needs reference tasks and at least {_FEWEST} different samples; there are {len(self._tasks)} and {len(first)}"
-            )
+            have = f"there are {len(self._tasks)} and {len(first)}"
+            raise DataError(f"likeness needs reference tasks and at least {_FEWEST} different samples; {have}")
         chosen = [samples[i] for i in first[np.argsort(hash64(self.seed, "likeness-fit", 0, ids), kind="stable")]]
         tokens = sum(len(text) for own in self._tasks.values() for text in own)
         ends = np.cumsum([len(sample) for sample in chosen])

@@ -103,7 +103,7 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
         if attribute not in pool.attributes:
             raise ConfigError(
                 f"{key}={attribute!r}, but {config.data.dir} has only the attributes {sorted(pool.attributes)}; "
-                "prepare it again with that attribute, or choose one of these"
+                "add it with `mads label`, prepare it again, or choose one of these"
             )
     if selection.name == "column":
         _check_column(config, pool)

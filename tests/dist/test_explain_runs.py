@@ -84,5 +84,5 @@ def test_states_are_small(trained):
     folder, _ = trained
     for name in ("paper", "mads"):
         lines = (folder / name / "decisions.jsonl").read_text().splitlines()
-        assert all(set(json.loads(line)["states"]) == {"quality", "domain", "topic"} for line in lines)
+        assert all(set(json.loads(line)["states"]) == {"quality", "domain", "topic", "likeness"} for line in lines)
         assert max(len(json.dumps(json.loads(line)["states"])) for line in lines) < 2500

@@ -49,7 +49,6 @@ def prepared(tmp_path_factory):
         "data.attributes.perplexity._target_=mads.label.ngram.NGramPerplexity",
         "data.attributes.perplexity.columns=16384",
         "data.attributes.dsir._target_=mads.label.dsir.DSIRImportance",
-        "data.attributes.likeness._target_=mads.label.likeness.ReferenceLikeness",
     ]
     tasks = [f"data.reference_paths.{task}={folder}/{task}.jsonl" for task in ("galley", "voyage")]
     target = folder / "prepared"

@@ -50,7 +50,7 @@ def test_the_page_s_agent_trains_decides_and_is_saved(folder, tmp_path):
     done = call(folder, tmp_path / "run", "train.steps=6", "selection.interval=3", "schedule=constant")
     assert done.returncode == 0, done.stderr[-3000:]
     decided = [json.loads(line) for line in (tmp_path / "run" / "decisions.jsonl").read_text().splitlines()]
-    assert [list(d["theta"]) for d in decided] == [["quality", "domain", "topic", "length"]] * 2
+    assert [list(d["theta"]) for d in decided] == [["quality", "domain", "topic", "likeness", "length"]] * 2
     assert decided[0]["agent_rewards"]["length"] == 0.0 != decided[1]["agent_rewards"]["length"]  # judged before it learns
     [state] = [json.loads(p.read_text()) for p in (tmp_path / "run" / "checkpoints").glob("step-*/state.json")]
     assert state["console"]["agents"]["length"]["memory"]["slope"] != 0.0

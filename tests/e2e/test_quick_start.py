@@ -58,7 +58,7 @@ def test_make_demo_trains_a_run_and_its_control_and_reports_both(tmp_path):
     assert [m["step"] for m in metrics if m["kind"] == "train"] == list(range(1, 13))
     assert [d["round"] for d in decisions] == [0, 1, 2]
     first, last = decisions[0], decisions[-1]
-    assert set(first["theta"]) == {"quality", "domain", "topic"} and first["theta"] != last["theta"]
+    assert set(first["theta"]) == {"quality", "domain", "topic", "likeness"} and first["theta"] != last["theta"]
     assert sum(last["theta"].values()) == pytest.approx(1)
     for agent in first["theta"]:
         before, after = ([row["weight"] for row in d["labels"][agent]] for d in (first, last))

@@ -56,7 +56,7 @@ def prepare(
         DataError: unusable input or settings, or a directory that was prepared with other settings. Names the remedy.
     """
     directory = Path(directory)
-    _check(source, labellers, workers)
+    _check(source, labellers, append or references is not None, workers)
     _check_groups(source, settings.heldout_group_field, append)
     identity = {
         "settings": settings.identity(),
@@ -92,7 +92,7 @@ def default_workers(source: Source, cores: int) -> int:
     return max(1, min(cores, sum(os.path.getsize(path) for _, path in source.files) // 4_000_000))
 
 
-def _check(source: Source, labellers: dict[str, Labeller], workers: int) -> None:
+def _check(source: Source, labellers: dict[str, Labeller], with_references: bool, workers: int) -> None:
     if workers < 1:
         raise DataError(f"{workers} workers cannot prepare anything; give --workers 1 or more")
     for name, labeller in labellers.items():
@@ -103,6 +103,11 @@ def _check(source: Source, labellers: dict[str, Labeller], workers: int) -> None
             raise DataError(
                 f"attribute {name!r} is read from the fields {missing}, which the source does not give: add them to "
                 f"data.attribute_fields, now {list(source.attribute_fields)}"
+            )
+        if not with_references and getattr(labeller, "learns_references", False):
+            raise DataError(
+                f"attribute {name!r} is learned from the reference tasks, and there are none: give "
+                f"data.reference_paths={{TASK: FILE}}, or leave the attribute out with ~data.attributes.{name}"
             )
 
 

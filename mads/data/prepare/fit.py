@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from mads.data.documents import Document, Rejects
+from mads.data.parts import window_lengths
 from mads.data.prepare.board import Tally
 from mads.data.prepare.job import Job
-from mads.data.parts import window_lengths
 from mads.data.prepare.plan import Plan
 from mads.data.references import JsonlReferences, split_parts
 from mads.data.schema import AttributeSchema, DataError

@@ -136,9 +136,7 @@ class _Shard:
                 found = labelled(name, self._fitted.labellers[name], samples)
                 self._label(name, found, np.repeat(held[taken], windows[taken]), np.ones(len(samples), np.int64))
 
-    def _label(
-        self, name: str, found: tuple[np.ndarray, np.ndarray | None], held: np.ndarray, windows: np.ndarray
-    ) -> None:
+    def _label(self, name: str, found: tuple[np.ndarray, np.ndarray | None], held: np.ndarray, windows: np.ndarray) -> None:
         """Keep labels, each for as many samples as `windows` says."""
         codes, values = found
         for part, mine in zip(PARTS, (~held, held)):

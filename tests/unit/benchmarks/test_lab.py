@@ -46,6 +46,6 @@ def test_the_configuration_is_one(tmp_path):
     config = compose(overrides(Path("shared"), folder, ["arc_easy"]))
     assert config.data.dir == str(folder / "data") and config.data.heldout_group_field == "group"
     assert config.data.hygiene.evaluation_paths == {"arc_easy": str(folder / "tasks" / "arc_easy.jsonl.gz")}
-    assert set(config.data.attributes) == {"quality", "domain", "topic", "perplexity", "dsir", "likeness", "destroyed", "intact"}
+    assert set(config.data.attributes) == {"quality", "domain", "topic", "likeness", "perplexity", "dsir", "destroyed", "intact"}
     fields = {name: node.get("field") for name, node in config.data.attributes.items()}
     assert {name for name, field in fields.items() if field} == {"destroyed", "intact"}

@@ -43,7 +43,6 @@ def overrides_for(choice: str) -> list[str]:
         "selection/mix": ["++selection.shares={news: 0.4, books: 0.6}"],
         "selection/perplexity_filter": ["data/attributes=perplexity"],
         "selection/dsir": ["data/attributes=dsir"],
-        "selection/moore_lewis": ["data/attributes=likeness"],
     }
     return chosen + given.get(choice, [])
 
@@ -118,7 +117,7 @@ def test_an_unknown_key_of_a_labeller_is_an_error_of_its_class():
     with pytest.raises(ConfigError, match="(?s)data.attributes.topic.*no_such_key"):
         build_all(config.data.attributes, "data.attributes")
     built = build_all(compose(["data.attributes.topic.topics=5"]).data.attributes, "data.attributes")
-    assert list(built) == ["quality", "domain", "topic"]
+    assert list(built) == ["quality", "domain", "topic", "likeness"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_bad_overrides_name_the_key_and_the_way_out(overrides, words):
 
 def test_open_fields_take_new_names_without_a_mark():
     config = compose(["agents.members.wit._target_=mads.agents.LabelAgent", "agents.members.wit.attribute=quality"])
-    assert list(config.agents.members) == ["quality", "domain", "topic", "wit"]
+    assert list(config.agents.members) == ["quality", "domain", "topic", "likeness", "wit"]
     config = compose(["data=jsonl", "data.paths=[a]", "data.reference_paths.cloze=cloze.jsonl"])
     assert config.data.references.paths == {"cloze": "cloze.jsonl"}
     assert "topic" not in compose(["~agents.members.topic"]).agents.members

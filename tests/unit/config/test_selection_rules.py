@@ -6,6 +6,7 @@ from mads.config.compose import ConfigError, compose
 from mads.config.validate import validate
 
 FIXED = "selection.collaboration=fixed"
+THREE = ["agents=paper", FIXED]
 QUALITY = ["data.attributes.perplexity._target_=x.Y", "selection=perplexity_filter"]
 
 
@@ -23,8 +24,16 @@ def checked(overrides):
         (["selection=paper", "selection.collaboration=multiplicative", "selection.theta_floor=0.1"], "theta_floor", 0.1),
         (["selection.collaboration=additive", "selection.theta_rate=2"], "theta_rate", 2.0),
         ([FIXED], "theta", {}),
-        ([FIXED, "selection.theta={quality: 1, domain: 0, topic: 2}"], "theta", {"quality": 1.0, "domain": 0.0, "topic": 2.0}),
-        ([FIXED, "selection.theta.quality=1", "~agents.members.topic", "~agents.members.domain"], "theta", {"quality": 1.0}),
+        (
+            [*THREE, "selection.theta={quality: 1, domain: 0, topic: 2}"],
+            "theta",
+            {"quality": 1.0, "domain": 0.0, "topic": 2.0},
+        ),
+        (
+            [*THREE, "selection.theta.quality=1", "~agents.members.topic", "~agents.members.domain"],
+            "theta",
+            {"quality": 1.0},
+        ),
         (["selection.selector=top_k"], "selector", "top_k"),
         (["selection.selector=proportional"], "selector", "proportional"),
         (["selection=quality_sampling", "selection.descending=false"], "descending", False),
@@ -50,9 +59,12 @@ def test_what_goes_together_passes(overrides, key, value):
         (["selection.collaboration=additive", "selection.theta_floor=0.1"], ["theta_floor=0.1", "additive"]),
         (["selection=paper", "selection.theta_floor=0.05"], ["theta_floor=0.05", "additive", "choose multiplicative"]),
         (["selection.theta.quality=1"], ["selection.theta={'quality': 1.0}", "multiplicative", "choose fixed"]),
-        ([FIXED, "selection.theta={quality: 1}"], ["selection.theta names ['quality']", "['domain', 'quality', 'topic']"]),
-        ([FIXED, "selection.theta={quality: 1, domain: -1, topic: 1}"], ["selection.theta=", "not negative"]),
-        ([FIXED, "selection.theta={quality: 0, domain: 0, topic: 0}"], ["selection.theta=", "not all 0"]),
+        (
+            [FIXED, "selection.theta={quality: 1}"],
+            ["selection.theta names ['quality']", "['domain', 'likeness', 'quality', "],
+        ),
+        ([*THREE, "selection.theta={quality: 1, domain: -1, topic: 1}"], ["selection.theta=", "not negative"]),
+        ([*THREE, "selection.theta={quality: 0, domain: 0, topic: 0}"], ["selection.theta=", "not all 0"]),
         (
             ["selection.selector=top_k", "selection.temperature=0.5"],
             ["selection.temperature=0.5", "choose auto or shares or gumbel"],

@@ -137,10 +137,10 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
             ["selection=stratified", "selection.attribute=mood"],
             1,
             False,
-            ["selection.attribute='mood'", "['domain', 'quality', 't"],
+            ["selection.attribute='mood'", "['domain', 'likeness', 'quality', 't"],
         ),
         (["agents.members.topic.attribute=mood"], 1, False, ["agents.members.topic.attribute='mood'", "'quality'"]),
-        (["~agents.members.topic", "~agents.members.domain", "~agents.members.quality"], 1, False, ["at least one agent"]),
+        ([f"~agents.members.{name}" for name in ("topic", "domain", "quality", "likeness")], 1, False, ["at least one agent"]),
         (["selection.first_interval=51"], 1, False, ["selection.first_interval=51", "selection.interval=50", "warmup_rounds"]),
         (
             ["selection.agent_update=mean", "selection.agent_rate=1.5"],
@@ -151,8 +151,8 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
         (["train.stop_at=301"], 1, False, ["train.stop_at=301", "train.steps=300"]),
         (["selection=odm", "selection.first_interval=10"], 1, False, ["selection=odm counts rounds", "selection.interval=50"]),
         (["selection=paper", "selection.agent_rate=2"], 1, False, ["selection.agent_rate=2", "at most 1"]),
-        (["selection.probes=2"], 1, False, ["selection.probes=2", "3 agents"]),
-        (["selection.theta_floor=0.4"], 1, False, ["selection.theta_floor=0.4", "3 agents", "at most 0.333"]),
+        (["selection.probes=2"], 1, False, ["selection.probes=2", "4 agents"]),
+        (["selection.theta_floor=0.4"], 1, False, ["selection.theta_floor=0.4", "4 agents", "at most 0.25"]),
         (
             ["selection=random", "agents.members.topic.attribute=domain"],
             1,

@@ -72,7 +72,7 @@ def test_slices_cover_the_pool_once_and_are_near_equal(pool, count):
 
 
 def test_unknown_attribute_lists_those_that_exist(pool):
-    with pytest.raises(DataError, match=r"no attribute 'mood'.*'domain', 'quality', 'topic'"):
+    with pytest.raises(DataError, match=r"no attribute 'mood'.*'domain', 'likeness', 'quality', 'topic'"):
         pool.codes("mood")
     with pytest.raises(DataError, match=r"'topic' has labels only.*\['quality'\]"):
         pool.values("topic")

@@ -36,7 +36,14 @@ def test_published_labels_become_attributes_and_bad_ones_are_counted(tmp_path, c
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*found[:60], *bad]) + nan + "\n")
     pq.write_table(pa.Table.from_pylist(found[60:]), tmp_path / "in/b.parquet")
-    overrides = ["data.seq_length=32", "data.min_sample_tokens=8", "model.vocab_size=300", "data.heldout_fraction=0.1"]
+    overrides = [
+        "agents=paper",
+        "~data.attributes.likeness",
+        "data.seq_length=32",
+        "data.min_sample_tokens=8",
+        "model.vocab_size=300",
+        "data.heldout_fraction=0.1",
+    ]
     command = ["prepare", "--workers", "1", "data=slimpajama_labeled", f"data.paths=[{tmp_path}/in]", f"data.dir={tmp_path}/out"]
     assert main([*command, *overrides]) == 0, capsys.readouterr().err
     manifest = Manifest.read(tmp_path / "out", verify=True)

@@ -131,7 +131,9 @@ def test_the_limit_takes_the_same_few_samples_of_every_label_every_time(director
 
 
 def test_an_attribute_that_the_pool_lacks_is_named(directory):
-    with pytest.raises(DataError, match=r"reported by 'mood'; the prepared data has only \['domain', 'quality', 'topic'\]"):
+    with pytest.raises(
+        DataError, match=r"reported by 'mood'; the prepared data has only \['domain', 'likeness', 'quality', 'topic'\]"
+    ):
         HeldOut(FakeModel(), Pool.open(directory, "heldout"), [], OneRank(), 32, 3, 4, "mood")
 
 

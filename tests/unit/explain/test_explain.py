@@ -28,13 +28,14 @@ OTHER_AGENTS = [
     "agents.members.novel={_target_: mads.agents.NoveltyAgent, attributes: [domain]}",
     "selection.probes=90",
 ]
-PAPER = ["selection=paper", "selection.probes_per_agent=30"]
+PAPER = ["selection=paper", "agents=paper", "selection.probes_per_agent=30"]
 CASES = {
     "random": (["selection=random"], 2),
     "stratified": (["selection=stratified", "selection.attribute=domain", "selection.shares=uniform"], 1),
     "paper random": (PAPER, 0),
     "paper": (PAPER, 3),
-    "mads warm-up": ([], 0),
+    "mads warm-up": (["agents=paper"], 0),
+    "mads prior": ([], 0),
     "mads": (["selection.selector=gumbel"], 3),
     "mads by shares": (["selection.temperature=0.5", "selection.share_floor=0.2"], 3),
     "threshold": (["selection.exchange=threshold", *OTHER_AGENTS], 3),
@@ -131,7 +132,7 @@ def look_at_mads(run, round_, found):
 
 def look_at_mads_by_shares(run, round_, found):
     """Every cell's share is that of the equation, by a loop over samples, and the words name both shares."""
-    temperature, tilted, natural = 0.5 / 3, {}, {}
+    temperature, tilted, natural = 0.5 / len(found[0].agents), {}, {}
     cell_of = lambda e: tuple(e.labels[w.agent] for w in e.agents)  # noqa: E731
     for e in found:
         assert sum(w.given for w in e.agents) == pytest.approx(scores_by_a_loop(run, round_, e))

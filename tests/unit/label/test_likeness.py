@@ -237,6 +237,6 @@ def test_label_labels_every_sample_by_its_own_tokens(prepared):
 
 def test_without_reference_tasks_there_is_nothing_to_be_like(corpus, tmp_path):
     settings = PrepareSettings(400, seq_length=32, min_sample_tokens=4)
-    with pytest.raises(DataError, match="has no reference tasks to learn from"):
+    with pytest.raises(DataError, match="'likeness' is learned from the reference tasks, and there are none: give"):
         source = JsonlSource([str(corpus / "corpus.jsonl")])
         prepare(tmp_path / "data", source, {"likeness": ReferenceLikeness()}, None, settings, progress=[].append)

@@ -9,7 +9,7 @@ from mads.config.compose import ConfigError, compose
 from mads.config.validate import validate
 from mads.train.setup import check_data, check_selection
 
-LABELS = {"domain": ("news", "code", "books"), "quality": tuple("01234"), "topic": tuple("abcdefg")}
+LABELS = {"domain": ("news", "code", "books"), "quality": tuple("01234"), "topic": tuple("abcdefg"), "likeness": ("low", "high")}
 BASE = [
     "data=jsonl",
     "data.paths=[a]",
@@ -43,8 +43,8 @@ def checked(pool, *overrides):
         ["selection=random"],
         ["selection=stratified", "selection.attribute=topic"],
         ["selection=paper", "selection.probes_per_agent=7"],
-        ["selection.probes=21"],  # 3 agents, 7 topics
-        ["~agents.members.topic", "selection.probes=10"],
+        ["selection.probes=28"],  # 4 agents, 7 topics
+        ["~agents.members.topic", "selection.probes=15"],
         ["data.seq_length=64"],
         ["selection=random", "selection.bounds.domain={news: [0.2, 0.5], books: [0, 0.5]}"],
         ["selection.bounds.domain={news: [0.2, 0.2], books: [0, 0.5], code: [0.1, 0.3]}"],
@@ -68,10 +68,10 @@ def test_what_fits_passes(pool, overrides):
         (["model.vocab_size=256"], r"has 300 pieces, more than model.vocab_size=256"),
         (["train.global_batch_size=4000"], r"takes 128000 tokens .* the whole pool has \d+"),
         (
-            ["selection.probes=20"],
-            r"selection.probes=20 leaves 6 probes for agents.members.topic, .*'topic' has 7 labels.*at least 21",
+            ["selection.probes=26"],
+            r"selection.probes=26 leaves 6 probes for agents.members.topic, .*'topic' has 7 labels.*at least 28",
         ),
-        (["selection.probes=11"], r"selection.probes=11 leaves 4 probes for agents.members.quality, .* 5 labels.*at least 21"),
+        (["selection.probes=15"], r"selection.probes=19 leaves 4 probes for agents.members.quality, .* 5 labels.*at least 28"),
         (
             ["selection=paper", "selection.probes_per_agent=6"],
             r"selection.probes_per_agent=6 leaves 6 probes for agents.members.topic, .* 7 labels .*at least 7",
@@ -84,7 +84,7 @@ def test_what_fits_passes(pool, overrides):
         ),
         (
             ["selection=stratified", "selection.attribute=mood", "data.attributes.mood._target_=x.Y"],
-            r"selection.attribute='mood', but .* has only the attributes \['domain', 'quality', 'topic'\]",
+            r"selection.attribute='mood', but .* has only the attributes \['domain', 'likeness', 'quality', 'topic'\]",
         ),
         (
             ["selection.bounds.mood.a=[0,1]", "data.attributes.mood._target_=x.Y"],
