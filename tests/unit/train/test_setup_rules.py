@@ -71,7 +71,7 @@ def test_what_fits_passes(pool, overrides):
             ["selection.probes=26"],
             r"selection.probes=26 leaves 6 probes for agents.members.topic, .*'topic' has 7 labels.*at least 28",
         ),
-        (["selection.probes=15"], r"selection.probes=19 leaves 4 probes for agents.members.quality, .* 5 labels.*at least 28"),
+        (["selection.probes=15"], r"selection.probes=15 leaves 4 probes for agents.members.quality, .* 5 labels.*at least 28"),
         (
             ["selection=paper", "selection.probes_per_agent=6"],
             r"selection.probes_per_agent=6 leaves 6 probes for agents.members.topic, .* 7 labels .*at least 7",
