@@ -101,10 +101,11 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     bounded = {f"selection.bounds.{attribute}": attribute for attribute in selection.bounds}
     for key, attribute in (wanted | bounded).items():
         if attribute not in pool.attributes:
-            raise ConfigError(
-                f"{key}={attribute!r}, but {config.data.dir} has only the attributes {sorted(pool.attributes)}; "
-                "add it with `mads label`, prepare it again, or choose one of these"
-            )
+            lacks = f"{key}={attribute!r}, but {config.data.dir} has only the attributes {sorted(pool.attributes)}"
+            if not pool.manifest.references:  # from which it may be learned
+                lacks += " and no reference tasks (data.reference_paths={TASK: FILE}), without which only selections such as "
+                lacks += "selection=random can be trained with"
+            raise ConfigError(f"{lacks}; add it with `mads label`, prepare it again, or choose one of these")
     if selection.name == "column":
         _check_column(config, pool)
     if selection.name == "mix":

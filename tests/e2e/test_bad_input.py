@@ -11,7 +11,7 @@ from run_support import OVERRIDES, PREPARE, REWARD, run_config, trainer, write_c
 
 from mads.cli import main
 
-ATTRIBUTES = "['domain', 'quality', 'topic']"
+ATTRIBUTES = "['domain', 'likeness', 'quality', 'topic']"
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,8 @@ def prepare(
 
     Args:
         labellers: attribute name -> labeller, not fitted; a document's labels go to all of its samples
-        references: None prepares without reference tasks (selections that need rewards will refuse to train on it)
+        references: None prepares without reference tasks (selections that need rewards will refuse to train on it), and without
+            the attributes that are learned from them
         attribute_settings: JSON configuration of the labellers; if it changes, the directory is another one
         progress: receives lines of text
         workers: processes of this machine; with 1 this process does the work itself
@@ -56,13 +57,18 @@ def prepare(
         DataError: unusable input or settings, or a directory that was prepared with other settings. Names the remedy.
     """
     directory = Path(directory)
-    _check(source, labellers, append or references is not None, workers)
+    attributes = attribute_settings or {name: {"class": type(labeller).__name__} for name, labeller in labellers.items()}
+    if references is None:
+        for name in [name for name, labeller in labellers.items() if getattr(labeller, "learns_references", False)]:
+            progress(f"note: there are no reference tasks, so the attribute {name}, which is learned from them, is left out")
+            labellers, attributes = ({key: own[key] for key in own if key != name} for own in (labellers, attributes))
+    _check(source, labellers, workers)
     _check_groups(source, settings.heldout_group_field, append)
     identity = {
         "settings": settings.identity(),
         "source": source.describe(hashed=False),
         "references": references.describe() if references is not None else None,
-        "attributes": attribute_settings or {name: {"class": type(labeller).__name__} for name, labeller in labellers.items()},
+        "attributes": attributes,
     }
     identity = json.loads(json.dumps(identity))  # as it will be read back: no tuples, keys are strings
     if append:
@@ -92,7 +98,7 @@ def default_workers(source: Source, cores: int) -> int:
     return max(1, min(cores, sum(os.path.getsize(path) for _, path in source.files) // 4_000_000))
 
 
-def _check(source: Source, labellers: dict[str, Labeller], with_references: bool, workers: int) -> None:
+def _check(source: Source, labellers: dict[str, Labeller], workers: int) -> None:
     if workers < 1:
         raise DataError(f"{workers} workers cannot prepare anything; give --workers 1 or more")
     for name, labeller in labellers.items():
@@ -103,11 +109,6 @@ def _check(source: Source, labellers: dict[str, Labeller], with_references: bool
             raise DataError(
                 f"attribute {name!r} is read from the fields {missing}, which the source does not give: add them to "
                 f"data.attribute_fields, now {list(source.attribute_fields)}"
-            )
-        if not with_references and getattr(labeller, "learns_references", False):
-            raise DataError(
-                f"attribute {name!r} is learned from the reference tasks, and there are none: give "
-                f"data.reference_paths={{TASK: FILE}}, or leave the attribute out with ~data.attributes.{name}"
             )
 
 

@@ -37,8 +37,6 @@ def test_published_labels_become_attributes_and_bad_ones_are_counted(tmp_path, c
     (tmp_path / "in/a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*found[:60], *bad]) + nan + "\n")
     pq.write_table(pa.Table.from_pylist(found[60:]), tmp_path / "in/b.parquet")
     overrides = [
-        "agents=paper",
-        "~data.attributes.likeness",
         "data.seq_length=32",
         "data.min_sample_tokens=8",
         "model.vocab_size=300",

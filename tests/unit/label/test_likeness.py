@@ -15,6 +15,7 @@ from mads.data.schema import DataError
 from mads.data.settings import PrepareSettings
 from mads.data.tokenizer import Tokenizer
 from mads.label.base import load_labeller, save_labeller, without_end
+from mads.label.domain import DomainLabeller
 from mads.label.likeness import ReferenceLikeness
 from mads.label.relabel import label_prepared
 
@@ -236,7 +237,18 @@ def test_label_labels_every_sample_by_its_own_tokens(prepared):
 
 
 def test_without_reference_tasks_there_is_nothing_to_be_like(corpus, tmp_path):
-    settings = PrepareSettings(400, seq_length=32, min_sample_tokens=4)
-    with pytest.raises(DataError, match="'likeness' is learned from the reference tasks, and there are none: give"):
-        source = JsonlSource([str(corpus / "corpus.jsonl")])
-        prepare(tmp_path / "data", source, {"likeness": ReferenceLikeness()}, None, settings, progress=[].append)
+    """Neither when a directory is prepared, which says so, nor afterwards; and documents can be added as before."""
+    settings, said = PrepareSettings(400, seq_length=32, min_sample_tokens=4), []
+    source = JsonlSource([str(corpus / "corpus.jsonl")])
+    labellers = {"likeness": ReferenceLikeness(), "domain": DomainLabeller()}
+    manifest = prepare(tmp_path / "data", source, labellers, None, settings, progress=said.append)
+    assert [schema.name for schema in manifest.attributes] == ["domain"]
+    assert sum("attribute likeness, which is learned from them, is left out" in line for line in said) == 1
+    again = prepare(tmp_path / "data", source, labellers, None, settings, progress=said.append)
+    assert again.fingerprint == manifest.fingerprint
+    (tmp_path / "more.jsonl").write_text(json.dumps({"text": "bod dun fet gim " * 30, "domain": "near"}) + "\n")
+    more = JsonlSource([str(tmp_path / "more.jsonl")])
+    grown = prepare(tmp_path / "data", more, labellers, None, settings, progress=said.append, append=True)
+    assert grown.parts["train"]["documents"] == manifest.parts["train"]["documents"] + 1
+    with pytest.raises(DataError, match="has no reference tasks to learn from"):
+        label_prepared(tmp_path / "data", {"likeness": ReferenceLikeness()}, progress=lambda line: None)
