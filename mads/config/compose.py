@@ -35,7 +35,11 @@ OPEN_FIELDS = (
 )
 
 
-MADS_REWARD = "reward=group"  # what one-step rewards miss, group probes see: benchmarks/reward_truth.md
+# What goes with a selection where nothing else of the kind is chosen.
+COMPANIONS = {
+    "mads": ("reward", "group"),  # what one-step rewards miss, group probes see: benchmarks/reward_truth.md
+    "paper": ("agents", "paper"),  # the published three; priors are of the size of mads' weights, not of shares
+}
 
 
 def _marked(override: str) -> str:
@@ -43,17 +47,19 @@ def _marked(override: str) -> str:
     return "++" + override if any(key == f or key.startswith(f + ".") for f in OPEN_FIELDS) else override
 
 
-def _with_rewards(overrides: Sequence[str]) -> list[str]:
-    """The overrides, with the rewards that go with the selection if they choose none: group probes for `mads`, in front, so that
-    keys of `reward` still count. An experiment chooses for itself."""
+def _with_companion(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with what goes with the selection if they choose none: in front, so that single keys of it still count. An
+    experiment chooses for itself."""
     chosen = {key: value for key, _, value in (o.partition("=") for o in overrides)}
-    if chosen.get("selection", "mads") != "mads" or "reward" in chosen or "experiment" in chosen:
+    group, name = COMPANIONS.get(chosen.get("selection", "mads"), ("", ""))
+    if not group or group in chosen or "experiment" in chosen:
         return list(overrides)
-    return [MADS_REWARD, *overrides]
+    return [f"{group}={name}", *overrides]
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose conf/ with Hydra overrides. selection=mads, which is the default, brings reward=group if nothing chooses rewards.
+    """Compose conf/ with Hydra overrides. selection=mads, which is the default, brings reward=group if nothing chooses rewards,
+    selection=paper the paper's three agents if nothing chooses agents.
 
     Raises:
         ConfigError: for an unknown key, a wrong type or an unknown choice of a group.
@@ -62,7 +68,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module="mads.conf", version_base="1.3"):
-            config = hydra_compose("config", overrides=[_marked(o) for o in _with_rewards(overrides)])
+            config = hydra_compose("config", overrides=[_marked(o) for o in _with_companion(overrides)])
         OmegaConf.resolve(config)
         _check_fields(config)
     except (HydraException, OmegaConfBaseException) as error:

@@ -30,7 +30,7 @@ def test_a_chosen_and_a_left_out_sample_are_explained(told):
         assert word in text.stdout, (word, text.stdout)
     said = run([*MADS, "explain", "run", "--sample", left_out, "--round", "2", "--json", "--data", "data"], folder)
     value = json.loads(said.stdout)
-    assert value["id"] == left_out and value["chosen"] is False and len(value["agents"]) == 3 and value["why"]
+    assert value["id"] == left_out and value["chosen"] is False and len(value["agents"]) == 4 and value["why"]
 
 
 def test_bad_input_is_told_in_one_line(told, capsys):

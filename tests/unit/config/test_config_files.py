@@ -159,3 +159,19 @@ def test_missing_values_are_named_by_validation():
         validate(compose(["data=jsonl"]))
     with pytest.raises(ConfigError, match=r"no value for: data.dir"):
         validate(compose(["data=prepared"]))
+
+
+@pytest.mark.parametrize(
+    "overrides, agents, reward",
+    [
+        ([], ["quality", "domain", "topic", "likeness"], "group"),
+        (["selection=paper"], ["quality", "domain", "topic"], "auto"),
+        (["selection=paper", "~agents.members.topic"], ["quality", "domain"], "auto"),
+        (["selection=paper", "agents=default"], ["quality", "domain", "topic", "likeness"], "auto"),
+        (["agents=paper", "reward=auto"], ["quality", "domain", "topic"], "auto"),
+        (["experiment=paper_1b3"], ["quality", "domain", "topic"], "auto"),
+    ],
+)
+def test_a_selection_brings_what_goes_with_it(overrides, agents, reward):
+    config = compose(overrides)
+    assert list(config.agents.members) == agents and config.reward.mode == reward

@@ -28,7 +28,7 @@ OTHER_AGENTS = [
     "agents.members.novel={_target_: mads.agents.NoveltyAgent, attributes: [domain]}",
     "selection.probes=90",
 ]
-PAPER = ["selection=paper", "agents=paper", "selection.probes_per_agent=30"]
+PAPER = ["selection=paper", "selection.probes_per_agent=30"]
 CASES = {
     "random": (["selection=random"], 2),
     "stratified": (["selection=stratified", "selection.attribute=domain", "selection.shares=uniform"], 1),
