@@ -8,6 +8,8 @@ from mutants import Mutant
 from test_mutants import outcome
 
 from mads.agents.continuous import isotonic
+from mads.console.order import HashOrder
+from mads.console.recipe import Recipe
 
 BASE, CURVE = "unit/agents/test_agent_base.py", "unit/agents/test_continuous_agent.py"
 CELLS = "unit/agents/test_cell_agents.py"
@@ -21,7 +23,26 @@ def _learns_first(original):
     return learn
 
 
+def _deaf(original):
+    def recipe(self, scored, agents):
+        return original(self, scored, agents) if scored else Recipe(HashOrder(), tuple(agent.attribute for agent in agents))
+
+    return recipe
+
+
 MUTANTS = [
+    Mutant(
+        "the warm-up does not hear a prior",
+        "mads.console.strategy:MadsStrategy.recipe",
+        _deaf,
+        "unit/console/test_console.py:check_the_warm_up_follows_a_prior",
+    ),
+    Mutant(
+        "a prior goes by the number of labels",
+        "mads.agents.label:normal_scores",
+        lambda original: lambda shares: original(np.full(len(shares), 1 / len(shares))),
+        "unit/agents/test_label_agent.py:check_a_prior_is_in_start_weights",
+    ),
     Mutant(
         "an agent is judged by what it has just learned",
         "mads.agents.agent:AgentBase.learn",
