@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mads.console.recipe import Tilt
 from mads.data.schema import DataError, split_ids
 from mads.explain.replay import Replay, packed
 from mads.explain.standing import (
@@ -166,6 +167,8 @@ class Explainer:
     def _kind(self) -> list[str]:
         replayed = self.replayed
         if replayed.agents and not replayed.scored:
+            if isinstance(replayed.recipe.shares, Tilt) or replayed.recipe.order.scored:
+                return ["The round had no rewards: the agents decided by what they believe before any, their priors."]
             return ["The round had no rewards: nothing was scored, and the agents had no part in the decision."]
         return []
 

@@ -158,6 +158,14 @@ def look_at_paper(run, round_, found):
     assert any("the hash of the ids decided" in " ".join(e.why) for e in found)
 
 
+def look_at_mads_prior(run, round_, found):
+    assert all("believe before any, their priors" in e.why[0] and "turn the natural share" in e.why[1] for e in found)
+
+
+def look_at_mads_warm_up(run, round_, found):
+    assert all("the agents had no part" in e.why[0] for e in found)
+
+
 def look_at_paper_random(run, round_, found):
     assert all("no rewards" in e.why[0] and e.standing.total is None for e in found)
 
