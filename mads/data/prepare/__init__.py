@@ -1,8 +1,9 @@
 """From documents to a prepared directory (see mads.data.schema for its layout), by any number of processes.
 
-references -> survey -> plan -> sample -> fit -> shards -> seal. Documents are split into train and held-out before anything
-learns from them; tokenizer and labellers see training documents only. The same input and settings give the same bytes, whoever
-does which task and however often it is interrupted. The manifest is written last, so a directory without one is unfinished.
+references -> survey -> plan -> sample -> fit -> fit_by_sample -> shards -> seal. Documents are split into train and held-out
+before anything learns from them; tokenizer and labellers see training documents only. The same input and settings give the same
+bytes, whoever does which task and however often it is interrupted. The manifest is written last, so a directory without one is
+unfinished.
 """
 
 from __future__ import annotations
