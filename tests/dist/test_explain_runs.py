@@ -82,7 +82,8 @@ def test_every_sample_of_a_real_round_is_explained(trained, name, round_):
 def test_states_are_small(trained):
     """What a round's line carries so that agents can be restored."""
     folder, _ = trained
-    for name in ("paper", "mads"):
+    three = {"quality", "domain", "topic"}
+    for name, agents in (("paper", three), ("mads", three | {"likeness"})):
         lines = (folder / name / "decisions.jsonl").read_text().splitlines()
-        assert all(set(json.loads(line)["states"]) == {"quality", "domain", "topic", "likeness"} for line in lines)
+        assert all(set(json.loads(line)["states"]) == agents for line in lines)
         assert max(len(json.dumps(json.loads(line)["states"])) for line in lines) < 2500
