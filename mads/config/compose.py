@@ -38,7 +38,7 @@ OPEN_FIELDS = (
 # What goes with a selection where nothing else of the kind is chosen.
 COMPANIONS = {
     "mads": ("reward", "group"),  # what one-step rewards miss, group probes see: benchmarks/reward_truth.md
-    "paper": ("agents", "paper"),  # the published three; priors are of the size of mads' weights, not of shares
+    "paper": ("agents", "paper"),  # the published three
 }
 
 

@@ -20,7 +20,7 @@ def train(prepared, run_dir, overrides):
 def test_x6_uniform_scores_with_selection_on_equal_plain_shuffled_training(prepared, tmp_path, zero, reward):
     # A rate this small leaves weights far below the last bit of the noise.
     indifferent = ["selection.agent_rate=1e-30", "selection.warmup_rounds=0", "selection.selector=gumbel"]
-    indifferent += ["agents.members.likeness.prior=0", f"reward={reward}", f"parallel=zero{zero}"]
+    indifferent += [f"reward={reward}", f"parallel=zero{zero}"]
     chosen = run_ranks(2, train, prepared, str(tmp_path / "mads"), indifferent, timeout=180)
     shuffled = run_ranks(2, train, prepared, str(tmp_path / "random"), ["selection=random", f"parallel=zero{zero}"], timeout=180)
     (ours, decided), (theirs, drawn) = curve(tmp_path / "mads"), curve(tmp_path / "random")
