@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 def call(folder, run_dir, *overrides):
     """The page's command, word for word, with the overrides of a tiny run behind it."""
-    tiny = settings(folder / "data" / "prepared", run_dir, "selection.warmup_rounds=0", *overrides)
+    tiny = settings(folder / "data" / "prepared", run_dir, "selection.warmup_rounds=0", "selection.probes=60", *overrides)
     line = f"{blocks()['bash'].strip()} " + " ".join(f"'{o}'" for o in tiny)
     path = f"{Path(sys.executable).parent}:{environment()['PATH']}"
     return subprocess.run(

@@ -243,7 +243,7 @@ def check_leftovers_go_back():
 
 def check_every_order():
     """A round of each kind of order, every sample, with few joint cells, so that many scores are equal."""
-    labels = {"domain": ("news", "code", "books"), "quality": ("low", "high"), "topic": ("a", "b")}
+    labels = {"domain": ("news", "code", "books"), "quality": ("low", "high"), "topic": ("a", "b"), "likeness": ("c", "d")}
     with tempfile.TemporaryDirectory() as folder:
         make_pool(Path(folder) / "data", documents=20, labels=labels, shard_tokens=450)
         for i, overrides in enumerate([PAPER, ["selection=stratified", "selection.attribute=domain"], CASES["bounds"][0]]):
