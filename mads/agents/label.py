@@ -36,7 +36,7 @@ class LabelAgent(AgentBase):
             self.weights = self.weights + self.prior * normal_scores(self.shares)
 
     def grow(self, view: AttributeView, known: int) -> None:
-        """New labels start as `bind` starts them."""
+        """New labels start as the rule starts them: no prior speaks of what was not there."""
         self.weights[known:] = self.rule.start(self.shares)[known:]
 
     def score(self, view: AttributeView) -> np.ndarray:

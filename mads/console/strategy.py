@@ -81,7 +81,8 @@ class PaperStrategy:
 
 @dataclass(frozen=True)
 class MadsStrategy:
-    """Warm-up on the pool's own mix, held exactly over the joint cells of all agents' labels; then by what the agents say.
+    """Warm-up on the pool's own mix, held exactly over the joint cells of all agents' labels, or by priors; then by what the
+    agents say.
 
     selector: "shares": the joint cells of the label agents' labels get shares (Tilt), and inside a cell samples are drawn in
         proportion to the exponential of what the other agents say; "gumbel": samples are drawn in proportion to exp(S) over the
@@ -120,8 +121,8 @@ class MadsStrategy:
 
     def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         """Bounds and whole shards leave no room for strata: there the warm-up is random. Without label agents there are no shares
-        to tilt, and "shares" is "gumbel". Agents with a prior are heard in the warm-up too."""
-        if not scored and not any(getattr(agent, "prior", 0.0) for agent in agents):
+        to tilt, and "shares" is "gumbel". Label agents with a prior are heard in the warm-up too."""
+        if not scored and not any(isinstance(agent, LabelAgent) and agent.prior for agent in agents):
             if not self._free:
                 return Recipe(RandomOrder())
             return Recipe(HashOrder(), tuple(dict.fromkeys(agent.attribute for agent in agents)))

@@ -102,8 +102,9 @@ class ReferenceLikeness(FittedLabeller):
         p(w | c) = (count(c w) + smoothing p(w)) / (count(c) + smoothing),   p(w) = (count(w) + 1) / (tokens + V),
 
     counted on as much text: the direction part of the reference tasks (never the parts that audit and report), each task
-    with the same weight however long it is, and as many tokens of the pool. What a model lacks, the other lacks by the same
-    measure. High values are text that reads as the references do; text that no model would foretell has no advantage.
+    with the same weight however long it is, and as many tokens of the pool, if it has them. What a model lacks, the other
+    lacks by the same measure. High values are text that reads as the references do; text that no model would foretell has no
+    advantage.
 
     Values are those of samples: a long document has passages of every kind. A sample that the pool's model was counted on is
     foretold from the others, so that its value does not depend on whether it was drawn.
@@ -140,11 +141,14 @@ class ReferenceLikeness(FittedLabeller):
         ids, first = np.unique(_ids(samples), return_index=True)
         if len(first) < _FEWEST or not self._tasks:
             have = f"there are {len(self._tasks)} and {len(first)}"
-            raise DataError(f"likeness needs reference tasks and at least {_FEWEST} different samples; {have}")
+            raise DataError(
+                f"likeness needs reference tasks and at least {_FEWEST} different samples; {have}: add what is missing, or leave "
+                "the attribute out of data.attributes"
+            )
         chosen = [samples[i] for i in first[np.argsort(hash64(self.seed, "likeness-fit", 0, ids), kind="stable")]]
         tokens = sum(len(text) for own in self._tasks.values() for text in own)
         ends = np.cumsum([len(sample) for sample in chosen])
-        counted = max(_FEWEST, int(np.searchsorted(ends, tokens)) + 1)
+        counted = min(max(_FEWEST, int(np.searchsorted(ends, tokens)) + 1), len(chosen))
         self._own = np.sort(_ids(chosen[:counted]))
         self._references = _Bigrams.counted(list(self._tasks.values()), self._vocab_size)
         self._pool = _Bigrams.counted([chosen[:counted]], self._vocab_size)
@@ -155,7 +159,7 @@ class ReferenceLikeness(FittedLabeller):
             "reference_tokens": tokens,
             "reference_hash": _hash_of([text for _, own in sorted(self._tasks.items()) for text in own]),
             "fit_samples": counted,
-            "fit_tokens": int(ends[min(counted, len(ends)) - 1]),
+            "fit_tokens": int(ends[counted - 1]),
             "fit_hash": _hash_of(chosen[:counted]),
             "mean": round(float(values.mean()), 4),
         }

@@ -101,11 +101,13 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     bounded = {f"selection.bounds.{attribute}": attribute for attribute in selection.bounds}
     for key, attribute in (wanted | bounded).items():
         if attribute not in pool.attributes:
-            lacks = f"{key}={attribute!r}, but {config.data.dir} has only the attributes {sorted(pool.attributes)}"
-            if not pool.manifest.references:  # from which it may be learned
-                lacks += " and no reference tasks (data.reference_paths={TASK: FILE}), without which only selections such as "
-                lacks += "selection=random can be trained with"
-            raise ConfigError(f"{lacks}; add it with `mads label`, prepare it again, or choose one of these")
+            remedy = "add it with `mads label`, prepare it again, or choose one of these"
+            if strategy.learning is not None and not pool.manifest.references:  # what is lacking may be learned from them
+                remedy = (
+                    "there are no reference tasks either: prepare with data.reference_paths={TASK: FILE}, or selection=random"
+                )
+            has = f"{config.data.dir} has only the attributes {sorted(pool.attributes)}"
+            raise ConfigError(f"{key}={attribute!r}, but {has}; {remedy}")
     if selection.name == "column":
         _check_column(config, pool)
     if selection.name == "mix":

@@ -12,9 +12,12 @@ from support import make_pool
 
 from mads.agents import LabelAgent
 from mads.agents.label import normal_scores
+from mads.agents.novelty import NoveltyAgent
 from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, RandomSelectionConfig, StratifiedSelectionConfig
 from mads.console.console import Console
 from mads.console.decide import Candidates
+from mads.console.order import HashOrder
+from mads.console.recipe import Recipe
 from mads.console.record import DecisionHeader, DecisionRecord
 from mads.console.strategy import build_strategy
 from mads.reward.probes import RoundRewards
@@ -199,6 +202,18 @@ def check_the_warm_up_follows_a_prior():
 
 def test_the_warm_up_follows_a_prior():
     check_the_warm_up_follows_a_prior()
+
+
+def test_what_another_agent_calls_a_prior_does_not_count():
+    """NoveltyAgent's is a mix: the warm-up stays what it is without one."""
+    pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
+    agents = [LabelAgent("quality"), NoveltyAgent(["topic"])]
+    assert agents[1].prior > 0
+    strategy = build_strategy(MADS)
+    console = Console(OneRank(), pool, agents, strategy, 3)
+    assert strategy.recipe(False, agents) == Recipe(HashOrder(), ("quality", "topic"))
+    _, record = console.decide(None, uses, 10 * BUDGET, 0, 0)
+    assert max(abs(l.chosen_share - l.pool_share) for l in record.labels["topic"]) < 0.03
 
 
 @pytest.mark.parametrize(

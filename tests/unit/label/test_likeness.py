@@ -84,6 +84,12 @@ def check_values_equal_plain_python():
     assert 20 < learned["fit_samples"] == len(own) < len(samples)
     # as much text of the pool as of the references, the last sample whole
     assert learned["reference_tokens"] <= learned["fit_tokens"] < learned["reference_tokens"] + 40
+    few = example()[0]
+    few.see_reference_tokens(tasks, V)
+    few.fit(samples[:30])  # less text than the references have
+    held = sum(map(len, samples[:30]))
+    assert (few.schema().provenance["fit_samples"], few.schema().provenance["fit_tokens"]) == (30, held)
+    assert held < learned["reference_tokens"]
     _, values = labeller.label(samples)
     for sample, value in zip(samples, values):
         others = [s for s in own if s is not sample]
