@@ -17,6 +17,7 @@ from mads.noise import hash64
 _FEWEST = 20
 _BLOCK = 1 << 20  # tokens looked up at a time
 _MOST_RANKED = 20_000  # samples that the bins' edges are taken from
+_TRUST = [2.0**n for n in range(15)]  # counts that the pool's model may have in a task's
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Bigrams:
-    """A bigram model of tokens: p_1 with one added to each count, p_2 smoothed by p_1 (MacKay and Peto 1995).
+    """Counts of tokens and of pairs of them.
 
-    single: float64 [V], counts of tokens; pair: int64 [k], ascending, the pairs that were seen, and count: float64 [k]
+    single: float64 [V]; pair: int64 [k], ascending, the pairs that were seen, and count: float64 [k]
     """
 
     single: np.ndarray
@@ -49,38 +50,37 @@ class _Bigrams:
     count: np.ndarray
 
     @classmethod
-    def counted(cls, groups: Sequence[Sequence[np.ndarray]], vocab_size: int) -> _Bigrams:
-        """Every group counts for the same number of tokens, all together for as many as they hold."""
-        rows = [_Row.of(group) for group in groups]
-        total = sum(len(row.token) for row in rows)
-        singles, pairs, counts = np.zeros(vocab_size), [], []
-        for row in rows:
-            weight = total / len(rows) / len(row.token)
-            singles += weight * np.bincount(row.token, minlength=vocab_size)
-            found, times = np.unique(row.pairs(vocab_size)[~row.first], return_counts=True)
-            pairs.append(found)
-            counts.append(weight * times)
-        pair, place = np.unique(np.concatenate(pairs), return_inverse=True)
-        return cls(singles, pair, np.bincount(place, np.concatenate(counts), len(pair)))
+    def counted(cls, samples: Sequence[np.ndarray], vocab_size: int) -> _Bigrams:
+        row = _Row.of(samples)
+        pair, count = np.unique(row.pairs(vocab_size)[~row.first], return_counts=True)
+        return cls(np.bincount(row.token, minlength=vocab_size).astype(float), pair, count.astype(float))
 
-    def log_probability(self, row: _Row, smoothing: float, own: np.ndarray | None = None) -> np.ndarray:
-        """ln p of each token given the one before it, float64 [t].
+    def found(self, row: _Row) -> tuple[np.ndarray, np.ndarray]:
+        """How often each token was seen behind the one before it, and how often anything was, float64 [t] each. Where a sample
+        begins: how often the token was seen at all, and how many tokens there are."""
+        size, pairs = len(self.single), row.pairs(len(self.single))
+        both = np.zeros(len(pairs))
+        if len(self.pair):
+            place = np.minimum(np.searchsorted(self.pair, pairs), len(self.pair) - 1)
+            both = np.where(self.pair[place] == pairs, self.count[place], 0.0)
+        context = np.bincount(self.pair // size, self.count, size)[pairs // size]
+        return np.where(row.first, self.single[row.token], both), np.where(row.first, self.single.sum(), context)
+
+    def probability(self, row: _Row, smoothing: float, own: np.ndarray) -> np.ndarray:
+        """p of each token given the one before it, float64 [t]: p_1 with one added to each count, p_2 smoothed by p_1.
 
         own: bool, of each sample, whether it was counted itself: then it is foretold from the others.
         """
-        size, pairs = len(self.single), row.pairs(len(self.single))
-        followers = np.bincount(self.pair // size, self.count, size)
+        size, mine = len(self.single), own[row.sample]
+        seen, context = self.found(row)
         single, total = self.single[row.token], np.full(len(row.token), self.single.sum())
-        place = np.minimum(np.searchsorted(self.pair, pairs), len(self.pair) - 1)
-        both = np.where(self.pair[place] == pairs, self.count[place], 0.0) if len(self.pair) else np.zeros(len(pairs))
-        context = followers[np.concatenate([[0], row.token[:-1]])]
-        if own is not None and own[row.sample].any():
-            mine = own[row.sample]
+        if mine.any():
+            pairs = row.pairs(size)
             single, total = single - _times(row.sample, row.token, mine), total - mine * np.bincount(row.sample)[row.sample]
-            both = both - _times(row.sample, pairs, mine & ~row.first)
+            seen = seen - _times(row.sample, pairs, mine & ~row.first)
             context = context - _times(row.sample, pairs // size, mine & ~row.first)
         alone = (single + 1.0) / (total + size)
-        return np.log(np.where(row.first, alone, (both + smoothing * alone) / (context + smoothing)))
+        return np.where(row.first, alone, (seen + smoothing * alone) / (context + smoothing))
 
 
 def _times(sample: np.ndarray, what: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -92,42 +92,57 @@ def _times(sample: np.ndarray, what: np.ndarray, where: np.ndarray) -> np.ndarra
     return times
 
 
+def _gain(found: tuple[np.ndarray, np.ndarray], pool: np.ndarray, smoothing: float) -> np.ndarray:
+    """How many times as probable each token is with what was `found` of it as by the pool's model alone, float64 [t].
+
+    The pool's model has the weight of `smoothing` counts, so what a task never saw has no effect.
+    """
+    seen, context = found
+    return (seen / pool + smoothing) / (context + smoothing)
+
+
 class ReferenceLikeness(FittedLabeller):
     """Cross-entropy difference of a sample, in nats a token, in quantile bins (Moore and Lewis, ACL 2010):
 
         value = 1/T sum_t ln p_references(x_t | x_(t-1)) - ln p_pool(x_t | x_(t-1))
 
-    over the T tokens of the sample. Both models are bigrams of the run's own tokens,
+    over the T tokens of the sample. The pool's model is a bigram of the run's own tokens,
 
-        p(w | c) = (count(c w) + smoothing p(w)) / (count(c) + smoothing),   p(w) = (count(w) + 1) / (tokens + V),
+        p_pool(w | c) = (count(c w) + smoothing p(w)) / (count(c) + smoothing),   p(w) = (count(w) + 1) / (tokens + V),
 
-    counted on as much text: the direction part of the reference tasks (never the parts that audit and report), each task
-    with the same weight however long it is, and as many tokens of the pool, if it has them. What a model lacks, the other
-    lacks by the same measure. High values are text that reads as the references do; text that no model would foretell has no
-    advantage.
+    and each reference task's is what its text makes of it (a hierarchical Dirichlet prior; MacKay and Peto 1995):
+
+        p_k(w | c) = (count_k(c w) + s_k p_pool(w | c)) / (count_k(c) + s_k),   p_references = mean over tasks of p_k.
+
+    So each task has the same weight however long it is, what none of them has seen leaves the value alone, and a short task's
+    text is trusted as far as it foretells itself: s_k is the power of two with which the halves of the task's text foretell
+    each other best. Counted is the direction part of the tasks, never the parts that audit and report. High values are text
+    that reads as the references do; text that no model would foretell has no advantage.
 
     Values are those of samples: a long document has passages of every kind. A sample that the pool's model was counted on is
     foretold from the others, so that its value does not depend on whether it was drawn.
 
     Args:
-        smoothing: weight of p(w), in counts.
+        smoothing: weight of p(w) in the pool's model, in counts.
         bins: number of labels.
+        fit_tokens: most tokens of the pool that its model is counted on.
         seed: of the sample of the pool.
     """
 
     name = "likeness"
     unit = "sample"
+    version = 2
     learns_references = True
 
-    def __init__(self, smoothing: float = 50.0, bins: int = 10, seed: int = 0):
-        if not smoothing > 0 or bins < 2:
-            raise DataError(f"smoothing={smoothing} must be positive, bins={bins} at least 2")
-        self.smoothing, self.bins, self.seed = float(smoothing), bins, seed
+    def __init__(self, smoothing: float = 50.0, bins: int = 10, fit_tokens: int = 4_000_000, seed: int = 0):
+        if not smoothing > 0 or bins < 2 or fit_tokens < 1:
+            raise DataError(f"smoothing={smoothing} and fit_tokens={fit_tokens} must be positive, bins={bins} at least 2")
+        self.smoothing, self.bins, self.fit_tokens, self.seed = float(smoothing), bins, fit_tokens, seed
         self._tasks: dict[str, list[np.ndarray]] = {}
         self._vocab_size = 0
 
     def parameters(self) -> dict[str, Any]:
-        return {"smoothing": self.smoothing, "bins": self.bins, "seed": self.seed}
+        return {"smoothing": self.smoothing, "bins": self.bins, "fit_tokens": self.fit_tokens, "seed": self.seed}
 
     def see_reference_tokens(self, tasks: Mapping[str, Sequence[np.ndarray]], vocab_size: int) -> None:
         self._tasks, self._vocab_size = {name: [t for t in own if len(t)] for name, own in tasks.items()}, vocab_size
@@ -146,18 +161,18 @@ class ReferenceLikeness(FittedLabeller):
                 "the attribute out of data.attributes"
             )
         chosen = [samples[i] for i in first[np.argsort(hash64(self.seed, "likeness-fit", 0, ids), kind="stable")]]
-        tokens = sum(len(text) for own in self._tasks.values() for text in own)
         ends = np.cumsum([len(sample) for sample in chosen])
-        counted = min(max(_FEWEST, int(np.searchsorted(ends, tokens)) + 1), len(chosen))
+        counted = min(max(_FEWEST, int(np.searchsorted(ends, self.fit_tokens)) + 1), len(chosen))
         self._own = np.sort(_ids(chosen[:counted]))
-        self._references = _Bigrams.counted(list(self._tasks.values()), self._vocab_size)
-        self._pool = _Bigrams.counted([chosen[:counted]], self._vocab_size)
+        self._pool = _Bigrams.counted(chosen[:counted], self._vocab_size)
+        tasks = sorted(self._tasks.items())
+        self._references = [(_Bigrams.counted(own, self._vocab_size), self._trust(own)) for _, own in tasks]
         values = self._values(chosen[:_MOST_RANKED])
         self._edges = quantile_edges(values, self.bins)
         self._learned = {
-            "tasks": sorted(self._tasks),
-            "reference_tokens": tokens,
-            "reference_hash": _hash_of([text for _, own in sorted(self._tasks.items()) for text in own]),
+            "tasks": {name: trust for (name, _), (_, trust) in zip(tasks, self._references)},
+            "reference_tokens": sum(len(text) for _, own in tasks for text in own),
+            "reference_hash": _hash_of([text for _, own in tasks for text in own]),
             "fit_samples": counted,
             "fit_tokens": int(ends[counted - 1]),
             "fit_hash": _hash_of(chosen[:counted]),
@@ -165,14 +180,29 @@ class ReferenceLikeness(FittedLabeller):
         }
         self._fitted = True
 
+    def _trust(self, texts: Sequence[np.ndarray]) -> float:
+        """s_k of a task. The halves follow each other, since neighbours may share a passage."""
+        if len(texts) < 2:
+            return _TRUST[len(_TRUST) // 2]
+        halves = texts[: len(texts) // 2], texts[len(texts) // 2 :]
+        gains = np.zeros(len(_TRUST))
+        for one, other in (halves, halves[::-1]):
+            model = _Bigrams.counted(one, self._vocab_size)
+            for part in _blocks(other):
+                row = _Row.of(part)
+                pool = self._pool.probability(row, self.smoothing, np.zeros(len(part), bool))
+                found = model.found(row)
+                gains += [np.log(_gain(found, pool, smoothing)).sum() for smoothing in _TRUST]
+        return _TRUST[int(np.argmax(gains))]
+
     def _values(self, samples: Sequence[np.ndarray]) -> np.ndarray:
         """float64 [n]. A sample's terms are added one after the other, so that no other sample changes a bit."""
         found = [np.zeros(0)]
         for part in _blocks(samples):
             row = _Row.of(part)
-            own = np.isin(_ids(part), self._own)
-            gain = self._references.log_probability(row, self.smoothing) - self._pool.log_probability(row, self.smoothing, own)
-            found.append(np.bincount(row.sample, gain) / np.bincount(row.sample))
+            pool = self._pool.probability(row, self.smoothing, np.isin(_ids(part), self._own))
+            gain = sum(_gain(model.found(row), pool, trust) for model, trust in self._references) / len(self._references)
+            found.append(np.bincount(row.sample, np.log(gain)) / np.bincount(row.sample))
         return np.concatenate(found)
 
     def label(self, samples: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -193,13 +223,16 @@ class ReferenceLikeness(FittedLabeller):
         return self._learned
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        models = {"references": self._references, "pool": self._pool}
-        arrays = {f"{who}_{what}": getattr(model, what) for who, model in models.items() for what in ("single", "pair", "count")}
-        return {**arrays, "own": self._own, "edges": self._edges}
+        models = [self._pool, *(model for model, _ in self._references)]
+        whole = {what: np.concatenate([getattr(model, what) for model in models]) for what in ("single", "pair", "count")}
+        pairs = np.array([len(model.pair) for model in models])
+        return {**whole, "pairs": pairs, "trust": np.array([t for _, t in self._references]), "own": self._own, "edges": self._edges}
 
     def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        models = [_Bigrams(*(arrays[f"{who}_{what}"] for what in ("single", "pair", "count"))) for who in ("references", "pool")]
-        self._references, self._pool = models
+        ends = np.cumsum(arrays["pairs"])[:-1]
+        single = np.split(arrays["single"], len(arrays["pairs"]))
+        models = [_Bigrams(*parts) for parts in zip(single, np.split(arrays["pair"], ends), np.split(arrays["count"], ends))]
+        self._pool, self._references = models[0], list(zip(models[1:], arrays["trust"].tolist(), strict=True))
         self._learned, self._own, self._edges = facts, arrays["own"], arrays["edges"]
 
     def schema(self) -> AttributeSchema:

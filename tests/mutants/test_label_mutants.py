@@ -64,14 +64,14 @@ MUTANTS = [
     ),
     Mutant(
         "samples of the pool's model know themselves",
-        "mads.label.likeness:_Bigrams.log_probability",
-        lambda original: lambda self, row, smoothing, own=None: original(self, row, smoothing),
+        "mads.label.likeness:_Bigrams.probability",
+        lambda original: lambda self, row, smoothing, own: original(self, row, smoothing, np.zeros_like(own)),
         f"{LIKENESS}:check_values_equal_plain_python",
     ),
     Mutant(
-        "a long task outweighs a short one",
-        "mads.label.likeness:_Bigrams.counted",
-        lambda original: classmethod(lambda cls, groups, size: original.__func__(cls, [sum(groups, [])], size)),
+        "a short task is trusted as a long one",
+        "mads.label.likeness:ReferenceLikeness._trust",
+        lambda original: lambda self, texts: original(self, sum(self._tasks.values(), [])),
         f"{LIKENESS}:check_values_equal_plain_python",
     ),
     Mutant(
