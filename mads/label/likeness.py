@@ -95,7 +95,7 @@ def _times(sample: np.ndarray, what: np.ndarray, where: np.ndarray) -> np.ndarra
 def _gain(found: tuple[np.ndarray, np.ndarray], pool: np.ndarray, smoothing: float) -> np.ndarray:
     """How many times as probable each token is with what was `found` of it as by the pool's model alone, float64 [t].
 
-    The pool's model has the weight of `smoothing` counts, so what a task never saw has no effect.
+    The pool's model has the weight of `smoothing` counts, so a context that a task never saw has no effect.
     """
     seen, context = found
     return (seen / pool + smoothing) / (context + smoothing)
@@ -114,7 +114,7 @@ class ReferenceLikeness(FittedLabeller):
 
         p_k(w | c) = (count_k(c w) + s_k p_pool(w | c)) / (count_k(c) + s_k),   p_references = mean over tasks of p_k.
 
-    So each task has the same weight however long it is, what none of them has seen leaves the value alone, and a short task's
+    So each task has the same weight however long it is, a context that none of them has seen leaves the value alone, and a short task's
     text is trusted as far as it foretells itself: s_k is the power of two with which the halves of the task's text foretell
     each other best. Counted is the direction part of the tasks, never the parts that audit and report. High values are text
     that reads as the references do; text that no model would foretell has no advantage.
@@ -226,7 +226,13 @@ class ReferenceLikeness(FittedLabeller):
         models = [self._pool, *(model for model, _ in self._references)]
         whole = {what: np.concatenate([getattr(model, what) for model in models]) for what in ("single", "pair", "count")}
         pairs = np.array([len(model.pair) for model in models])
-        return {**whole, "pairs": pairs, "trust": np.array([t for _, t in self._references]), "own": self._own, "edges": self._edges}
+        return {
+            **whole,
+            "pairs": pairs,
+            "trust": np.array([t for _, t in self._references]),
+            "own": self._own,
+            "edges": self._edges,
+        }
 
     def _restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         ends = np.cumsum(arrays["pairs"])[:-1]

@@ -102,7 +102,10 @@ def check_values_equal_plain_python():
     every = ReferenceLikeness(smoothing=5.0, bins=4)
     every.see_reference_tokens(tasks, V)
     every.fit(samples[:30])  # less text than may be counted
-    assert (every.schema().provenance["fit_samples"], every.schema().provenance["fit_tokens"]) == (30, sum(map(len, samples[:30])))
+    assert (every.schema().provenance["fit_samples"], every.schema().provenance["fit_tokens"]) == (
+        30,
+        sum(map(len, samples[:30])),
+    )
     pool = counted(own)
     references = {name: (counted(texts), plain_trust(texts, pool, 5.0)) for name, texts in tasks.items()}
     assert learned["tasks"] == {name: trust for name, (_, trust) in references.items()}
