@@ -114,10 +114,10 @@ class ReferenceLikeness(FittedLabeller):
 
         p_k(w | c) = (count_k(c w) + s_k p_pool(w | c)) / (count_k(c) + s_k),   p_references = mean over tasks of p_k.
 
-    So each task has the same weight however long it is, a context that none of them has seen leaves the value alone, and a short task's
-    text is trusted as far as it foretells itself: s_k is the power of two with which the halves of the task's text foretell
-    each other best. Counted is the direction part of the tasks, never the parts that audit and report. High values are text
-    that reads as the references do; text that no model would foretell has no advantage.
+    So each task has the same weight however long it is, a context that none of them has seen leaves the value alone, and a short
+    task's text is trusted as far as it foretells itself: s_k is the power of two with which the halves of the task's text
+    foretell each other best. Counted is the direction part of the tasks, never the parts that audit and report. High values are
+    text that reads as the references do; text that no model would foretell has no advantage.
 
     Values are those of samples: a long document has passages of every kind. A sample that the pool's model was counted on is
     foretold from the others, so that its value does not depend on whether it was drawn.
