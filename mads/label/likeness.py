@@ -125,7 +125,7 @@ class ReferenceLikeness(FittedLabeller):
     Args:
         smoothing: weight of p(w) in the pool's model, in counts.
         bins: number of labels.
-        fit_tokens: most tokens of the pool that its model is counted on.
+        max_fit_tokens: most tokens of the pool that its model is counted on.
         seed: of the sample of the pool.
     """
 
@@ -134,15 +134,15 @@ class ReferenceLikeness(FittedLabeller):
     version = 2
     learns_references = True
 
-    def __init__(self, smoothing: float = 50.0, bins: int = 10, fit_tokens: int = 4_000_000, seed: int = 0):
-        if not smoothing > 0 or bins < 2 or fit_tokens < 1:
-            raise DataError(f"smoothing={smoothing} and fit_tokens={fit_tokens} must be positive, bins={bins} at least 2")
-        self.smoothing, self.bins, self.fit_tokens, self.seed = float(smoothing), bins, fit_tokens, seed
+    def __init__(self, smoothing: float = 50.0, bins: int = 10, max_fit_tokens: int = 4_000_000, seed: int = 0):
+        if not smoothing > 0 or bins < 2 or max_fit_tokens < 1:
+            raise DataError(f"smoothing={smoothing} and max_fit_tokens={max_fit_tokens} must be positive, bins={bins} at least 2")
+        self.smoothing, self.bins, self.max_fit_tokens, self.seed = float(smoothing), bins, max_fit_tokens, seed
         self._tasks: dict[str, list[np.ndarray]] = {}
         self._vocab_size = 0
 
     def parameters(self) -> dict[str, Any]:
-        return {"smoothing": self.smoothing, "bins": self.bins, "fit_tokens": self.fit_tokens, "seed": self.seed}
+        return {"smoothing": self.smoothing, "bins": self.bins, "max_fit_tokens": self.max_fit_tokens, "seed": self.seed}
 
     def see_reference_tokens(self, tasks: Mapping[str, Sequence[np.ndarray]], vocab_size: int) -> None:
         self._tasks, self._vocab_size = {name: [t for t in own if len(t)] for name, own in tasks.items()}, vocab_size
@@ -162,7 +162,7 @@ class ReferenceLikeness(FittedLabeller):
             )
         chosen = [samples[i] for i in first[np.argsort(hash64(self.seed, "likeness-fit", 0, ids), kind="stable")]]
         ends = np.cumsum([len(sample) for sample in chosen])
-        counted = min(max(_FEWEST, int(np.searchsorted(ends, self.fit_tokens)) + 1), len(chosen))
+        counted = min(max(_FEWEST, int(np.searchsorted(ends, self.max_fit_tokens)) + 1), len(chosen))
         self._own = np.sort(_ids(chosen[:counted]))
         self._pool = _Bigrams.counted(chosen[:counted], self._vocab_size)
         tasks = sorted(self._tasks.items())

@@ -44,7 +44,7 @@ def example(seed=0, pool=120):
     near, far = chain(rng, 1.5), chain(rng, 1.5)
     tasks = {"long": draw(rng, 50, near), "short": draw(rng, 4, near, 3, 8)}
     samples = draw(rng, pool // 2, near) + draw(rng, pool // 2, far)
-    return ReferenceLikeness(smoothing=5.0, bins=4, fit_tokens=1000, seed=seed), tasks, samples
+    return ReferenceLikeness(smoothing=5.0, bins=4, max_fit_tokens=1000, seed=seed), tasks, samples
 
 
 def counted(samples):
@@ -98,6 +98,7 @@ def check_values_equal_plain_python():
     own = [s for s in samples if labeller._own[np.searchsorted(labeller._own, _id(s)) % len(labeller._own)] == _id(s)]
     assert learned["reference_tokens"] == sum(len(s) for t in tasks.values() for s in t)
     assert 20 < learned["fit_samples"] == len(own) < len(samples)
+    assert learned["max_fit_tokens"] == 1000  # what was asked for stands beside what was found
     assert 1000 <= learned["fit_tokens"] == sum(map(len, own)) < 1040  # the last sample is whole
     every = ReferenceLikeness(smoothing=5.0, bins=4)
     every.see_reference_tokens(tasks, V)
@@ -165,7 +166,7 @@ def test_a_labeller_comes_back_bit_for_bit(tmp_path):
     labeller.see_reference_tokens(tasks, V)
     labeller.fit(samples)
     save_labeller(tmp_path / "likeness.npz", labeller)
-    fresh = ReferenceLikeness(smoothing=5.0, bins=4, fit_tokens=1000, seed=4)
+    fresh = ReferenceLikeness(smoothing=5.0, bins=4, max_fit_tokens=1000, seed=4)
     load_labeller(tmp_path / "likeness.npz", fresh)
     assert fresh.schema() == labeller.schema()
     for one, other in zip(labeller.label(samples), fresh.label(samples)):
@@ -173,8 +174,8 @@ def test_a_labeller_comes_back_bit_for_bit(tmp_path):
 
 
 def test_what_cannot_be_done_is_said():
-    with pytest.raises(DataError, match="smoothing=0.0 and fit_tokens=9 must be positive"):
-        ReferenceLikeness(smoothing=0.0, fit_tokens=9)
+    with pytest.raises(DataError, match="smoothing=0.0 and max_fit_tokens=9 must be positive"):
+        ReferenceLikeness(smoothing=0.0, max_fit_tokens=9)
     labeller, tasks, samples = example()
     with pytest.raises(RuntimeError, match="before fit"):
         labeller.label(samples)
