@@ -99,15 +99,24 @@ class AgentBase(ABC):
         self.grow(view, known)
 
     def learn(self, probes: ProbeRewards) -> float:
-        """R_A of the scores from before the update, over the probes (`LearningRule.judge`), then the update."""
-        counted = probes.importance * probes.targets
-        reward = self.rule.judge(self.score(probes.view), probes.rewards, counted)
-        codes = self.observe(probes)
+        """R_A of the scores from before the update, over the probes (`LearningRule.judge`), then the update. For R_A a label's
+        probes count as much as the label was chosen."""
+        codes, counted = self.observe(probes), probes.importance * probes.targets
+        taken = np.divide(self.mix_shares(probes), self.shares, out=np.zeros(len(self.labels)), where=self.shares > 0)
+        reward = self.rule.judge(self.score(probes.view), probes.rewards, counted * taken[codes])
         self.update(probes)
         total = np.bincount(codes, counted, len(self.labels))
         scored = np.bincount(codes, counted * self.score(probes.view), len(self.labels))
         self.weights = np.divide(scored, total, out=self.weights.copy(), where=total > 0)
         return reward
+
+    def mix_shares(self, probes: ProbeRewards) -> np.ndarray:
+        """The labels' shares of what the run is being trained on, float64 [L], sum 1; before the first decision: of the pool."""
+        if probes.chosen is None:
+            return self.shares
+        codes = label_codes(probes.chosen, self.attribute)
+        tokens = np.bincount(codes, weights=probes.chosen.lengths, minlength=len(self.labels))
+        return tokens / tokens.sum()
 
     def observe(self, probes: ProbeRewards) -> np.ndarray:
         """Keep the round's statistics by label; returns the probes' label codes."""

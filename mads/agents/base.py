@@ -58,6 +58,7 @@ class ProbeRewards:
     targets: int64 [n], number of targets behind each reward (its precision grows with it)
     importance: float64 [n], inverse inclusion weight, mean 1
     references: reference task -> mean token loss of its direction part; empty unless the selection has it measured
+    chosen: the samples of the decision in use, over whose mix R_A is judged; None: before the first decision, over the pool
     """
 
     view: AttributeView
@@ -65,6 +66,7 @@ class ProbeRewards:
     targets: np.ndarray
     importance: np.ndarray
     references: Mapping[str, float] = field(default_factory=dict)
+    chosen: AttributeView | None = None
 
 
 class Agent(Protocol):

@@ -45,7 +45,7 @@ class LabelAgent(AgentBase):
     def learn(self, probes: ProbeRewards) -> float:
         """By the rule's own step, which judges and moves the labels' weights (Eq. 4, 5 and 7)."""
         self.observe(probes)
-        self.weights, reward = self.rule.step(self.weights, self.shares, self.statistics)
+        self.weights, reward = self.rule.step(self.weights, self.mix_shares(probes), self.statistics)
         return reward
 
 

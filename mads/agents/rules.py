@@ -45,10 +45,11 @@ class LearningRule(Protocol):
         """Statistics per label from n probes: codes int [n] below `labels`, the rest float64/int64 [n]."""
 
     def step(self, weights: np.ndarray, shares: np.ndarray, statistics: LabelStatistics) -> tuple[np.ndarray, float]:
-        """(new weights float64 [L], R_A). `shares` are the labels' shares of the pool's tokens, float64 [L], sum 1."""
+        """(new weights float64 [L], R_A). `shares` are the labels' shares of the tokens of the mix, float64 [L], sum 1."""
 
     def judge(self, scores: np.ndarray, rewards: np.ndarray, counted: np.ndarray) -> float:
-        """R_A of an agent without label weights, from its scores of n probes, float64 [n]. counted: importance * targets."""
+        """R_A of an agent without label weights, from its scores of n probes, float64 [n]. counted: what each stands for in the
+        mix, importance * targets * share of its label in the mix / in the pool."""
 
 
 def scale_rewards(
@@ -246,9 +247,10 @@ def shrink(mean: np.ndarray, se: np.ndarray) -> np.ndarray:
 def standardised_gain(weights: np.ndarray, mean: np.ndarray, shares: np.ndarray) -> float:
     """sum_j p_j (w_j - wbar)(R_j - Rbar) / std(w), with p the shares scaled to sum 1, wbar and Rbar means and std under p.
 
-    The reward gained, per standard deviation of the agent's score over the pool, by following the agent. It grows neither with
-    the number of labels nor with the size of the weights, and, with weights from before the rewards, noise in R_j has mean 0
-    in it. Equal weights prefer nothing and gain 0.
+    The reward gained, per standard deviation of the agent's score, by following the agent a little more from a mix with shares p:
+    the derivative of the mix's mean reward by theta_A is its covariance with the agent's score, over the mix. So labels that
+    nobody takes any more earn an agent nothing. It grows neither with the number of labels nor with the size of the weights, and,
+    with weights from before the rewards, noise in R_j has mean 0 in it. Equal weights prefer nothing and gain 0.
     """
     if shares.sum() <= 0:
         return 0.0

@@ -197,11 +197,11 @@ class Console:
         learned, scale = self._attributed(scaled, positions, targets * importance, measured.scale is None)
         spread = np.ptp(measured.rewards)
         self._errors = {name: e * np.ptp(scaled) / (spread * scale) for name, e in measured.errors.items() if spread * scale > 0}
-        values = {}
+        values, chosen = {}, self.pool.view(self.pool.positions_of(self.pending)) if len(self.pending) else None
         for agent in self.agents:
             own = measured.probes.of_agent(agent.name)
             view = self.pool.view(positions[own])
-            learns = ProbeRewards(view, learned[agent.name][own], targets[own], importance[own], measured.references)
+            learns = ProbeRewards(view, learned[agent.name][own], targets[own], importance[own], measured.references, chosen)
             reward = agent.learn(learns)
             values[agent.name] = checked_reward(agent, reward)
         theta = learning.collaboration.update(self.theta, np.array(list(values.values())))

@@ -11,6 +11,7 @@ from test_mutants import check_caught, outcome
 from mads.agents.rules import standardised_gain
 
 TELLING, SHARES = "unit/console/test_attribution.py", "unit/console/test_tilt.py"
+CONSOLE = "unit/console/test_console.py"
 NOISE = "unit/console/test_noise_rounds.py"
 OUTCOMES, STEPS = "unit/reward/test_outcomes.py", "dist/test_step_rewards.py"
 
@@ -41,6 +42,18 @@ def _at_one_rate(original):
 
 
 MUTANTS = [
+    Mutant(
+        "a label agent is judged over the pool",
+        "mads.agents.agent:AgentBase.mix_shares",
+        lambda original: lambda self, probes: self.shares,
+        f"{CONSOLE}:test_x2_what_nobody_takes_earns_an_agent_nothing",
+    ),
+    Mutant(
+        "an agent without label weights is judged over the pool",
+        "mads.agents.agent:AgentBase.mix_shares",
+        lambda original: lambda self, probes: self.shares,
+        "unit/agents/test_agent_base.py:test_any_agent_is_judged_over_what_was_chosen",
+    ),
     Mutant(
         "every agent claims the whole reward",
         "test_attribution:own_parts",

@@ -1,6 +1,7 @@
 """What every agent has from its base: the judgement, records, states, and what is said of classes that are no agents."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,28 @@ def check_judged_by_earlier_scores():
 
 def test_an_agent_is_judged_by_its_scores_from_before_the_update():
     check_judged_by_earlier_scores()
+
+
+def test_any_agent_is_judged_over_what_was_chosen():
+    """By a loop: a probe counts with its label's share of the chosen tokens over its share of the pool's."""
+    pool, rng = random_pool(), np.random.default_rng(4)
+    chosen = pool.view(
+        np.flatnonzero((pool.codes("domain") != 2) & (rng.random(len(pool)) < 0.3 * (pool.codes("domain") + 1) / 3))
+    )
+    probes = replace(probes_of(pool), chosen=chosen)
+
+    def share(view, code):
+        return sum(n for n, c in zip(view.lengths.tolist(), view.codes("domain").tolist()) if c == code) / view.lengths.sum()
+
+    taken = [share(chosen, code) / share(pool, code) for code in range(7)]
+    codes = probes.view.codes("domain").tolist()
+    a = [i * t * taken[c] for i, t, c in zip(probes.importance, probes.targets, codes)]
+    s, r = [n - 60.0 for n in probes.view.lengths], probes.rewards.tolist()
+    mean = lambda x: sum(w * v for w, v in zip(a, x)) / sum(a)
+    covariance = mean([(x - mean(s)) * (y - mean(r)) for x, y in zip(s, r)])
+    spread = mean([(x - mean(s)) ** 2 for x in s]) ** 0.5
+    assert _bound(MadsRule(0.5), pool).learn(probes) == pytest.approx(covariance / spread, rel=1e-10)
+    assert taken[2] == 0 and max(taken) > 1.3
 
 
 def test_a_label_agent_would_be_judged_alike_by_probes_and_by_labels():

@@ -94,12 +94,12 @@ def test_x7_paper_rounds_equal_a_numpy_transcription():
         uses[np.searchsorted(pool.ids, ids)] += 1
 
 
-def test_x7_mads_judges_before_learning_and_moves_theta_by_hedge():
+def test_x7_mads_judges_before_learning_over_what_was_chosen_and_moves_theta_by_hedge():
     pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
     console = _console(MEANS, pool)
     _run(console, pool, 2, uses)  # the warm-up, and a first round of rewards: before it no agent has an opinion
     before, theta = {a.name: a.weights.copy() for a in console.agents}, console.theta.copy()
-    measured = _measure(console, pool)
+    measured, chosen = _measure(console, pool), np.searchsorted(pool.ids, console.pending)
     a = measured.targets * measured.probes.importance
     z = measured.rewards - np.average(measured.rewards, weights=a)
     z /= np.sqrt(np.average(z**2, weights=a))
@@ -108,7 +108,8 @@ def test_x7_mads_judges_before_learning_and_moves_theta_by_hedge():
     for name, w in before.items():
         codes, labels = pool.codes(name)[measured.probes.positions], len(w)
         r = np.array([np.average(z[codes == j], weights=a[codes == j]) for j in range(labels)])
-        p = np.array([pool.lengths[pool.codes(name) == j].sum() for j in range(labels)]) / pool.lengths.sum()
+        taken = pool.codes(name)[chosen]
+        p = np.array([pool.lengths[chosen[taken == j]].sum() for j in range(labels)]) / pool.lengths[chosen].sum()
         cov = (p * (w - p @ w) * (r - p @ r)).sum()
         spread = np.sqrt((p * (w - p @ w) ** 2).sum())
         own.append(cov / spread if spread > 1e-12 else 0.0)  # labels that differ by noise alone were shrunk to one weight
@@ -116,6 +117,34 @@ def test_x7_mads_judges_before_learning_and_moves_theta_by_hedge():
     np.testing.assert_allclose(list(record.agent_rewards.values()), own, rtol=1e-10)
     hedge = theta * np.exp(0.5 * np.array(own))
     np.testing.assert_allclose(list(record.theta.values()), hedge / hedge.sum(), rtol=1e-10)
+
+
+def test_x2_what_nobody_takes_earns_an_agent_nothing():
+    """Domain 0 is bad and was left behind; among what is taken only quality matters. Over the pool domain would earn most."""
+    pool, uses = random_pool(n=3000), np.zeros(3000, np.uint16)
+    console = _console(dataclasses.replace(MADS, probes=600, share_floor=0.0), pool)
+    quality, domain, _ = console.agents
+    quality.weights, domain.weights = 0.5 * np.arange(5), np.r_[-30.0, 0.01 * np.arange(6)]
+    recipe, console.strategy = console.strategy, dataclasses.replace(console.strategy, warmup_rounds=0)
+    silent = console.draw_probes()
+    quiet = RoundRewards(silent, np.zeros(len(silent.ids)), np.full(len(silent.ids), 9))
+    console.decide(quiet, uses, BUDGET, 0, 0)  # by the weights as they are: rewards that are all equal teach nothing
+    assert (pool.codes("domain")[np.searchsorted(pool.ids, console.pending)] > 0).all()
+    before = {agent.name: agent.weights.copy() for agent in console.agents}
+    console.strategy, probes = recipe, console.draw_probes()
+    view = pool.view(probes.positions)
+    rewards = np.where(view.codes("domain") == 0, -6.0, 0.3 * view.codes("quality"))
+    _, record = console.decide(RoundRewards(probes, rewards, view.lengths.astype(np.int64)), uses, BUDGET, 1, 0)
+    earned = record.agent_rewards
+    assert earned["quality"] > 0.02 and abs(earned["domain"]) < 0.1 * earned["quality"]
+    # The same by the shares of the pool, from what the records show of the labels.
+    over_pool = {}
+    for name, weights in before.items():
+        mean = np.array([label.reward_mean for label in record.labels[name]])
+        p = np.array([label.pool_share for label in record.labels[name]])
+        deviation = weights - p @ weights
+        over_pool[name] = (p * deviation * mean).sum() / np.sqrt(p @ deviation**2) if np.ptp(weights) else 0.0
+    assert over_pool["domain"] > 2 * over_pool["quality"]
 
 
 @pytest.mark.parametrize("config", [PAPER, MADS], ids=["paper", "mads"])
