@@ -94,7 +94,7 @@ def test_x7_paper_rounds_equal_a_numpy_transcription():
         uses[np.searchsorted(pool.ids, ids)] += 1
 
 
-def test_x7_mads_judges_before_learning_over_what_was_chosen_and_moves_theta_by_hedge():
+def test_x7_mads_judges_before_learning_and_moves_theta_by_hedge():
     pool, uses = random_pool(n=1500), np.zeros(1500, np.uint16)
     console = _console(MEANS, pool)
     _run(console, pool, 2, uses)  # the warm-up, and a first round of rewards: before it no agent has an opinion
