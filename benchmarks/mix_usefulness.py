@@ -1,9 +1,9 @@
 """Do group rewards say what a larger weight of a label would do to this run, and does it matter where the probes are drawn?
 
-At a checkpoint of a run of selection=mads: for every label of every agent, the gain of the reference loss when half of every
-batch of 25 further steps is drawn from the label as the run would choose it now (in proportion to exp(S / T)) and half from the
-current mix, over the mix alone. Against it: the labels' effects by group probes that are drawn from the pool and from the mix,
-and R_A over each.
+At a checkpoint of a run of selection=mads with label agents: for every label of every agent, the gain of the reference loss when
+half of every batch of 25 further steps is drawn from the label as the run would choose it now (in proportion to exp(S / T)) and
+half from the current mix, over the mix alone. Against it: the labels' effects by group probes that are drawn from the pool and
+from the mix, and R_A over each.
 
     python -m benchmarks.mix_usefulness --run RUN --data LAB/data --step 196 --out FILE
 
@@ -193,14 +193,19 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=200, help="audit examples per task")
     parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
     arguments = parser.parse_args()
+    if arguments.seeds < 2 or arguments.seeds % 2:
+        parser.error(f"--seeds {arguments.seeds} must be an even number: the truth's reliability is told from two halves")
     torch.set_num_threads(1)
     become_single_process()
     run = TrainedRun.open(arguments.run, arguments.data)
     run = replace(run, checkpoint=Path(arguments.run) / "checkpoints" / f"step-{arguments.step:08d}")
     study, out = Study(run, arguments.examples), Path(arguments.out)
     labels = {name: list(agent.labels) for name, agent in study.agents.items()}
-    record = json.loads(out.read_text()) if out.exists() else {"labels": labels, "effects": {}, "truth": {}}
-    record["step"], record["reward"] = arguments.step, OmegaConf.to_container(run.config.reward)
+    fixed = {"step": arguments.step, "probes": arguments.probes, "examples": arguments.examples}
+    fixed |= {"labels": labels, "reward": OmegaConf.to_container(run.config.reward)}
+    record = json.loads(out.read_text()) if out.exists() else {**fixed, "effects": {}, "truth": {}}
+    if other := [key for key, value in fixed.items() if record.get(key) != value]:
+        parser.error(f"{out} was made with another {', '.join(other)}; choose another --out")
 
     def keep(section: str, key: str, compute) -> None:
         if key not in record[section]:

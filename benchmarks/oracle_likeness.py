@@ -57,7 +57,6 @@ def main() -> None:
         path = attribute_path(target, "train", NAME, shard)
         schema = read_column(path, count).schema  # the bins keep their names, which moore_lewis does not look at
         codes, values = labeller.label(pool.tokens(np.arange(start, start + count)))
-        path.unlink()  # a link
         write_column(path, schema, codes, values)
         start += count
     print(f"{target}: likeness to {', '.join(tasks)}")
