@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.kept import keeper
 from benchmarks.rank_statistics import spearman, split_half_reliability
 from benchmarks.trained_run import TrainedRun
 from mads.agents.rules import standardised_gain
@@ -207,12 +206,7 @@ def main() -> None:
     if other := [key for key, value in fixed.items() if record.get(key) != value]:
         parser.error(f"{out} was made with another {', '.join(other)}; choose another --out")
 
-    def keep(section: str, key: str, compute) -> None:
-        if key not in record[section]:
-            started = time.process_time()
-            record[section][key] = compute()
-            out.write_text(json.dumps(record, indent=1) + "\n")
-            print(f"{time.process_time() - started:7.1f} s  {section} {key}", file=sys.stderr, flush=True)
+    keep = keeper(record, out)
 
     for draw in range(arguments.draws):
         for source in SOURCES:

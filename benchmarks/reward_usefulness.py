@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 
 from benchmarks.exact_model import ReferenceSet
 from benchmarks.label_truth import losses_after
+from benchmarks.kept import keeper
 from benchmarks.rank_statistics import spearman, split_half_reliability
 from benchmarks.trained_run import TrainedRun
 from mads.checkpoint import canonical
@@ -123,12 +123,7 @@ def main() -> None:
     record["steps_trained"] = engine.state.steps
     record["labels"] = {a: list(run.pool.labels(a)) for a in AGENTS}
 
-    def keep(section: str, key: str, compute) -> None:
-        if key not in record[section]:
-            started = time.process_time()
-            record[section][key] = compute()
-            out.write_text(json.dumps(record, indent=1) + "\n")
-            print(f"{time.process_time() - started:7.1f} s  {section} {key}", file=sys.stderr, flush=True)
+    keep = keeper(record, out)
 
     def means(name: str, seed: int) -> dict:
         probes = draw_probes(run.pool, SharedProbes(arguments.probes), {a: a for a in AGENTS}, seed, 0)

@@ -1,0 +1,23 @@
+"""Records of long studies that may be stopped: what was measured is in a JSON file, and is not measured again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def keeper(record: dict[str, Any], out: Path) -> Callable[[str, str, Callable[[], Any]], None]:
+    """keep(section, key, compute): compute it if the record has no such entry, write the record to `out`, say how long it took."""
+
+    def keep(section: str, key: str, compute: Callable[[], Any]) -> None:
+        if key not in record[section]:
+            started = time.process_time()
+            record[section][key] = compute()
+            out.write_text(json.dumps(record, indent=1) + "\n")
+            print(f"{time.process_time() - started:7.1f} s  {section} {key}", file=sys.stderr, flush=True)
+
+    return keep
