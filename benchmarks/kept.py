@@ -11,7 +11,7 @@ from typing import Any
 
 
 def keeper(record: dict[str, Any], out: Path) -> Callable[[str, str, Callable[[], Any]], None]:
-    """keep(section, key, compute): compute it if the record has no such entry, write the record to `out`, say how long it took."""
+    """keep(section, key, compute): what the record lacks is computed, the record written to `out`, and the time said."""
 
     def keep(section: str, key: str, compute: Callable[[], Any]) -> None:
         if key not in record[section]:

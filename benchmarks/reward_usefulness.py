@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.exact_model import ReferenceSet
-from benchmarks.label_truth import losses_after
 from benchmarks.kept import keeper
+from benchmarks.label_truth import losses_after
 from benchmarks.rank_statistics import spearman, split_half_reliability
 from benchmarks.trained_run import TrainedRun
 from mads.checkpoint import canonical
