@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from run_support import OVERRIDES, REWARD
+from run_support import OVERRIDES, REWARD, curve
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MADS = [sys.executable, "-m", "mads.cli"]
@@ -29,6 +29,13 @@ def run(command, cwd, timeout=300, **variables):
     return subprocess.run(
         [str(c) for c in command], cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=timeout
     )
+
+
+def undisturbed(prepared, folder, *overrides):
+    """The curve of a run of two workers to its end."""
+    done = run([*MADS, "train", "--workers", 2, *settings(prepared, folder / "run", *overrides)], folder)
+    assert done.returncode == 0, done.stderr
+    return curve(folder / "run")
 
 
 def start(command, cwd, log):

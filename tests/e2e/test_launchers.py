@@ -7,11 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from command_support import MADS, REPOSITORY, alive, children, environment, run, settings, wait_until
+from command_support import REPOSITORY, alive, children, environment, settings, undisturbed, wait_until
 from run_support import curve
 from test_processes_end import trained_steps
-
-from mads.launch import exits
 
 pytestmark = pytest.mark.full
 RUN = ["train.steps=12", "selection.interval=5", "train.eval_interval=6"]
@@ -19,10 +17,7 @@ RUN = ["train.steps=12", "selection.interval=5", "train.eval_interval=6"]
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    done = run([*MADS, "train", "--workers", 2, *settings(prepared, folder / "run", *RUN)], folder)
-    assert done.returncode == exits.DONE, done.stderr
-    return curve(folder / "run")
+    return undisturbed(prepared, tmp_path_factory.mktemp("whole"), *RUN)
 
 
 def free_port():

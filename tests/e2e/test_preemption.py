@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from command_support import MADS, alive, children, run, settings, start, wait_until
+from command_support import MADS, alive, children, run, settings, start, undisturbed, wait_until
 from run_support import curve
 from test_processes_end import trained_steps
 
@@ -16,10 +16,7 @@ RUN = ["train.steps=40", "selection.interval=10", "train.eval_interval=10"]
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    done = run([*MADS, "train", "--workers", 2, *settings(prepared, folder / "run", *RUN)], folder)
-    assert done.returncode == exits.DONE, done.stderr
-    return curve(folder / "run")
+    return undisturbed(prepared, tmp_path_factory.mktemp("whole"), *RUN)
 
 
 def preempt(prepared, tmp_path, number, victim, ready):

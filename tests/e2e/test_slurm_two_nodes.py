@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from command_support import MADS, environment, run, settings, wait_until
+from command_support import MADS, environment, settings, undisturbed, wait_until
 from run_support import OVERRIDES, curve
 from slurm_support import Slurm, missing
 from test_processes_end import trained_steps
@@ -27,10 +27,7 @@ def slurm():
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    done = run([*MADS, "train", "--workers", 2, *settings(prepared, folder / "run", *RUN)], folder)
-    assert done.returncode == 0, done.stderr
-    return curve(folder / "run")
+    return undisturbed(prepared, tmp_path_factory.mktemp("whole"), *RUN)
 
 
 def submit(slurm, cwd, *arguments, code=0):

@@ -5,16 +5,11 @@ import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from prepared_support import write_prepared
-from safetensors.torch import save_file
+from export_support import write_run
 
-from mads.checkpoint.manifest import publish
 from mads.cli import main
-from mads.config.compose import compose
 from mads.data.schema import sha256_of
 from mads.data.tokenizer import Tokenizer
-from mads.model.decoder import Decoder
 
 QUESTIONS = [
     {"query": "Question: What did the ship carry over the sea?", "choices": ["gold", "salt and a barrel of rum"], "gold": 1},
@@ -26,18 +21,7 @@ QUESTIONS = [
 def run(tmp_path_factory):
     """A run folder with one checkpoint of a model with large random weights, and that model."""
     folder = tmp_path_factory.mktemp("run")
-    write_prepared(folder / "data")
-    config = compose(["model=nano", "model.vocab_size=400", "data=prepared", f"data.dir={folder / 'data'}", "data.seq_length=32"])
-    OmegaConf.save(config, folder / "config.yaml")
-    model = Decoder(config.model, seed=3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)
-    saving = folder / "checkpoints" / "temporary"
-    saving.mkdir(parents=True)
-    save_file({n: p.detach().clone() for n, p in model.named_parameters()}, saving / "weight-00000.safetensors")
-    (saving / "state.json").write_text(json.dumps({"step": 7, "tokens": 1234}))
-    publish(folder / "checkpoints", saving, 7)
+    model = write_run(folder, scale=5.0)
     (folder / "a.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
     (folder / "b.jsonl").write_text(json.dumps({"text": "A recipe for bread: flour, water and salt."}) + "\n")
     return folder, model

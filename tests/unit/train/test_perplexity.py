@@ -6,17 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from export_support import write_run
 from label_support import natural
 from omegaconf import OmegaConf
-from prepared_support import write_prepared
-from safetensors.torch import save_file
 
-from mads.checkpoint.manifest import CheckpointError, publish
-from mads.config.compose import compose
+from mads.checkpoint.manifest import CheckpointError
 from mads.data.schema import DataError
 from mads.data.tokenizer import Tokenizer
 from mads.label.base import load_labeller, save_labeller
-from mads.model.decoder import Decoder
 from mads.train.perplexity import CheckpointPerplexity
 
 
@@ -24,19 +21,7 @@ from mads.train.perplexity import CheckpointPerplexity
 def run(tmp_path_factory):
     """A run's folder as training leaves it, with random weights of some size; its model; its data."""
     folder = tmp_path_factory.mktemp("run")
-    write_prepared(folder / "data")
-    config = compose(["model=nano", "model.vocab_size=400", "data=prepared", f"data.dir={folder / 'data'}", "data.seq_length=32"])
-    OmegaConf.save(config, folder / "config.yaml")
-    model = Decoder(config.model, seed=3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)
-    (folder / "checkpoints" / "temporary").mkdir(parents=True)
-    save_file(
-        {n: p.detach().clone() for n, p in model.named_parameters()}, folder / "checkpoints/temporary/weight-00000.safetensors"
-    )
-    publish(folder / "checkpoints", folder / "checkpoints" / "temporary", 7)
-    return folder, model
+    return folder, write_run(folder, scale=5.0)
 
 
 def test_bits_are_those_of_the_logits(run):
