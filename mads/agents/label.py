@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -20,20 +21,28 @@ class LabelAgent(AgentBase):
         attribute: the column that the agent sees.
         name: its name in records; the attribute's if not given.
         prior: start weights rise by it for each standard deviation between labels (`normal_scores`): for labels in ascending
-            order, such as bins of a score, of which later ones are believed to be better. The first decisions follow it,
-            rewards correct it.
+            order, such as bins of a score, of which later ones are believed to be better. Or one number for each label, in their
+            order, that its start weight rises by. The first decisions follow it, rewards correct it.
     """
 
-    def __init__(self, attribute: str, name: str | None = None, prior: float = 0.0):
+    def __init__(self, attribute: str, name: str | None = None, prior: float | Sequence[float] = 0.0):
         super().__init__(attribute, name)
-        if isinstance(prior, bool) or not isinstance(prior, int | float) or not math.isfinite(prior):
-            raise ValueError(f"prior={prior!r} must be a finite number")
-        self.prior = float(prior)
+        each = isinstance(prior, Sequence) and not isinstance(prior, str)
+        if not all(_finite(value) for value in (prior if each else [prior])):
+            raise ValueError(f"prior={prior!r} must be a finite number, or a list of one for each label")
+        self.prior = [float(value) for value in prior] if each else float(prior)
 
     def start(self, view: AttributeView) -> None:
         self.weights = self.rule.start(self.shares)
-        if self.prior:
-            self.weights = self.weights + self.prior * normal_scores(self.shares)
+        if isinstance(self.prior, float):
+            self.weights = self.weights + self.prior * normal_scores(self.shares) if self.prior else self.weights
+        elif len(self.prior) != len(self.labels):
+            raise ValueError(
+                f"agent {self.name!r}: prior has {len(self.prior)} numbers, the attribute {self.attribute!r} has "
+                f"{len(self.labels)} labels, {', '.join(self.labels)}: give one number for each, in this order"
+            )
+        else:
+            self.weights = self.weights + np.array(self.prior)
 
     def grow(self, view: AttributeView, known: int) -> None:
         """New labels start as the rule starts them: no prior speaks of what was not there."""
@@ -47,6 +56,10 @@ class LabelAgent(AgentBase):
         self.observe(probes)
         self.weights, reward = self.rule.step(self.weights, self.mix_shares(probes), self.statistics)
         return reward
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def normal_scores(shares: np.ndarray) -> np.ndarray:
