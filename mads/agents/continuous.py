@@ -7,6 +7,7 @@ import numpy as np
 from mads.agents.agent import AgentBase
 from mads.agents.base import AttributeView, ProbeRewards
 from mads.agents.columns import pieces, token_quantiles
+from mads.agents.label import finite, normal_scores
 
 SHAPES = ("monotone", "binned")
 MOST_BINS = 256
@@ -26,19 +27,25 @@ class ContinuousAgent(AgentBase):
         attribute: a column with values (`AttributeView.values`).
         shape: "monotone" or "binned".
         bins: 2 to 256; fewer are made where values repeat.
+        prior: start weights of the bins rise by it for each standard deviation between them (`normal_scores`), for a column whose
+            greater values are believed to be better. The first decisions follow it, rewards correct it.
 
     After `bind`: missing, the number of the pool's samples without a finite value.
     """
 
     memory = ("edges", "centres", "bin_shares", "bin_weights", "evidence", "missing")
 
-    def __init__(self, attribute: str, name: str | None = None, shape: str = "monotone", bins: int = 10):
+    def __init__(
+        self, attribute: str, name: str | None = None, shape: str = "monotone", bins: int = 10, prior: float = 0.0
+    ):
         super().__init__(attribute, name)
         if shape not in SHAPES:
             raise ValueError(f"shape={shape!r} is not one of {', '.join(SHAPES)}")
         if isinstance(bins, bool) or not isinstance(bins, int) or not 2 <= bins <= MOST_BINS:
             raise ValueError(f"bins={bins!r} must be a whole number from 2 to {MOST_BINS}")
-        self.shape, self.bins = shape, bins
+        if not finite(prior):
+            raise ValueError(f"prior={prior!r} must be a finite number")
+        self.shape, self.bins, self.prior = shape, bins, float(prior)
 
     def start(self, view: AttributeView) -> None:
         *inner, greatest = token_quantiles(view, self.attribute, np.arange(1, self.bins + 1) / self.bins)
@@ -46,6 +53,8 @@ class ContinuousAgent(AgentBase):
         tokens, total = self._survey(view)
         self.centres = total[:-1] / tokens[:-1]
         self.bin_weights = self.rule.start(self.bin_shares)
+        if self.prior:
+            self.bin_weights[:-1] += self.prior * normal_scores(self.bin_shares[:-1])
         self.evidence = np.zeros(len(self.bin_shares), dtype=np.int64)
         self.restored()
 

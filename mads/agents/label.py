@@ -28,7 +28,7 @@ class LabelAgent(AgentBase):
     def __init__(self, attribute: str, name: str | None = None, prior: float | Sequence[float] = 0.0):
         super().__init__(attribute, name)
         each = isinstance(prior, Sequence) and not isinstance(prior, str)
-        if not all(_finite(value) for value in (prior if each else [prior])):
+        if not all(finite(value) for value in (prior if each else [prior])):
             raise ValueError(f"prior={prior!r} must be a finite number, or a list of one for each label")
         self.prior = [float(value) for value in prior] if each else float(prior)
 
@@ -58,7 +58,8 @@ class LabelAgent(AgentBase):
         return reward
 
 
-def _finite(value: object) -> bool:
+def finite(value: object) -> bool:
+    """Whether it is a number, neither infinite nor NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

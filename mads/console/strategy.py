@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mads.agents.base import Agent
+from mads.agents.continuous import ContinuousAgent
 from mads.agents.label import LabelAgent
 from mads.agents.rules import MadsRule, MirrorRule, PaperRule
 from mads.console.collaborate import build_collaboration
@@ -121,8 +122,8 @@ class MadsStrategy:
 
     def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         """Bounds and whole shards leave no room for strata: there the warm-up is random. Without label agents there are no shares
-        to tilt, and "shares" is "gumbel". Label agents with a prior are heard in the warm-up too."""
-        if not scored and not any(isinstance(agent, LabelAgent) and agent.prior for agent in agents):
+        to tilt, and "shares" is "gumbel". Agents with a prior are heard in the warm-up too."""
+        if not scored and not any(isinstance(agent, LabelAgent | ContinuousAgent) and agent.prior for agent in agents):
             if not self._free:
                 return Recipe(RandomOrder())
             return Recipe(HashOrder(), tuple(dict.fromkeys(agent.attribute for agent in agents)))

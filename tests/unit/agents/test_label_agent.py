@@ -51,7 +51,28 @@ def test_normal_scores_of_labels_that_hold_nothing_are_those_of_their_place():
     assert scores[0] < -6 and scores[2] == pytest.approx(0, abs=1e-9) and scores[4] > 6
 
 
-@pytest.mark.parametrize("prior", [float("nan"), float("inf"), True, "2"])
+def check_a_prior_of_each_label_is_in_start_weights():
+    pool, plain = random_pool(), LabelAgent("quality")
+    told = instantiate({"_target_": "mads.agents.LabelAgent", "attribute": "quality", "prior": [-6, 0, 0.5, 0, 0]}, _convert_="all")
+    for rule in (MadsRule(0.5), PaperRule(0.1)):
+        plain.bind(pool, rule), told.bind(pool, rule)
+        np.testing.assert_array_equal(told.weights, plain.weights + [-6, 0, 0.5, 0, 0])
+
+
+def test_a_prior_of_each_label_is_in_the_start_weights():
+    check_a_prior_of_each_label_is_in_start_weights()
+
+
+@pytest.mark.parametrize("count", [0, 4, 6])
+def test_a_prior_of_other_labels_is_refused(count):
+    pool = random_pool()
+    labels = ", ".join(pool.labels("quality"))
+    with pytest.raises(ValueError, match="'quality'") as error:
+        LabelAgent("quality", prior=[1.0] * count).bind(pool, MadsRule(0.5))
+    assert f"prior has {count} numbers" in str(error.value) and f"5 labels, {labels}:" in str(error.value)
+
+
+@pytest.mark.parametrize("prior", [float("nan"), float("inf"), True, "2", None, [1, float("nan")], [True, 0], ["1"]])
 def test_a_prior_that_is_no_number_is_refused(prior):
     with pytest.raises(ValueError, match="prior=.* must be a finite number"):
         LabelAgent("quality", prior=prior)
