@@ -35,9 +35,7 @@ class ContinuousAgent(AgentBase):
 
     memory = ("edges", "centres", "bin_shares", "bin_weights", "evidence", "missing")
 
-    def __init__(
-        self, attribute: str, name: str | None = None, shape: str = "monotone", bins: int = 10, prior: float = 0.0
-    ):
+    def __init__(self, attribute: str, name: str | None = None, shape: str = "monotone", bins: int = 10, prior: float = 0.0):
         super().__init__(attribute, name)
         if shape not in SHAPES:
             raise ValueError(f"shape={shape!r} is not one of {', '.join(SHAPES)}")

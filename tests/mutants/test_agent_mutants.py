@@ -30,6 +30,11 @@ def _deaf(original):
     return recipe
 
 
+def _by_shares(original, agent, view):
+    original(agent, view)
+    agent.weights = agent.rule.start(agent.shares) + np.multiply(agent.prior, agent.shares)
+
+
 MUTANTS = [
     Mutant(
         "the warm-up does not hear a prior",
@@ -42,6 +47,18 @@ MUTANTS = [
         "mads.agents.label:normal_scores",
         lambda original: lambda shares: original(np.full(len(shares), 1 / len(shares))),
         "unit/agents/test_label_agent.py:check_a_prior_is_in_start_weights",
+    ),
+    Mutant(
+        "a prior of each label goes by the labels' shares",
+        "mads.agents.label:LabelAgent.start",
+        lambda original: lambda self, view: _by_shares(original, self, view),
+        "unit/agents/test_label_agent.py:check_a_prior_of_each_label_is_in_start_weights",
+    ),
+    Mutant(
+        "a curve does not hear its prior",
+        "mads.agents.continuous:normal_scores",
+        lambda original: lambda shares: np.zeros(len(shares)),
+        "unit/agents/test_continuous_agent.py:check_a_prior_is_in_the_curve",
     ),
     Mutant(
         "an agent is judged by what it has just learned",

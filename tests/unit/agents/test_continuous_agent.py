@@ -186,6 +186,28 @@ def test_values_that_are_all_one_make_one_bin_without_an_opinion():
         _bound(pool)
 
 
+def check_a_prior_is_in_the_curve():
+    """Against draws of a normal variable: what has the bin's place among them. Samples without a value are not judged."""
+    pool = valued_pool(3000, missing=30)
+    for shape in ("binned", "monotone"):
+        plain, told = _bound(pool, bins=8, shape=shape), _bound(pool, bins=8, shape=shape, prior=2.0)
+        draws = np.sort(np.random.default_rng(0).standard_normal(2_000_000))
+        ends = np.round(np.cumsum(told.bin_shares[:-1]) / told.bin_shares[:-1].sum() * len(draws)).astype(int)
+        means = np.array([part.mean() for part in np.split(draws, ends[:-1])])
+        np.testing.assert_allclose(told.curve - plain.curve, 2 * means, atol=0.02)
+        values, scores = pool.values("value"), told.score(pool)
+        known = np.isfinite(values)
+        np.testing.assert_array_equal(scores[~known], plain.score(pool)[~known])
+        expected = np.interp(values[known], plain.centres, plain.curve + 2 * means)
+        np.testing.assert_allclose(scores[known], expected, atol=0.02)
+        told.learn(probes_of(pool, n=200))
+        assert np.argmax(told.curve) == len(means) - 1
+
+
+def test_a_prior_is_in_the_curve_from_the_start():
+    check_a_prior_is_in_the_curve()
+
+
 def test_interpolation_needs_no_neighbours():
     centres, heights = np.array([0.0, 1.0, 3.0]), np.array([1.0, 0.0, 4.0])
     assert interpolate(np.array([-1, 0, 0.5, 1, 2, 9]), centres, heights).tolist() == [1, 1, 0.5, 0, 2, 4]
@@ -210,6 +232,8 @@ def test_interpolation_of_many_values_is_the_formula_bit_for_bit(count):
         ({"shape": "linear"}, "shape='linear' is not one of monotone, binned"),
         ({"bins": 1}, "bins=1 must be a whole number from 2 to 256"),
         ({"bins": 2.5}, "bins=2.5 must be"),
+        ({"prior": float("inf")}, "prior=inf must be a finite number"),
+        ({"prior": True}, "prior=True must be"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, words):

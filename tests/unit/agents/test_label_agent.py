@@ -53,7 +53,9 @@ def test_normal_scores_of_labels_that_hold_nothing_are_those_of_their_place():
 
 def check_a_prior_of_each_label_is_in_start_weights():
     pool, plain = random_pool(), LabelAgent("quality")
-    told = instantiate({"_target_": "mads.agents.LabelAgent", "attribute": "quality", "prior": [-6, 0, 0.5, 0, 0]}, _convert_="all")
+    told = instantiate(
+        {"_target_": "mads.agents.LabelAgent", "attribute": "quality", "prior": [-6, 0, 0.5, 0, 0]}, _convert_="all"
+    )
     for rule in (MadsRule(0.5), PaperRule(0.1)):
         plain.bind(pool, rule), told.bind(pool, rule)
         np.testing.assert_array_equal(told.weights, plain.weights + [-6, 0, 0.5, 0, 0])

@@ -10,7 +10,7 @@ from decide_support import select_random
 from fake_pool import FakePool, OneRank, random_pool
 from support import make_pool
 
-from mads.agents import LabelAgent
+from mads.agents import ContinuousAgent, LabelAgent
 from mads.agents.label import normal_scores
 from mads.agents.novelty import NoveltyAgent
 from mads.config.schema import MadsSelectionConfig, PaperSelectionConfig, RandomSelectionConfig, StratifiedSelectionConfig
@@ -231,6 +231,21 @@ def check_the_warm_up_follows_a_prior():
 
 def test_the_warm_up_follows_a_prior():
     check_the_warm_up_follows_a_prior()
+
+
+def test_the_warm_up_follows_the_prior_of_a_curve():
+    """Of samples that differ in nothing else, those with the greatest values are taken, before any reward."""
+    plain, uses = random_pool(n=6000), np.zeros(6000, np.uint16)
+    values = np.random.default_rng(0).standard_normal(6000).astype(np.float32)
+    columns = {"score": (plain.codes("quality"), plain.labels("quality"))}
+    pool = FakePool(plain.ids, plain.lengths, columns, {"score": values})
+    agents = [ContinuousAgent("score", bins=40, prior=30.0)]
+    console = Console(OneRank(), pool, agents, build_strategy(MADS), 3)
+    assert not console.needs_rewards()
+    ids, _ = console.decide(None, uses, 4 * BUDGET, 0, 0)
+    taken = np.isin(pool.ids, ids)
+    assert 0 < taken.mean() < 0.2
+    assert values[taken].min() > np.quantile(values, 0.9 * (1 - taken.mean()))
 
 
 def test_what_another_agent_calls_a_prior_does_not_count():
