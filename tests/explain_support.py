@@ -41,7 +41,7 @@ def light_run(run: Path, directory: Path, *overrides: str, rounds: int = 4, shar
     opened = [Pool.open(directory, shards=shards[r] if r < len(shards) else None) for r in range(rounds)]
     pool, strategy = opened[0], build_strategy(config.selection)
     members = config.agents.members if strategy.learning else {}
-    agents = [build_agent(name, node) for name, node in members.items()]
+    agents = [build_agent(name, node, pool) for name, node in members.items()]
     console = Console(OneRank(), pool, agents, strategy, config.train.seed)
     ledger, history = Ledger(len(pool)), PoolHistory(run, [])
     batch, length = config.train.global_batch_size, config.data.seq_length

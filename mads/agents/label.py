@@ -21,28 +21,35 @@ class LabelAgent(AgentBase):
         attribute: the column that the agent sees.
         name: its name in records; the attribute's if not given.
         prior: start weights rise by it for each standard deviation between labels (`normal_scores`): for labels in ascending
-            order, such as bins of a score, of which later ones are believed to be better. Or one number for each label, in their
-            order, that its start weight rises by. The first decisions follow it, rewards correct it.
+            order, such as bins of a score, of which later ones are believed to be better. Or numbers that the first labels' start
+            weights rise by, in their order; labels behind them, such as a grown pool may have, begin without. The first decisions
+            follow it, rewards correct it.
     """
 
     def __init__(self, attribute: str, name: str | None = None, prior: float | Sequence[float] = 0.0):
         super().__init__(attribute, name)
         each = isinstance(prior, Sequence) and not isinstance(prior, str)
         if not all(finite(value) for value in (prior if each else [prior])):
-            raise ValueError(f"prior={prior!r} must be a finite number, or a list of one for each label")
+            raise ValueError(f"prior={prior!r} must be a finite number, or a list of them, for the labels")
         self.prior = [float(value) for value in prior] if each else float(prior)
 
-    def start(self, view: AttributeView) -> None:
-        self.weights = self.rule.start(self.shares)
-        if isinstance(self.prior, float):
-            self.weights = self.weights + self.prior * normal_scores(self.shares) if self.prior else self.weights
-        elif len(self.prior) != len(self.labels):
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raises:
+        ValueError: the prior is for more labels than there are.
+        """
+        if not isinstance(self.prior, float) and len(self.prior) > len(labels):
             raise ValueError(
-                f"agent {self.name!r}: prior has {len(self.prior)} numbers, the attribute {self.attribute!r} has "
-                f"{len(self.labels)} labels, {', '.join(self.labels)}: give one number for each, in this order"
+                f"agent {self.name!r}: prior has {len(self.prior)} numbers, the attribute {self.attribute!r} only {len(labels)} "
+                f"labels, {', '.join(labels)}: give at most one number for each, in this order"
             )
-        else:
-            self.weights = self.weights + np.array(self.prior)
+
+    def start(self, view: AttributeView) -> None:
+        self.check_labels(self.labels)
+        self.weights = self.rule.start(self.shares)
+        if not isinstance(self.prior, float):
+            self.weights = self.weights + np.append(self.prior, np.zeros(len(self.labels) - len(self.prior)))
+        elif self.prior:
+            self.weights = self.weights + self.prior * normal_scores(self.shares)
 
     def grow(self, view: AttributeView, known: int) -> None:
         """New labels start as the rule starts them: no prior speaks of what was not there."""

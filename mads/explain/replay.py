@@ -244,7 +244,7 @@ def _restored(run: Path, config: DictConfig, strategy: Strategy, pool: Pool, rec
     """The agents as they were after learning from the round's rewards."""
     if strategy.learning is None:
         return []
-    agents = [build_agent(name, node) for name, node in config.agents.members.items()]
+    agents = [build_agent(name, node, pool) for name, node in config.agents.members.items()]
     for agent in agents:
         if agent.name not in record.states or agent.name not in record.theta:
             raise DataError(

@@ -273,12 +273,10 @@ def _open_inputs(
     check_selection(config, pool)
     references = _references(config, pool, learning is not None and learning.signal != "loss")
     agents = []
-    references = _references(config, pool, learning is not None and learning.signal != "loss")
-    agents = []
     if learning is not None and learning.own_agents is not None:
         agents = learning.own_agents()
     elif learning is not None:
-        agents = [build_agent(name, node) for name, node in config.agents.members.items()]
+        agents = [build_agent(name, node, pool) for name, node in config.agents.members.items()]
     return pool, Pool.open(config.data.dir, "heldout", shards[1]), references, agents
 
 

@@ -119,13 +119,14 @@ def test_a_training_configuration_that_cannot_work(mads, arguments, words):
         (["data.seq_length=16", "data.min_sample_tokens=4"], ["data.seq_length=16", "32", "prepare it again"]),
         (["model.vocab_size=300"], ["400 pieces", "model.vocab_size=300"]),
         (["train.global_batch_size=1024"], ["32768 tokens", "use a smaller batch"]),
+        (["agents.members.quality.prior=[1,1,1,1,1,1]"], ["'quality'", "prior has 6 numbers", "only 5 labels"]),
         (["agents.members.domain._target_=mads.agents.Nope"], ["agents.members.domain", "mads.agents.Nope"]),
         (
             ["data.attributes.flavour._target_=mads.label.domain.DomainLabeller", "agents.members.domain.attribute=flavour"],
             ["agents.members.domain.attribute='flavour'", ATTRIBUTES, "prepare it again"],
         ),
     ],
-    ids=["not prepared", "seq_length", "vocabulary", "batch", "class", "attribute"],
+    ids=["not prepared", "seq_length", "vocabulary", "batch", "prior", "class", "attribute"],
 )
 def test_training_that_does_not_fit_the_data(mads, prepared, tmp_path, overrides, words):
     expect_bad_input(mads("train", "--workers", 1, *settings(prepared, tmp_path / "run"), *overrides), *words)

@@ -65,13 +65,19 @@ def test_a_prior_of_each_label_is_in_the_start_weights():
     check_a_prior_of_each_label_is_in_start_weights()
 
 
-@pytest.mark.parametrize("count", [0, 4, 6])
-def test_a_prior_of_other_labels_is_refused(count):
+def test_a_prior_of_more_labels_than_there_are_is_refused():
     pool = random_pool()
+    with pytest.raises(ValueError) as error:
+        LabelAgent("quality", prior=[1.0] * 6).bind(pool, MadsRule(0.5))
     labels = ", ".join(pool.labels("quality"))
-    with pytest.raises(ValueError, match="'quality'") as error:
-        LabelAgent("quality", prior=[1.0] * count).bind(pool, MadsRule(0.5))
-    assert f"prior has {count} numbers" in str(error.value) and f"5 labels, {labels}:" in str(error.value)
+    assert f"agent 'quality': prior has 6 numbers, the attribute 'quality' only 5 labels, {labels}:" in str(error.value)
+
+
+def test_labels_behind_those_of_the_prior_begin_without_one():
+    """So that a run goes on with a pool that has grown by a label."""
+    pool, agent = random_pool(), LabelAgent("quality", prior=[-1, 2])
+    agent.bind(pool, MadsRule(0.5))
+    assert agent.weights.tolist() == [-1, 2, 0, 0, 0]
 
 
 @pytest.mark.parametrize("prior", [float("nan"), float("inf"), True, "2", None, [1, float("nan")], [True, 0], ["1"]])
