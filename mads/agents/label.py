@@ -39,8 +39,8 @@ class LabelAgent(AgentBase):
         """
         if not isinstance(self.prior, float) and len(self.prior) > len(labels):
             raise ValueError(
-                f"agent {self.name!r}: prior has {len(self.prior)} numbers, the attribute {self.attribute!r} only {len(labels)} "
-                f"labels, {', '.join(labels)}: give at most one number for each, in this order"
+                f"prior has {len(self.prior)} numbers, the attribute {self.attribute!r} only {len(labels)} labels, "
+                f"{', '.join(labels)}: give at most one number for each, in this order"
             )
 
     def start(self, view: AttributeView) -> None:

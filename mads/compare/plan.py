@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mads.config.validate import validate
 from mads.data.schema import Manifest, sha256_of
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+LIKE = "like="  # the first entry of a strategy that begins as another one does
 # What the comparison sets itself: key -> what to use instead.
 OWN = {
     "run_dir": "--folder says where the runs lie",
@@ -112,6 +113,11 @@ def _errors(config) -> Iterator[str]:
         yield f"control={config.control!r} is not one of the strategies {names}"
     if bad := [n for n in names if not NAME.fullmatch(n)]:
         yield f"strategy names {bad} must be letters, digits and _, a letter first: they name files"
+    for name in names:
+        try:
+            overrides_of(config.strategies, name)
+        except ConfigError as error:
+            yield str(error)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         yield f"seeds={list(config.seeds)} must be different numbers, at least one, none below 0"
     for key in ("treatment", "primary"):
@@ -137,6 +143,26 @@ def _errors(config) -> Iterator[str]:
         yield f"apart={list(config.apart)} leaves no evaluation task for the mean"
 
 
+def overrides_of(strategies: Mapping[str, Sequence[str]], name: str) -> list[str]:
+    """A strategy's overrides of `mads train`: before its own stand those of the strategy that a first entry like=OTHER names.
+
+    Raises:
+        ConfigError: OTHER is not a strategy or leads back to itself, or like= does not come first.
+    """
+    own, seen = list(strategies[name]), [name]
+    while own and own[0].startswith(LIKE):
+        other = own.pop(0).removeprefix(LIKE)
+        if other in seen:
+            raise ConfigError(f"strategy {name}: like= goes round in a circle: {' -> '.join([*seen, other])}")
+        if other not in strategies:
+            raise ConfigError(f"strategy {seen[-1]}: {LIKE}{other} is not one of the strategies {list(strategies)}")
+        seen.append(other)
+        own = [*strategies[other], *own]
+    if late := [o for o in own if o.startswith(LIKE)]:
+        raise ConfigError(f"strategy {name}: {late[0]} must be the first entry of a strategy, and the only one of its kind")
+    return own
+
+
 def _file_hash(key: str, path: str) -> str:
     if not Path(path).is_file():
         raise ConfigError(f"{key}={path} is not a file; evaluation tasks are JSONL files")
@@ -149,7 +175,7 @@ def _key(override: str) -> str:
 
 def _cells_of(config, strategy: str, has_gpu: bool, run_overrides: Sequence[str], tasks: dict[str, str]) -> list[Cell]:
     """A strategy's cells, by seed. Its configuration is composed once: seeds differ in train.seed only."""
-    overrides = [*config.overrides, *run_overrides, *config.strategies[strategy]]
+    overrides = [*config.overrides, *run_overrides, *overrides_of(config.strategies, strategy)]
     own = dict(OWN) | ({"schedule": "cooldown=0 keeps the runs' own schedule"} if config.cooldown else {})
     for override in overrides:
         if _key(override) in own:

@@ -26,7 +26,7 @@ from mads.config.compose import ConfigError, _check_fields, _readable
 class ComparisonConfig:
     """Strategies x seeds at equal tokens. Every list of overrides is one of `mads train`."""
 
-    strategies: dict[str, list[str]] = field(default_factory=dict)  # name -> overrides
+    strategies: dict[str, list[str]] = field(default_factory=dict)  # name -> overrides; like=NAME first: those of NAME before
     seeds: list[int] = field(default_factory=lambda: [0])  # train.seed: initialisation, packing and noise are shared by a seed
     overrides: list[str] = field(default_factory=list)  # of every run
     cooldown: float = 0.2  # share of its own steps that a branch decays over; 0 = the runs keep their own schedule, no branches

@@ -22,8 +22,11 @@ def build_agent(name: str, node: Mapping[str, Any], pool: AttributeView) -> Agen
     agent = build(node, where, name=name)
     try:
         check_agent(agent, where)
-        if isinstance(agent, LabelAgent):
-            agent.check_labels(pool.labels(agent.attribute))
-        return agent
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if isinstance(agent, LabelAgent):
+        try:
+            agent.check_labels(pool.labels(agent.attribute))
+        except ValueError as error:
+            raise ConfigError(f"{where}.{error}") from error
+    return agent

@@ -119,7 +119,7 @@ def test_a_training_configuration_that_cannot_work(mads, arguments, words):
         (["data.seq_length=16", "data.min_sample_tokens=4"], ["data.seq_length=16", "32", "prepare it again"]),
         (["model.vocab_size=300"], ["400 pieces", "model.vocab_size=300"]),
         (["train.global_batch_size=1024"], ["32768 tokens", "use a smaller batch"]),
-        (["agents.members.quality.prior=[1,1,1,1,1,1]"], ["'quality'", "prior has 6 numbers", "only 5 labels"]),
+        (["agents.members.quality.prior=[1,1,1,1,1,1]"], ["agents.members.quality.prior has 6 numbers", "only 5 labels"]),
         (["agents.members.domain._target_=mads.agents.Nope"], ["agents.members.domain", "mads.agents.Nope"]),
         (
             ["data.attributes.flavour._target_=mads.label.domain.DomainLabeller", "agents.members.domain.attribute=flavour"],

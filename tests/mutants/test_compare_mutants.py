@@ -53,6 +53,12 @@ MUTANTS = [
         ),
         f"{PLAN}:check_branches",
     ),
+    Mutant(
+        "a strategy like another one comes before it",
+        "mads.compare.plan:overrides_of",
+        lambda original: lambda strategies, name: original(strategies, name)[::-1],
+        f"{PLAN}:check_like",
+    ),
 ]
 
 

@@ -70,7 +70,7 @@ def test_a_prior_of_more_labels_than_there_are_is_refused():
     with pytest.raises(ValueError) as error:
         LabelAgent("quality", prior=[1.0] * 6).bind(pool, MadsRule(0.5))
     labels = ", ".join(pool.labels("quality"))
-    assert f"agent 'quality': prior has 6 numbers, the attribute 'quality' only 5 labels, {labels}:" in str(error.value)
+    assert f"prior has 6 numbers, the attribute 'quality' only 5 labels, {labels}:" in str(error.value)
 
 
 def test_labels_behind_those_of_the_prior_begin_without_one():

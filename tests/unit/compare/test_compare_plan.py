@@ -81,6 +81,22 @@ def test_all_are_cooled_at_the_end_and_the_branched_ones_before_it_too(compariso
     assert "schedule=wsd" in mads.branch and "schedule.decay_fraction=0.2" in mads.branch
 
 
+def check_like():
+    """A strategy like another one has its overrides, then its own, through any number of steps."""
+    strategies = {"a": ["x=1", "y=1"], "c": ["like=b", "z=3"], "b": ["like=a", "y=2"], "d": ["x=0"]}
+    assert plan.overrides_of(strategies, "c") == ["x=1", "y=1", "y=2", "z=3"]
+    assert plan.overrides_of(strategies, "d") == ["x=0"] and strategies["c"] == ["like=b", "z=3"]
+
+
+def test_a_strategy_may_be_like_another_one(comparison):
+    check_like()
+    longer = "strategies.longer=['like=mads','selection.probes=300','selection.interval=40']"
+    whole = "strategies.longer=['selection=mads','selection.probes=300','selection.interval=40']"
+    by_like, written_out = (plan.make_cells(comparison(override)) for override in (longer, whole))
+    assert [c.digest for c in by_like] == [c.digest for c in written_out]
+    assert by_like[2].settings["selection.probes"] == 300 != by_like[1].settings["selection.probes"]
+
+
 @pytest.mark.parametrize(
     "overrides, words",
     [
@@ -96,6 +112,13 @@ def test_all_are_cooled_at_the_end_and_the_branched_ones_before_it_too(compariso
         (["apart=[boolq]"], "not evaluation tasks"),
         (["evaluation.arc=nowhere.jsonl"], "evaluation.arc=nowhere.jsonl is not a file"),
         (["strategies.a-b=['selection=random']"], "letters, digits and _"),
+        (
+            ["strategies.third=['like=nobody']"],
+            r"strategy third: like=nobody is not one of the strategies .*mads.*random",
+        ),
+        (["strategies.third=['like=third']"], "strategy third: like= goes round in a circle: third -> third"),
+        (["strategies.a=['like=b']", "strategies.b=['like=a']"], "circle: a -> b -> a"),
+        (["strategies.third=['optim.lr=1e-3','like=mads']"], "strategy third: like=mads must be the first entry"),
         (["branches=[0.01]"], "within schedule.warmup_steps=5"),
         (["strategies.third=['selection=random','train.steps=50']"], "equal tokens"),
         (["strategies.third=['selection=random','train.seed=5']"], r"seeds=\[...\] lists the seeds"),
