@@ -29,6 +29,7 @@ def selection_rules(config: Any, overrides: Sequence[str]) -> Iterator[str]:
     """What is wrong, a line each. overrides: as given; one that names a key which the chosen value ignores is an error."""
     s = config.selection
     yield from _ignored(s, overrides)
+    yield from _floor_without_shares(config)
     if s.name == "column":
         yield from _column(config)
     if s.name == "mix":
@@ -60,6 +61,25 @@ def _ignored(s: Any, overrides: Sequence[str]) -> Iterator[str]:
             if (named and s[key] is not None) or s[key] != default:
                 takers = " or ".join(v for v in allowed if key in values[v])
                 yield f"selection.{key}={s[key]}: selection.{chooser}={chosen} does not use it; leave it out, or choose {takers}"
+
+
+def _floor_without_shares(config: Any) -> Iterator[str]:
+    """selector=auto draws by Gumbel noise in some cases, and then no cell has a floor."""
+    s = config.selection
+    if s.get("selector") != "auto" or "share_floor" not in s or s.share_floor == OmegaConf.get_type(s).share_floor:
+        return
+    limits = [key for key, holds in {"selection.bounds": s.bounds, "selection.unit=shard": s.unit == "shard"}.items() if holds]
+    curves = [f"agents.members.{name}.prior" for name, agent in config.agents.members.items() if _ranks(agent)]
+    if limits or curves:
+        with_floor = "" if limits else ", or set selection.selector=shares"
+        yield (
+            f"selection.share_floor={s.share_floor}: selection.selector=auto is gumbel with {' and '.join(limits + curves)}, "
+            f"which does not use it; leave it out{with_floor}"
+        )
+
+
+def _ranks(agent: Any) -> bool:
+    return str(agent.get("_target_")).endswith(".ContinuousAgent") and bool(agent.get("prior"))
 
 
 def _column(config: Any) -> Iterator[str]:

@@ -88,7 +88,8 @@ class MadsStrategy:
     selector: "shares": the joint cells of the label agents' labels get shares (Tilt), and inside a cell samples are drawn in
         proportion to the exponential of what the other agents say; "gumbel": samples are drawn in proportion to exp(S) over the
         whole pool, those with fewer uses first (Gumbel top-k); "top_k", "proportional": the whole pool by S in another
-        way (mads.console.order.scored_order); "auto": shares, and gumbel with bounds and for whole shards
+        way (mads.console.order.scored_order); "auto": shares, and gumbel with bounds, for whole shards and where a curve has
+        a prior, which ranks samples wherever they lie
     temperature: S, a mean over A agents with weights theta, counts A / temperature times: at 1 and equal trust the agents'
         weights add up as logarithms
     share_floor: part of its natural share that a cell keeps whatever the agents say
@@ -131,7 +132,8 @@ class MadsStrategy:
         labelled = [agent for agent in agents if is_label_agent(agent)]
         if self.selector not in ("auto", "shares"):
             return Recipe(scored_order(self.selector, temperature))
-        if not self._free or not labelled:
+        ranked = any(isinstance(agent, ContinuousAgent) and agent.prior for agent in agents)
+        if not self._free or not labelled or (ranked and self.selector == "auto"):
             return Recipe(GumbelOrder(temperature))
         order = HashOrder() if len(labelled) == len(agents) else GumbelOrder(temperature)
         return Recipe(order, tuple(dict.fromkeys(a.attribute for a in labelled)), Tilt(temperature, self.share_floor))

@@ -24,6 +24,8 @@ def checked(overrides):
         (["selection=paper", "selection.collaboration=multiplicative", "selection.theta_floor=0.1"], "theta_floor", 0.1),
         (["selection.collaboration=additive", "selection.theta_rate=2"], "theta_rate", 2.0),
         ([FIXED], "theta", {}),
+        (["agents=priors", "selection.selector=shares", "selection.share_floor=0"], "share_floor", 0.0),
+        (["agents=priors", "agents.members.likeness.prior=0", "selection.share_floor=0"], "share_floor", 0.0),
         (
             [*THREE, "selection.theta={quality: 1, domain: 0, topic: 2}"],
             "theta",
@@ -68,6 +70,14 @@ def test_what_goes_together_passes(overrides, key, value):
         (
             ["selection.selector=top_k", "selection.temperature=0.5"],
             ["selection.temperature=0.5", "choose auto or shares or gumbel"],
+        ),
+        (
+            ["agents=priors", "selection.share_floor=0"],
+            ["selection.share_floor=0.0", "gumbel with agents.members.likeness.prior", "set selection.selector=shares"],
+        ),
+        (
+            ["selection.share_floor=0", "selection.bounds.domain.a=[0,1]"],
+            ["selection.share_floor=0.0", "gumbel with selection.bounds, which does not use it; leave it out"],
         ),
         (["selection=top_quality", "selection.temperature=1"], ["selection.temperature=1.0", "choose gumbel"]),
         (["selection=column", "selection.selector=gumbel"], ["selector=gumbel needs selection.temperature"]),
