@@ -123,7 +123,8 @@ class MadsStrategy:
 
     def recipe(self, scored: bool, agents: Sequence[Agent]) -> Recipe:
         """Bounds and whole shards leave no room for strata: there the warm-up is random. Without label agents there are no shares
-        to tilt, and "shares" is "gumbel". Agents with a prior are heard in the warm-up too."""
+        to tilt, and "shares" is "gumbel"; "auto" is that too where a curve has a prior. Agents with a prior are heard in the
+        warm-up."""
         if not scored and not any(isinstance(agent, LabelAgent | ContinuousAgent) and agent.prior for agent in agents):
             if not self._free:
                 return Recipe(RandomOrder())

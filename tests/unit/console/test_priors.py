@@ -23,16 +23,17 @@ def _pool():
     return FakePool(plain.ids, plain.lengths, columns, {"likeness": values})
 
 
-def _first_decision(pool, selector):
+def _first_decision(pool, selector, temperature=1, budget=BUDGET):
     data = ["data=prepared", "data.dir=unused", "run_dir=unused"]
-    config = compose([*data, "selection=mads", f"selection.selector={selector}", "agents=priors"])
+    choice = [f"selection.selector={selector}", f"selection.temperature={temperature}"]
+    config = compose([*data, "selection=mads", *choice, "agents=priors"])
     agents = [build_agent(name, node, pool) for name, node in config.agents.members.items()]
     console = Console(OneRank(), pool, agents, build_strategy(config.selection), 3)
-    ids, _ = console.decide(None, np.zeros(len(pool), np.uint16), BUDGET, 0, 0)
+    ids, _ = console.decide(None, np.zeros(len(pool), np.uint16), budget, 0, 0)
     return np.isin(pool.ids, ids)
 
 
-def _sampled(pool, seed):
+def _sampled(pool, seed, temperature=1, budget=BUDGET):
     """Without replacement, by e^(-20 of the lowest quality + 8 z of the bin of likeness), z by the normal density."""
     normal, edges = NormalDist(), np.linspace(0, 1, BINS + 1)
     height = [0.0, *(normal.pdf(normal.inv_cdf(e)) for e in edges[1:-1]), 0.0]
@@ -41,10 +42,10 @@ def _sampled(pool, seed):
     order = np.argsort(values)
     place = np.empty(len(values))
     place[order] = (np.cumsum(pool.lengths[order]) - pool.lengths[order] / 2) / pool.lengths.sum()
-    weight = SLOPE * z[(place * BINS).astype(int)] + LOWEST * (pool.codes("quality") == 0)
-    first = np.argsort(-(weight + np.random.default_rng(seed).gumbel(size=len(values))))
+    weight = (SLOPE * z[(place * BINS).astype(int)] + LOWEST * (pool.codes("quality") == 0)) / temperature
+    first = np.argsort(-(weight + np.random.default_rng([seed, 7]).gumbel(size=len(values))))
     taken = np.zeros(len(values), bool)
-    taken[first[: np.searchsorted(np.cumsum(pool.lengths[first]), BUDGET) + 1]] = True
+    taken[first[: np.searchsorted(np.cumsum(pool.lengths[first]), budget) + 1]] = True
     return taken
 
 
@@ -64,6 +65,17 @@ def test_the_first_decision_follows_both_priors(selector):
     for label in range(len(pool.labels("domain"))):
         share = np.mean([(domain[taken] == label).mean() for taken in sampled])
         assert abs((domain[chosen] == label).mean() - share) < 0.06
+
+
+def test_softened_by_the_temperature_they_keep_their_sizes():
+    """At 1 little but the order of samples is seen; at 8 a prior of another size gives other shares."""
+    pool = _pool()
+    chosen, likeness, lowest = _first_decision(pool, "auto", 8, 2 * BUDGET), pool.values("likeness"), pool.codes("quality") == 0
+    sampled = [_sampled(pool, seed, 8, 2 * BUDGET) for seed in range(40)]
+    for column in (likeness, lowest.astype(float)):
+        means = [column[taken].mean() for taken in sampled]
+        assert abs(column[chosen].mean() - np.mean(means)) < 4 * np.std(means)
+    assert 0 < lowest[chosen].mean() < lowest.mean() / 4
 
 
 def test_shares_may_still_be_chosen_beside_a_curve_with_a_prior():
