@@ -22,7 +22,7 @@ from mads.console.exchange import broadcast_decision, check_agents, raise_togeth
 from mads.console.order import Draw
 from mads.console.recipe import Strategy
 from mads.console.record import DecisionHeader, DecisionRecord, LabelRecord
-from mads.console.strategy import is_label_agent
+from mads.console.strategy import sees_one_attribute
 from mads.reward.probes import Probes, RoundRewards, draw_probes
 from mads.topology import Topology
 
@@ -212,17 +212,17 @@ class Console:
         self, rewards: np.ndarray, positions: np.ndarray, counted: np.ndarray, rescaled: bool
     ) -> tuple[dict[str, np.ndarray], float]:
         """(what each agent learns from, float64 [n]; by what the rewards were divided: 1 if they are not to be rescaled)."""
-        labelled = [agent for agent in self.agents if is_label_agent(agent)]
-        if self.strategy.learning.attribution == "marginal" or not labelled:
+        single = [agent for agent in self.agents if sees_one_attribute(agent)]
+        if self.strategy.learning.attribution == "marginal" or not single:
             return {agent.name: rewards for agent in self.agents}, 1.0
-        attributes = list(dict.fromkeys(agent.attribute for agent in labelled))
+        attributes = list(dict.fromkeys(agent.attribute for agent in single))
         view = self.pool.view(positions)
         codes, sizes = [view.codes(a) for a in attributes], [len(view.labels(a)) for a in attributes]
         parts, scale = own_parts(codes, sizes, rewards, counted)
         scale = scale if rescaled else 1.0
         parts, whole = (v / scale if scale > 0 else np.zeros_like(v) for v in (parts, rewards))
         by_attribute = dict(zip(attributes, parts))
-        return {a.name: by_attribute[a.attribute] if is_label_agent(a) else whole for a in self.agents}, scale
+        return {a.name: by_attribute[a.attribute] if sees_one_attribute(a) else whole for a in self.agents}, scale
 
     # ------------------------------------------------------------ the record
 

@@ -145,6 +145,12 @@ def is_label_agent(agent: Agent) -> bool:
     return getattr(type(agent), "score", None) is LabelAgent.score
 
 
+def sees_one_attribute(agent: Agent) -> bool:
+    """Whether the agent's score follows from one attribute, by label or by value, so that its part of a reward can be told from
+    the others' by that attribute's labels."""
+    return is_label_agent(agent) or isinstance(agent, ContinuousAgent)
+
+
 def build_strategy(config: Any) -> Strategy:
     """The strategy of a selection config, chosen by `config.name`.
 
