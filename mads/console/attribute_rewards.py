@@ -1,4 +1,4 @@
-"""Which agent a reward belongs to: the label agents' effects are told apart before each learns from its own.
+"""Which agent a reward belongs to: effects of agents that see one attribute are told apart before each learns from its own.
 
 Labels of different attributes go together (good domains hold good documents). An agent that learned from the rewards as they
 are would claim what is another's too, and a sum of such agents would count it twice. So an additive model of the rewards

@@ -20,8 +20,8 @@ from mads.reward.probes import ProbePlan
 class Learning:
     """What a selection with agents adds to one without: probes, the agents' rule, and how theta follows.
 
-    attribution: "joint": each agent learns from the rewards less the other label agents' effects, on a scale of differences
-        between labels (mads.console.attribute_rewards); "marginal": all learn from the rewards as they are
+    attribution: "joint": each agent that sees one attribute learns from the rewards less the others' effects, on a scale of
+        differences between labels (mads.console.attribute_rewards); "marginal": all learn from the rewards as they are
     signal: what is measured of the probes: "reward", "loss", or "reference_loss", which is "loss" and the references' losses
     own_agents: makes the agents of a selection that brings its own; None: the run's configuration lists them
     """

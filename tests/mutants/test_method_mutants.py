@@ -9,6 +9,7 @@ from mutants import Mutant
 from test_mutants import check_caught, outcome
 
 from mads.agents.rules import standardised_gain
+from mads.console.strategy import is_label_agent
 
 TELLING, SHARES = "unit/console/test_attribution.py", "unit/console/test_tilt.py"
 CONSOLE = "unit/console/test_console.py"
@@ -59,6 +60,12 @@ MUTANTS = [
         "test_attribution:own_parts",
         _as_they_are,
         f"{TELLING}:test_each_agent_gets_its_own_effect_where_labels_go_together",
+    ),
+    Mutant(
+        "a curve learns from the whole reward",
+        "mads.console.console:sees_one_attribute",
+        lambda original: is_label_agent,
+        f"{TELLING}:test_a_curve_and_a_label_agent_do_not_claim_each_others_part",
     ),
     Mutant(
         "the spread between labels is taken without the probes' weights",

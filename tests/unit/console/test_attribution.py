@@ -1,9 +1,15 @@
-"""Rewards told apart between label agents, against least squares written anew and against the truth of a simulation."""
+"""Rewards told apart between agents, against least squares written anew and against the truth of a simulation."""
 
 import numpy as np
 import pytest
+from fake_pool import FakePool, OneRank
 
+from mads.agents import ContinuousAgent, LabelAgent
+from mads.config.schema import MadsSelectionConfig
 from mads.console.attribute_rewards import own_parts
+from mads.console.console import Console
+from mads.console.strategy import build_strategy
+from mads.reward.probes import RoundRewards
 
 
 def _confounded(n, seed, noise):
@@ -57,3 +63,31 @@ def test_rewards_that_say_nothing_have_no_scale(rewards):
     codes = [np.arange(40) % 4, np.arange(40) % 3]
     own, scale = own_parts(codes, [4, 3], rewards, np.ones(40))
     assert np.isfinite(own).all() and scale == pytest.approx(0.0, abs=1e-6)
+
+
+def _spreads(truth):
+    """Standard deviation of (a label agent's weights, a curve) over the pool after one round. Domains go with the score four times
+    in five; rewards are the `truth`'s part, "domain" or "score", and noise."""
+    rng = np.random.default_rng(3)
+    score = rng.standard_normal(6000).astype(np.float32)
+    tenth = np.searchsorted(np.quantile(score, np.arange(1, 10) / 10), score)
+    domain = np.where(rng.random(6000) < 0.8, tenth // 4, rng.integers(0, 3, 6000))
+    columns = {"domain": (domain.astype(np.uint16), ("a", "b", "c"))}
+    columns["score"] = tenth.astype(np.uint16), tuple(f"tenth{j}" for j in range(10))
+    pool = FakePool(np.arange(6000), rng.integers(4, 129, 6000), columns, {"score": score})
+    agents = [LabelAgent("domain"), ContinuousAgent("score", shape="binned")]
+    console = Console(OneRank(), pool, agents, build_strategy(MadsSelectionConfig(name="mads", probes=3000)), 3)
+    console.decide(None, np.zeros(6000, np.uint16), 4000, 0, 0)
+    probes = console.draw_probes()
+    view = pool.view(probes.positions)
+    part = view.codes("domain") - 1.0 if truth == "domain" else view.codes("score") / 4.5 - 1
+    rewards = 1e-3 * (part + 0.1 * rng.standard_normal(len(part)))
+    console.decide(RoundRewards(probes, rewards, view.lengths.astype(np.int64) - 1, {}, {}), np.zeros(6000, np.uint16), 4000, 1, 1)
+    return [agent.score(pool).std() for agent in agents]
+
+
+@pytest.mark.parametrize("truth", ["domain", "score"])
+def test_a_curve_and_a_label_agent_do_not_claim_each_others_part(truth):
+    domain, score = _spreads(truth)
+    mine, other = (domain, score) if truth == "domain" else (score, domain)
+    assert mine > 0.3 and other < 0.05 * mine
