@@ -66,6 +66,7 @@ MUTANTS = [
         "mads.console.console:sees_one_attribute",
         lambda original: is_label_agent,
         f"{TELLING}:test_a_curve_and_a_label_agent_do_not_claim_each_others_part",
+        args=("score",),
     ),
     Mutant(
         "the spread between labels is taken without the probes' weights",

@@ -66,8 +66,8 @@ def test_rewards_that_say_nothing_have_no_scale(rewards):
 
 
 def _spreads(truth):
-    """Standard deviation of (a label agent's weights, a curve) over the pool after one round. Domains go with the score four times
-    in five; rewards are the `truth`'s part, "domain" or "score", and noise."""
+    """Standard deviation of (a label agent's weights, a curve) over the pool after one round. Domains go with the score four
+    times in five; rewards are the `truth`'s part, "domain" or "score", and noise."""
     rng = np.random.default_rng(3)
     score = rng.standard_normal(6000).astype(np.float32)
     tenth = np.searchsorted(np.quantile(score, np.arange(1, 10) / 10), score)
@@ -77,12 +77,13 @@ def _spreads(truth):
     pool = FakePool(np.arange(6000), rng.integers(4, 129, 6000), columns, {"score": score})
     agents = [LabelAgent("domain"), ContinuousAgent("score", shape="binned")]
     console = Console(OneRank(), pool, agents, build_strategy(MadsSelectionConfig(name="mads", probes=3000)), 3)
-    console.decide(None, np.zeros(6000, np.uint16), 4000, 0, 0)
+    uses = np.zeros(6000, np.uint16)
+    console.decide(None, uses, 4000, 0, 0)
     probes = console.draw_probes()
     view = pool.view(probes.positions)
     part = view.codes("domain") - 1.0 if truth == "domain" else view.codes("score") / 4.5 - 1
     rewards = 1e-3 * (part + 0.1 * rng.standard_normal(len(part)))
-    console.decide(RoundRewards(probes, rewards, view.lengths.astype(np.int64) - 1, {}, {}), np.zeros(6000, np.uint16), 4000, 1, 1)
+    console.decide(RoundRewards(probes, rewards, view.lengths.astype(np.int64) - 1, {}, {}), uses, 4000, 1, 1)
     return [agent.score(pool).std() for agent in agents]
 
 
