@@ -11,6 +11,7 @@ from mads.compare.summary import Comparison, Metric, reach_text
 from mads.report.bars import Bar, bar_chart, interval_chart
 from mads.report.lines import LineChart, Series
 from mads.report.scale import compact
+from mads.report.scatter import Dot, scatter_chart
 
 
 def nats(value: float) -> str:
@@ -74,6 +75,16 @@ def cooled_chart(comparison: Comparison, metric: Metric) -> str | None:
     return LineChart(
         metric.name, series, "share of the control's tokens", metric.unit, lambda v: f"{v:.0%}", lambda v: f"{v:.{digits}f}"
     ).svg()
+
+
+def trade_chart(comparison: Comparison, title: str, won: Metric, given: Metric) -> str | None:
+    """What strategies win at the end against what they give up, a dot for each with bars of one standard error over seeds; None
+    with fewer than two that have both."""
+    found = [(s, comparison.mean(s, given), comparison.mean(s, won)) for s in comparison.strategies]
+    dots = [Dot(s, x.mean, y.mean, x.se, y.se) for s, x, y in found if x is not None and y is not None]
+    if len(dots) < 2:
+        return None
+    return scatter_chart(title, dots, f"{given.name}, {given.unit}", f"{won.name}, {won.unit}")
 
 
 def forest(title: str, rows: list[tuple[str, float, float | None]], unit: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mads.compare.charts import cooled_chart, forest, learning_chart, mean_curve, reach_bars
+from mads.compare.charts import cooled_chart, forest, learning_chart, mean_curve, reach_bars, trade_chart
 from mads.compare.statistics import estimate
 from mads.compare.summary import Comparison, Metric, number, reach_text
 from mads.compare.tables import (
@@ -84,10 +84,14 @@ def _what(comparison: Comparison) -> str:
 
 def _warnings(comparison: Comparison) -> list[str]:
     """What keeps the numbers from being compared as they are."""
-    by_reason: dict[str, list[str]] = {}
+    by_reason: dict[str, dict[str, list[str]]] = {}
     for cell, why in comparison.missing.items():
-        by_reason.setdefault(why, []).append(cell)
-    found = [f"No result ({why}): {', '.join(cells)}." for why, cells in by_reason.items()]
+        strategy, seed = cell.rsplit("-", 1)
+        by_reason.setdefault(why, {}).setdefault(strategy, []).append(seed)
+    found = []
+    for why, strategies in by_reason.items():
+        cells = "; ".join(f"{strategy} {', '.join(seeds)}" for strategy, seeds in strategies.items())
+        found.append(f"No result ({why}): {cells}.")
     if comparison.roles.control not in comparison.cells:
         found.append(f"The control {comparison.roles.control} has no result, so nothing is compared with it.")
     if len(_commits(comparison)) > 1:
@@ -132,10 +136,16 @@ def _keys(comparison: Comparison) -> str:
 
 def _result(comparison: Comparison, metric: Metric) -> str:
     parts = [_note(INTERVALS if len(comparison.seeds) > 1 else ONE_SEED), _table(headline_table(comparison, metric))]
+    charts = []
     if chart := cooled_chart(comparison, metric):
         caption = "Each point is a run cooled down to there. Bands: one standard error over seeds."
-        parts.append(figure(f"{metric.name} of cooled runs", chart, caption))
-    return "".join(parts)
+        charts.append(figure(f"{metric.name} of cooled runs", chart, caption))
+    given = next((m for m in comparison.metrics() if m.path == ("heldout_mean",)), None)
+    title = "What is won and what is given up"
+    if given is not None and (chart := trade_chart(comparison, title, metric, given)):
+        caption = "Ends, means over seeds; bars: one standard error. Nothing is better in both than what the line joins."
+        charts.append(figure(title, chart, caption))
+    return "".join(parts) + f'<div class="pair">{"".join(charts)}</div>'
 
 
 def _differences(comparison: Comparison, metrics: list[Metric]) -> str:

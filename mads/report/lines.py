@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mads.report.axes import axes
 from mads.report.read import Point
-from mads.report.scale import FONT, Scale, escape, shorten, spread, text_width, tick_texts, ticks
+from mads.report.scale import FONT, Scale, escape, shorten, spread, text_width
 
 STYLES = 7  # colours of the style sheet
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -106,7 +107,7 @@ class LineChart:
         x = Scale.over([p[0] for s in drawn for p in s.points], left, width - right)
         values = [p[1] for s in drawn for p in s.points] + [v for s in drawn for b in s.band for v in b[1:]]
         y = Scale.over(values, bottom, top, 0.05, self.y_include)
-        parts = [self._axes(x, y, width)]
+        parts = [axes(x, y, self.x_label, self.y_label, self.small, self.integer_x)]
         parts += [self._band(s, x, y) for s in drawn if s.band]
         parts += [self._line(s, x, y) for s in drawn]
         parts += self._end_labels(drawn, labels, x, y, width - right, right - 18)
@@ -118,30 +119,6 @@ class LineChart:
     def _label(self, series: Series) -> str:
         value = self.y_text(series.points[-1][1])
         return value if self.small else f"{series.name} {value}"
-
-    def _axes(self, x: Scale, y: Scale, width: float) -> str:
-        parts = [f'<text class="axis" x="2" y="14">{escape(self.y_label)}</text>']
-        values = ticks(y.low, y.high, 3 if self.small else 5)
-        for v, text in zip(values, tick_texts(values)):
-            parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>')
-            parts.append(f'<text class="tick" x="{x.start - 6:.1f}" y="{y(v) + 4:.1f}" text-anchor="end">{text}</text>')
-        for v, text in self._x_ticks(x):
-            parts.append(f'<line class="rule" x1="{x(v):.1f}" x2="{x(v):.1f}" y1="{y.start:.1f}" y2="{y.start + 4:.1f}"/>')
-            parts.append(f'<text class="tick" x="{x(v):.1f}" y="{y.start + 17:.1f}" text-anchor="middle">{text}</text>')
-        parts.append(f'<line class="rule" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}"/>')
-        middle, base = (x.start + x.end) / 2, y.start + 33
-        parts.append(f'<text class="axis" x="{middle:.1f}" y="{base:.1f}" text-anchor="middle">{escape(self.x_label)}</text>')
-        return "".join(parts)
-
-    def _x_ticks(self, x: Scale) -> list[tuple[float, str]]:
-        """As many ticks as fit side by side in the larger type of a narrow screen."""
-        for count in range(2 if self.small else 6, 0, -1):
-            values = ticks(x.low, x.high, count, self.integer_x)
-            texts = tick_texts(values)
-            room = x(values[1]) - x(values[0]) if len(values) > 1 else float("inf")
-            if max(map(text_width, texts), default=0.0) * 1.12 + 8 <= room:
-                break
-        return list(zip(values, texts))
 
     def _band(self, series: Series, x: Scale, y: Scale) -> str:
         edge = [(a, high) for a, _, high in series.band] + [(a, low) for a, low, _ in reversed(series.band)]

@@ -54,6 +54,13 @@ MUTANTS = [
         f"{PLAN}:check_branches",
     ),
     Mutant(
+        "the frontier joins all dots",
+        "test_scatter:frontier",
+        lambda original: lambda dots: sorted(dots, key=lambda d: (d.x, d.y)),
+        "unit/report/test_scatter.py:check_frontier",
+        args=(False,),
+    ),
+    Mutant(
         "a strategy like another one comes before it",
         "mads.compare.plan:overrides_of",
         lambda original: lambda strategies, name: original(strategies, name)[::-1],

@@ -83,14 +83,28 @@ def test_one_seed_is_said_to_have_no_interval():
 
 
 def test_page_and_table_hold_every_section_and_no_script():
-    comparison = Comparison(made_results(), ROLES, {"paper-0": "exit code 1"})
+    comparison = Comparison(made_results(), ROLES, {"paper-0": "exit code 1", "paper-2": "exit code 1", "odm-1": "not run"})
     page = render(comparison, "three <strategies>")
     for identity in ("headline", "differences", "reach", "curves", "metrics", "mix", "destroyed", "cost", "provenance"):
         assert f'<section id="{identity}">' in page
     assert "<script" not in page and "http" not in page.replace("http-equiv", "") and "three &lt;strategies&gt;" in page
-    assert "paper-0" in page and 'class="band s0"' in page and not re.search(r"\bnan\b", page)
+    assert "No result (exit code 1): paper 0, 2." in page and "No result (not run): odm 1." in page
+    assert 'class="band s0"' in page and not re.search(r"\bnan\b", page)
     text = render_markdown(comparison, "three")
-    assert text.count("\n| mads |") >= 3 and "paper-0" in text
+    assert text.count("\n| mads |") >= 3 and "paper 0, 2" in text
+
+
+def test_what_is_won_is_drawn_against_what_is_given_up():
+    results = made_results()
+    page = render(Comparison(results, ROLES), "trade")
+    ends = {s: [r["points"][-1] for r in results if r["strategy"] == s] for s in ("random", "stratified", "mads")}
+    cost = {s: (np.mean([p["heldout_mean"] for p in own]), values(results, s).mean()) for s, own in ends.items()}
+    best = [s for s, c in cost.items() if not any(d != c and d[0] <= c[0] and d[1] <= c[1] for d in cost.values())]
+    assert set(re.search('data-frontier="([^"]*)"', page)[1].split()) == set(best)
+    for name, (x, y) in cost.items():
+        assert re.search(rf"<title>{name}: {x:.4f}, {y:.4f}</title>", page)
+    assert page.count("data-frontier") == 1
+    assert "data-frontier" not in render(Comparison(made_results(fractions=(1.0,), evaluated=False)[:1], ROLES), "alone")
 
 
 def test_without_evaluation_and_branches_the_references_are_the_headline():
