@@ -143,7 +143,7 @@ def _result(comparison: Comparison, metric: Metric) -> str:
     given = next((m for m in comparison.metrics() if m.path == ("heldout_mean",)), None)
     title = "What is won and what is given up"
     if given is not None and (chart := trade_chart(comparison, title, metric, given)):
-        caption = "Ends, means over seeds; bars: one standard error. Nothing is better in both than what the line joins."
+        caption = "Ends, each a mean over its seeds; bars: one standard error. Nothing beats in both what the line joins."
         charts.append(figure(title, chart, caption))
     return "".join(parts) + f'<div class="pair">{"".join(charts)}</div>'
 
