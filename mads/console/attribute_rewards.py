@@ -35,7 +35,7 @@ def own_parts(
     """
     rewards, counted = np.asarray(rewards, dtype=np.float64), np.asarray(counted, dtype=np.float64)
     effects = [np.zeros(size) for size in sizes]
-    means = _cell_means(np.ravel_multi_index(list(codes), list(sizes)), int(np.prod(sizes)), rewards, counted)
+    means = _cell_means(np.ravel_multi_index(list(codes), list(sizes)), rewards, counted)
     if len(sizes) > 1 and means is not None:
         fitted, _ = fit_additive(means, np.stack(np.unravel_index(means.cells, list(sizes))), list(sizes))
         effects = np.split(fitted[1:], np.cumsum(sizes)[:-1])
@@ -44,7 +44,7 @@ def own_parts(
     return own, float(np.sqrt(sum(_between(code, size, row, counted) for code, size, row in zip(codes, sizes, own))))
 
 
-def _cell_means(cells: np.ndarray, count: int, rewards: np.ndarray, counted: np.ndarray) -> CellMeans | None:
+def _cell_means(cells: np.ndarray, rewards: np.ndarray, counted: np.ndarray) -> CellMeans | None:
     """None where there is nothing to tell apart."""
     present, place = np.unique(cells[counted > 0], return_inverse=True)
     a, r = counted[counted > 0], rewards[counted > 0]

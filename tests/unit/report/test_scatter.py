@@ -44,9 +44,10 @@ def _marks(svg):
     return found
 
 
-def test_dots_lie_where_their_numbers_are():
+def test_dots_lie_where_the_axes_have_their_numbers():
     dots = _dots(1)
-    places = _marks(scatter_chart("two costs", dots, "x", "y"))
+    svg = scatter_chart("two costs", dots, "x", "y")
+    places = _marks(svg)
     assert set(places) == {d.name for d in dots}
     for axis in (0, 1):
         values = np.array([(d.x, d.y)[axis] for d in dots])
@@ -54,6 +55,14 @@ def test_dots_lie_where_their_numbers_are():
         slope, start = np.polyfit(values, px, 1)
         assert np.abs(slope * values + start - px).max() < 1.5  # corners of triangles are not around their middle
         assert (slope > 0) == (axis == 0)
+        pattern = (
+            r'class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="middle">([^<]*)<'
+            if axis == 0
+            else (r'class="tick" x="[\d.]+" y="([\d.]+)" text-anchor="end">([^<]*)<')
+        )
+        ticks = [(float(place), float(text.replace("−", "-"))) for place, text in re.findall(pattern, svg)]
+        below = 4 * axis  # a tick's text on the upright axis stands so far below its line
+        assert len(ticks) >= 3 and all(abs(slope * value + start + below - place) < 1.5 for place, value in ticks)
 
 
 @pytest.mark.parametrize("seed", range(10))
