@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,8 +195,7 @@ def main() -> None:
         parser.error(f"--seeds {arguments.seeds} must be an even number: the truth's reliability is told from two halves")
     torch.set_num_threads(1)
     become_single_process()
-    run = TrainedRun.open(arguments.run, arguments.data)
-    run = replace(run, checkpoint=Path(arguments.run) / "checkpoints" / f"step-{arguments.step:08d}")
+    run = TrainedRun.open(arguments.run, arguments.data, arguments.step)
     study, out = Study(run, arguments.examples), Path(arguments.out)
     labels = {name: list(agent.labels) for name, agent in study.agents.items()}
     fixed = {"step": arguments.step, "probes": arguments.probes, "examples": arguments.examples}

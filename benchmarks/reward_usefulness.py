@@ -1,5 +1,6 @@
 """Do rewards say what training on more of a label does? For every label of the three agents, the gain of the reference loss when
-half of every batch of 25 further steps is drawn from it (the counterfactual), against each kind of reward's mean for the label.
+half of every batch of 25 further steps is drawn from it (the counterfactual), against each kind of reward's mean for the label. With
+--halves also inside of labels: the same for the better and the worse half of a domain's samples by rewards of single samples.
 
     python -m benchmarks.reward_usefulness --run runs/mads --data data/demo --out benchmarks/reward_usefulness.json
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import time
 from pathlib import Path
@@ -37,6 +39,7 @@ from mads.train.engine import TrainEngine
 from mads.train.reward_model import EngineRewardModel
 
 AGENTS = ("quality", "domain", "topic")
+OF_SAMPLES = ("one step", "displacement, 8 steps")  # kinds that tell samples of one label apart
 
 
 def _group(steps: int, rows: int, mix: int, examples: int = 8) -> GroupRewardConfig:
@@ -86,15 +89,16 @@ def label_means(run: TrainedRun, probes: Probes, rewards: np.ndarray, targets: n
     return result
 
 
-def halves(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int, count: int) -> list[dict]:
+def halves(
+    run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int, count: int, kind: str
+) -> list[dict]:
     """Reference losses after training with half the batch from the better and from the worse half of `count` samples of a domain,
-    by the displacement's reward."""
+    by rewards of `kind`."""
     of_domain = np.flatnonzero(np.asarray(run.pool.codes("domain")) == domain)
     order = np.argsort(hash64(seed, "benchmark/halves", 0, run.pool.ids[of_domain]), kind="stable")
     drawn = np.sort(of_domain[order[:count]])
     probes = Probes(drawn, run.pool.ids[drawn], np.ones(len(drawn)), {}, True)
-    kind = DisplacementRewardConfig(mode="displacement")
-    rewards, *_ = rewards_of(run, engine, kind, probes, run.pool.tokens(drawn), seed)
+    rewards, *_ = rewards_of(run, engine, KINDS[kind], probes, run.pool.tokens(drawn), seed)
     ranked, half = drawn[np.argsort(rewards)], len(drawn) // 2
     return [losses_after(run, engine, references, steps, seed, part) for part in (ranked[half:], ranked[:half])]
 
@@ -102,6 +106,7 @@ def halves(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="folder of a run of `mads train`; its newest checkpoint is studied")
+    parser.add_argument("--step", type=int, help="study the checkpoint of this step instead")
     parser.add_argument("--data", required=True, help="the prepared directory that it was trained on")
     parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
     parser.add_argument("--probes", type=int, default=512)
@@ -112,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     become_single_process()
-    run = TrainedRun.open(arguments.run, arguments.data)
+    run = TrainedRun.open(arguments.run, arguments.data, arguments.step)
     engine = run.engine(torch.float32)
     out = Path(arguments.out)
     fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds")}
@@ -147,15 +152,19 @@ def main() -> None:
                     f"{seed}/{agent}/{label}",
                     lambda only=only, seed=seed: losses_after(run, engine, references, arguments.steps, seed, only),
                 )
-        for j, label in enumerate(run.pool.labels("domain") if arguments.halves else ()):
+    for seed, kind in itertools.product(range(arguments.seeds), OF_SAMPLES if arguments.halves else ()):
+        for j, label in enumerate(run.pool.labels("domain")):
             keep(
                 "halves",
-                f"{seed}/{label}",
-                lambda j=j, seed=seed: halves(run, engine, references, arguments.steps, seed, j, arguments.halves),
+                f"{kind}/{seed}/{label}",
+                lambda j=j, seed=seed, kind=kind: halves(
+                    run, engine, references, arguments.steps, seed, j, arguments.halves, kind
+                ),
             )
     record["agreement"] = agreement(record, arguments.seeds)
+    record["inside"] = inside(record, arguments.seeds) if arguments.halves else {}
     out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record["agreement"], indent=1))
+    print(json.dumps({key: record[key] for key in ("agreement", "inside")}, indent=1))
 
 
 def agreement(record: dict, seeds: int) -> dict:
@@ -181,6 +190,17 @@ def agreement(record: dict, seeds: int) -> dict:
         found["training tokens' cost"] = record["kinds"][f"{name}/0"]["flops"]
         result[name] = found
     return result
+
+
+def inside(record: dict, seeds: int) -> dict:
+    """kind -> domain -> (how much lower the audit loss ends with the better half than with the worse, its standard error over seeds)."""
+
+    def won(kind: str, label: str) -> tuple[float, float]:
+        pairs = [record["halves"][f"{kind}/{seed}/{label}"] for seed in range(seeds)]
+        differences = np.array([worse["audit"] - better["audit"] for better, worse in pairs])
+        return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
+
+    return {kind: {label: won(kind, label) for label in record["labels"]["domain"]} for kind in OF_SAMPLES}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.exact_model import ExactModel, ReferenceSet
 from mads.checkpoint import canonical
 from mads.checkpoint.finding import find_latest
+from mads.checkpoint.manifest import name_of
 from mads.config.schema import FiniteDifferenceRewardConfig, GhostRewardConfig
 from mads.data.loader import Loader
 from mads.data.pool import Pool
@@ -30,7 +31,7 @@ from mads.train.schedule import learning_rate
 
 @dataclass
 class TrainedRun:
-    """A run folder's newest checkpoint and the prepared data that it was trained on."""
+    """A checkpoint of a run folder and the prepared data that it was trained on."""
 
     config: DictConfig
     checkpoint: Path
@@ -39,16 +40,18 @@ class TrainedRun:
     topology: Topology
 
     @classmethod
-    def open(cls, run_dir: str, data_dir: str) -> TrainedRun:
-        """Join a job of one process and open the folders.
+    def open(cls, run_dir: str, data_dir: str, step: int | None = None) -> TrainedRun:
+        """Join a job of one process and open the folders, with the checkpoint of `step` (None: the newest).
 
         Raises:
-            ValueError: if the run folder holds no checkpoint, or was trained on other data.
+            ValueError: if the run folder holds no such checkpoint, or was trained on other data.
         """
-        config = OmegaConf.load(Path(run_dir) / "config.yaml")
-        checkpoint = find_latest(Path(run_dir) / "checkpoints")
+        config, root = OmegaConf.load(Path(run_dir) / "config.yaml"), Path(run_dir) / "checkpoints"
+        checkpoint = find_latest(root) if step is None else root / name_of(step)
         if checkpoint is None:
             raise ValueError(f"{run_dir} holds no checkpoint; train it first (mads train run_dir={run_dir})")
+        if not checkpoint.is_dir():
+            raise ValueError(f"{checkpoint} is not there; train with checkpoint.keep_steps=[{step}]")
         pool = Pool.open(data_dir)
         trained_on = canonical.read_state(checkpoint)[0]["loader"]["fingerprint"]
         if trained_on != pool.fingerprint:
