@@ -1,6 +1,6 @@
 """Do rewards say what training on more of a label does? For every label of the three agents, the gain of the reference loss when
-half of every batch of 25 further steps is drawn from it (the counterfactual), against each kind of reward's mean for the label. With
---halves also inside of labels: the same for the better and the worse half of a domain's samples by rewards of single samples.
+half of every batch of 25 further steps is drawn from it (the counterfactual), against each kind of reward's mean for the label.
+With --halves also inside of labels: the same for the better and the worse half of a domain's samples by rewards of single samples.
 
     python -m benchmarks.reward_usefulness --run runs/mads --data data/demo --out benchmarks/reward_usefulness.json
 
@@ -193,7 +193,7 @@ def agreement(record: dict, seeds: int) -> dict:
 
 
 def inside(record: dict, seeds: int) -> dict:
-    """kind -> domain -> (how much lower the audit loss ends with the better half than with the worse, its standard error over seeds)."""
+    """kind -> domain -> (how much lower the audit loss ends with the better half than with the worse, its standard error)."""
 
     def won(kind: str, label: str) -> tuple[float, float]:
         pairs = [record["halves"][f"{kind}/{seed}/{label}"] for seed in range(seeds)]
