@@ -1,6 +1,6 @@
 """Do rewards say what training on more of a label does? For every label of the three agents, the gain of the reference loss when
 half of every batch of 25 further steps is drawn from it (the counterfactual), against each kind of reward's mean for the label.
-With --halves also inside of labels: the same for the better and the worse half of a domain's samples by rewards of single samples.
+With --halves also inside of labels: the same for the better and worse half of a domain's samples by rewards of single samples.
 
     python -m benchmarks.reward_usefulness --run runs/mads --data data/demo --out benchmarks/reward_usefulness.json
 
