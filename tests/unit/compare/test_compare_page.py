@@ -88,7 +88,7 @@ def test_page_and_table_hold_every_section_and_no_script():
     for identity in ("headline", "differences", "reach", "curves", "metrics", "mix", "destroyed", "cost", "provenance"):
         assert f'<section id="{identity}">' in page
     assert "<script" not in page and "http" not in page.replace("http-equiv", "") and "three &lt;strategies&gt;" in page
-    assert "No result (exit code 1): paper 0, 2." in page and "No result (not run): odm 1." in page
+    assert "No result (exit code 1): paper (seeds 0, 2)." in page and "No result (not run): odm (seed 1)." in page
     assert 'class="band s0"' in page and not re.search(r"\bnan\b", page)
     text = render_markdown(comparison, "three")
     assert text.count("\n| mads |") >= 3 and "paper 0, 2" in text
