@@ -90,7 +90,9 @@ def _warnings(comparison: Comparison) -> list[str]:
         by_reason.setdefault(why, {}).setdefault(strategy, []).append(seed)
     found = []
     for why, strategies in by_reason.items():
-        cells = "; ".join(f"{strategy} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" for strategy, seeds in strategies.items())
+        cells = "; ".join(
+            f"{strategy} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" for strategy, seeds in strategies.items()
+        )
         found.append(f"No result ({why}): {cells}.")
     if comparison.roles.control not in comparison.cells:
         found.append(f"The control {comparison.roles.control} has no result, so nothing is compared with it.")
