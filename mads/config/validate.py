@@ -305,7 +305,11 @@ def _bounds(config) -> Iterator[str]:
         if attributes and attribute not in attributes:
             yield f"selection.bounds.{attribute} is not one of the attributes {attributes}"
         if not OmegaConf.is_dict(labels):
-            yield f"selection.bounds.{attribute}={labels} must give each label its pair: {{label: [least, most]}}"
+            if not (isinstance(labels, int | float) and not isinstance(labels, bool) and 0 <= labels <= 1):
+                yield (
+                    f"selection.bounds.{attribute}={labels} must be a number from 0 to 1, the part of its natural share that "
+                    "each label holds at least, or give labels their pairs: {label: [least, most]}"
+                )
         elif wrong := {label: OmegaConf.to_object(labels)[label] for label in labels if not _is_pair(labels[label])}:
             yield f"selection.bounds.{attribute}: {wrong} must be pairs [least, most] with 0 <= least <= most <= 1"
         elif (least := sum(b[0] for b in labels.values())) > 1 + 1e-9:

@@ -114,6 +114,7 @@ def lay_out(
         ValueError: what is wrong with the budget, the labels or the agents.
     """
     start, stop = bounds
+    limits = limits.over(pool)
     split, attributes = _split(recipe, limits, pool, agents, theta)
     plan = Plan(recipe.order, draw, budget, split, limits.max_uses)
     part = PoolSlice(Window(pool.ids, start, stop), Window(pool.lengths, start, stop), np.asarray(uses))

@@ -71,6 +71,7 @@ class Console:
         try:
             for agent in self.agents:
                 bind(agent)
+            self._limits = self.strategy.limits.over(pool)  # once for a pool, because it is read
         except Exception as caught:  # told to the other ranks, then raised
             error = caught
         raise_together(error, self.topology, "binding the agents to the pool")
@@ -148,7 +149,7 @@ class Console:
         with _timed(seconds, "decision"):
             decision = choose(
                 self.strategy.recipe(rewards is not None, self.agents),
-                self.strategy.limits,
+                self._limits,
                 Draw(self.seed, self.round),
                 budget,
                 self.pool,

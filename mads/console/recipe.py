@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from mads.agents.base import Agent
+from mads.agents.columns import token_shares
 from mads.agents.rules import LearningRule
 from mads.console.collaborate import Collaboration
 from mads.console.column import Band, ColumnScore
@@ -45,13 +46,14 @@ class Limits:
     exchange: "gather" (everything meets on rank 0), "threshold" (only counts and winners travel), "auto" (by the pool's size)
     unit: "sample", or "shard": whole shards
     max_uses: samples that were used so often are not chosen again
-    bounds: attribute -> label -> (least, greatest) share of a decision's tokens; at most one attribute
+    bounds: attribute -> label -> (least, greatest) share of a decision's tokens; or attribute -> k: each of its labels holds at
+        least k times its share of the pool's tokens; at most one attribute
     """
 
     exchange: str = "auto"
     unit: str = "sample"
     max_uses: int | None = None
-    bounds: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    bounds: Mapping[str, Mapping[str, Sequence[float]] | float] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.exchange not in ("auto", "gather", "threshold") or self.unit not in ("sample", "shard"):
@@ -63,6 +65,15 @@ class Limits:
             raise ValueError(
                 f"selection.bounds hold for one attribute, got {list(self.bounds)}, and not for whole shards (unit={self.unit})"
             )
+
+    def over(self, pool: Any) -> Limits:
+        """These limits with parts of natural shares as shares. Reads the pool if there are any."""
+        least = {}
+        for attribute, part in self.bounds.items():
+            if not isinstance(part, Mapping):
+                natural = zip(pool.labels(attribute), token_shares(pool, attribute).tolist())
+                least[attribute] = {label: (part * share, 1.0) for label, share in natural}
+        return replace(self, bounds={**self.bounds, **least}) if least else self
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,8 @@ def check_selection(config: DictConfig, pool: Pool) -> None:
     if selection.name == "mix":
         _check_mix(config, pool)
     for attribute, bounds in selection.bounds.items():
+        if not isinstance(bounds, Mapping):  # a part of natural shares, which every pool can hold
+            continue
         labels = pool.labels(attribute)
         if unknown := sorted(set(bounds) - set(labels)):
             raise ConfigError(f"selection.bounds.{attribute} names {unknown}, but the labels are {list(labels)}")

@@ -62,6 +62,7 @@ SETTINGS = [
     ("paper", {"max_uses": 1}),
     ("stratified", {}),
     ("mads", {"unit": "shard"}),
+    ("mads", {"bounds": {"domain": 0.6}}),
 ]
 GRIDS = [{}, {"dp": 2}, {"dp": 4}, {"dp": 2, "tp": 2}, {"pp": 2, "tp": 2}]
 
@@ -109,6 +110,8 @@ def test_bounds_hold_and_used_samples_are_left_out():
     for *_, record in alone[2]:
         share = {label["label"]: label["chosen_share"] for label in record["labels"]["domain"]}
         assert 0.3 <= share["domain1"] < 0.5 + 128 / 6000 and share["domain4"] < 0.01 + 128 / 6000
+    for *_, record in alone[6]:
+        assert all(label["chosen_share"] > 0.6 * label["pool_share"] for label in record["labels"]["domain"])
     ids = [set(ids) for ids, _, _ in alone[3]]
     assert not any(ids[i] & ids[j] for i in range(4) for j in range(i))
 

@@ -122,6 +122,13 @@ MUTANTS = [
         args=("bounds",),
     ),
     Mutant(
+        "a part of natural shares is a part of the same share for all",
+        "mads.console.recipe:token_shares",
+        lambda original: lambda *arguments: np.full_like(found := original(*arguments), 1 / len(found)),
+        f"{SELECTING}:check_parts_of_natural_shares",
+        args=(0.9,),
+    ),
+    Mutant(
         "maxima of labels do not hold",
         "mads.console.decide:Bounds.tokens",
         lambda original: lambda self, budget: (original(self, budget)[0], np.full(len(self.labels), 1 << 62)),

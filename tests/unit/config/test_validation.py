@@ -168,7 +168,7 @@ def test_values_that_are_no_choice_are_named_with_the_choices(key):
         (["selection.bounds={domain: {a: [0,1]}, topic: {b: [0,1]}}"], 1, False, ["names 2 attributes, ['domain', 'topic']"]),
         (["selection.bounds.mood.a=[0,1]"], 1, False, ["selection.bounds.mood is not one of", "'quality'"]),
         (["selection.bounds.domain.a=[0.5,0.2]"], 1, False, ["selection.bounds.domain: {'a': [0.5, 0.2]}", "0 <= least"]),
-        (["selection.bounds.domain=0.5"], 1, False, ["selection.bounds.domain=0.5", "{label: [least, most]}"]),
+        (["selection.bounds.domain=1.5"], 1, False, ["selection.bounds.domain=1.5", "from 0 to 1", "{label: [least, most]}"]),
         (["selection.bounds.domain.a=half"], 1, False, ["selection.bounds.domain: {'a': 'half'}", "pairs"]),
         (["selection.bounds.domain.a=[0.5]"], 1, False, ["selection.bounds.domain: {'a': [0.5]}", "pairs"]),
         (["selection.bounds.domain={a: [0.5,1], b: [0.6,1]}"], 1, False, ["the least shares add up to 1.1, more than 1"]),

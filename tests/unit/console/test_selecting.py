@@ -196,6 +196,22 @@ def test_x5_limits_that_cannot_hold_are_named():
         _choose(joint_of_all)
 
 
+def check_parts_of_natural_shares(part):
+    """A number as bounds: each label's least is that part of its share of the pool's tokens, none has a greatest."""
+    pool, codes = random_pool(n=300), np.asarray(random_pool(n=300).codes("domain"))
+    lengths = np.asarray(pool.lengths)
+    natural = {label: lengths[codes == j].sum() / lengths.sum() for j, label in enumerate(pool.labels("domain"))}
+    decision = _choose(bounds={"domain": part})
+    spelled = _choose(bounds={"domain": {label: [part * share, 1.0] for label, share in natural.items()}})
+    assert decision.ids.tolist() == spelled.ids.tolist() != _choose().ids.tolist()
+    for j, share in enumerate(natural.values()):
+        assert lengths[decision.positions][codes[decision.positions] == j].sum() >= part * share * 3000
+
+
+def test_a_part_of_natural_shares_holds_for_every_label():
+    check_parts_of_natural_shares(0.9)
+
+
 def test_names_of_joint_cells_are_those_of_their_labels():
     decision = _choose(Recipe(HashOrder(), ("quality", "domain"), "uniform"), budget=19000)
     assert any("label 'quality" in note and "/domain" in note for note in decision.notes)

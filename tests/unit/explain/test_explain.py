@@ -42,6 +42,7 @@ CASES = {
     "bounds": (["selection.bounds={domain: {news: [0.5, 0.6], code: [0, 0.1]}}", "selection.max_uses=2"], 3),
     "minima": (["selection.bounds={domain: {news: [0.6, 1.0], code: [0.4, 1.0]}}", "selection.exchange=threshold"], 2),
     "bounds by top-k": ([*PAPER, "selection.bounds={domain: {books: [0.2, 0.3]}}", "selection.max_uses=1"], 2),
+    "parts": (["selection.bounds.domain=0.9"], 1),
     "shards": ([*PAPER, "selection.unit=shard"], 2),
     "random shards": (["selection=random", "selection.unit=shard", "selection.max_uses=1"], 2),
     "everything": (["selection=random", "selection.interval=60"], 0),
@@ -193,6 +194,11 @@ def look_at_bounds(run, round_, found):
 
 def look_at_minima(run, round_, found):
     assert any("took the whole budget" in e.why[-1] for e in found)
+
+
+def look_at_parts(run, round_, found):
+    taken = {e.labels["domain"] for e in found if any("the minimum took it" in s for s in e.why)}
+    assert taken == {e.labels["domain"] for e in found}  # nine tenths of the budget go to minima, so each label has some
 
 
 def look_at_bounds_by_top_k(run, round_, found):

@@ -48,6 +48,7 @@ def checked(pool, *overrides):
         ["data.seq_length=64"],
         ["selection=random", "selection.bounds.domain={news: [0.2, 0.5], books: [0, 0.5]}"],
         ["selection.bounds.domain={news: [0.2, 0.2], books: [0, 0.5], code: [0.1, 0.3]}"],
+        ["selection.bounds.domain=0.25"],
         ["selection=random", "selection.unit=shard", "selection.max_uses=1"],
         ["selection=top_quality"],
         ["selection=quality_sampling", "selection.selector=proportional", "selection.temperature=null"],
