@@ -130,7 +130,8 @@ class SelectionConfig:
     exchange: str = "auto"  # gather | threshold: the same ids; auto = gather pools of up to 200,000 samples
     unit: str = "sample"  # or "shard": whole shards by the mean of their samples
     max_uses: Optional[int] = None  # samples that were trained on so often are not chosen again
-    bounds: dict[str, Any] = field(default_factory=dict)  # attribute -> label -> [least, most] share, or -> part
+    # attribute -> label -> [least, most] share of the tokens; or attribute -> part of its natural share that each label keeps
+    bounds: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
