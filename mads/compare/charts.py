@@ -53,11 +53,11 @@ def trunk_curves(comparison: Comparison, strategy: str, group: str, name: str | 
 
 
 def learning_chart(comparison: Comparison, title: str, group: str, name: str | None, start: float, small: bool) -> str | None:
-    """Losses of all strategies by tokens, from a share of the tokens on; None if nothing was measured."""
+    """Losses of all strategies by tokens, from a share of the tokens on; None where no strategy was measured at two places."""
     own = {s: trunk_curves(comparison, s, group, name) for s in comparison.strategies}
     longest = max((c[-1][0] for curves in own.values() for c in curves if c), default=0.0)
     series = [mean_curve(s, curves, i, start * longest) for i, (s, curves) in enumerate(own.items())]
-    if not any(s.points for s in series):
+    if max((len(s.points) for s in series), default=0) < 2:
         return None
     return LineChart(title, series, "tokens", "nats per token", tokens, nats, small=small).svg()
 

@@ -194,20 +194,21 @@ def _reach(comparison: Comparison, metrics: list[Metric]) -> str:
 
 
 def _curves(comparison: Comparison) -> str:
-    parts = [
-        _keys(comparison),
-        _note("Of the trunks, before any cooldown; mean over seeds, bands of one standard error where there are several."),
-    ]
+    parts = []
     for group, word in (("references", "Reference loss"), ("heldout", "Held-out loss")):
         names = list(dict.fromkeys(n for own in comparison.cells.values() for r in own.values() for n in r["curve"][group]))
         whole = [
             (f"{word}, mean{text}", learning_chart(comparison, f"{word}, mean{text}", group, None, start, False))
             for start, text in ((0.0, ""), (0.5, ", second half"))
         ]
-        parts.append('<div class="pair">' + "".join(figure(t, c) for t, c in whole if c) + "</div>")
         panels = [(n, learning_chart(comparison, f"{word}: {n}", group, n, PANEL_START, True)) for n in names]
-        parts.append('<div class="multiples">' + "".join(figure(n, c) for n, c in panels if c) + "</div>")
-    return "".join(parts)
+        for kind, charts in (("pair", whole), ("multiples", panels)):
+            if drawn := "".join(figure(t, c) for t, c in charts if c):
+                parts.append(f'<div class="{kind}">{drawn}</div>')
+    if not parts:
+        return _note("Every trunk was evaluated once only; a smaller train.eval_interval would draw how the losses fall.")
+    note = "Of the trunks, before any cooldown; mean over seeds, bands of one standard error where there are several."
+    return _keys(comparison) + _note(note) + "".join(parts)
 
 
 def _mix(comparison: Comparison) -> str:

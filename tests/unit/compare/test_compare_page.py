@@ -114,6 +114,19 @@ def test_without_evaluation_and_branches_the_references_are_the_headline():
     assert "Only ends at all tokens" in page and "not reached" not in page
 
 
+def test_trunks_that_were_evaluated_once_have_no_learning_curves():
+    results = made_results()
+    of_curves = lambda: re.search('<section id="curves">(.*?)</section>', render(Comparison(results, ROLES), "ends"), re.S)[1]  # noqa: E731
+    assert of_curves().count("<svg") >= 4
+    for result in results:
+        curve = result["curve"]
+        result["curve"] = {
+            key: {name: values[-1:] for name, values in found.items()} if isinstance(found, dict) else found[-1:]
+            for key, found in curve.items()
+        }
+    assert "<svg" not in of_curves() and "evaluated once only" in of_curves()
+
+
 def test_a_strategy_that_lacks_a_seed_is_paired_over_the_others():
     results = [r for r in made_results() if (r["strategy"], r["seed"]) != ("mads", 1)]
     comparison = Comparison(results, ROLES)

@@ -410,6 +410,21 @@ def test_a_longer_pool_between_rounds_keeps_what_was_learned(config):
     assert resumed.state() == console.state()
 
 
+def test_parts_of_natural_shares_are_those_of_the_longer_pool():
+    """A number as bounds is a part of what the pool holds now, a label that was added included."""
+    pool = random_pool(n=1500)
+    longer = _longer(pool, 700, ("added",))
+    config = dataclasses.replace(MADS, bounds={"domain": 0.9})
+    console = _console(config, pool)
+    _run(console, pool, 2, np.zeros(1500, np.uint16))
+    console.rebind(longer)
+    ids, _ = console.decide(_measure(console, longer), np.zeros(len(longer), np.uint16), BUDGET, step=100, consumed_tokens=1)
+    domains, chosen = longer.codes("domain"), np.searchsorted(longer.ids, ids)
+    tokens = np.bincount(domains, weights=longer.lengths)
+    tokens_chosen = np.bincount(domains[chosen], weights=longer.lengths[chosen], minlength=len(tokens))
+    assert (tokens_chosen >= 0.9 * tokens / tokens.sum() * BUDGET).all()
+
+
 def test_a_pool_that_is_not_a_longer_one_is_refused():
     pool = random_pool(n=1500)
     console = _console(MADS, pool)
