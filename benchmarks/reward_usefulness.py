@@ -126,6 +126,7 @@ def main() -> None:
         parser.error(f"{out} was made with {record['arguments']}; choose another --out")
     record["date"], record["environment"] = datetime.date.today().isoformat(), environment(1, "cpu", [])
     record["steps_trained"] = engine.state.steps
+    record["flops_per_token"] = flops_per_token(run.config.model, run.config.data.seq_length)
     record["labels"] = {a: list(run.pool.labels(a)) for a in AGENTS}
 
     keep = keeper(record, out)
@@ -187,7 +188,7 @@ def agreement(record: dict, seeds: int) -> dict:
             found[agent] = float(np.mean([spearman(np.array(d[agent]["marginal"]), g.mean(1)) for d in draws]))
         whole = [np.concatenate([d[a]["marginal"] for a in labels]) for d in draws]
         found["all"] = float(np.mean([spearman(w, everything.mean(1)) for w in whole]))
-        found["training tokens' cost"] = record["kinds"][f"{name}/0"]["flops"]
+        found["tokens of training that a round costs"] = record["kinds"][f"{name}/0"]["flops"] / record["flops_per_token"]
         result[name] = found
     return result
 
