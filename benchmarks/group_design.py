@@ -1,8 +1,9 @@
 """How should a group probe be made? At a checkpoint, the outcomes of groups of every label for several numbers of steps, rows and
-rates, with three draws of probes each: how far draws agree with each other, and with the truth: 25 steps at the run's rate, half
-of every batch from a domain and half from what the run was trained on.
+rates, with several draws of probes each: how far draws agree with each other, and with the truth: 25 steps at the run's rate,
+half of every batch from a label and half from what the run was trained on. The truth is that of benchmarks.reward_usefulness for
+the same checkpoint, where given, or is measured here for domains.
 
-    python -m benchmarks.group_design --run runs/random --data LAB/data --step 148 --out FILE
+    python -m benchmarks.group_design --run runs/random --data LAB/data --step 148 --truth use_148.json --out FILE
     python -m benchmarks.group_design --run runs/news --data LAB/data --step 250 --mix news=16 books=1 speeches=1 --out FILE
 
 Run from the repository root. The table and how to read it: benchmarks/reward_truth.md, section F.
@@ -13,13 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.rank_statistics import spearman
 from benchmarks.trained_run import TrainedRun
+from benchmarks.usefulness_tables import gains
 from mads.checkpoint import canonical
 from mads.config.schema import GroupRewardConfig
 from mads.launch.processes import become_single_process
@@ -48,18 +51,19 @@ class Design:
 
 
 DESIGNS = {
-    "1 step of 8 rows": Design(1, 8),
-    "1 step of 32 rows": Design(1, 32),
-    "4 steps of 2 rows, constant rate": Design(4, 2, falling=False),
-    "4 steps of 8 rows, constant rate": Design(4, 8, falling=False),
-    "4 steps of 8 rows": Design(4, 8),
-    "8 steps of 2 rows": Design(8, 2),
-    "8 steps of 2 rows, a quarter of the rate": Design(8, 2, factor=0.25),
-    "8 steps of 4 rows": Design(8, 4),
-    "4 steps of 4 + 4 rows": Design(4, 4, 4),
-    "8 steps of 2 + 2 rows": Design(8, 2, 2),
     "6 steps of 2 + 2 rows": Design(6, 2, 2),
-    "4 steps of 4 + 12 rows": Design(4, 4, 12),
+    "1 step of 8 rows": Design(1, 8),
+    "1 step of 16 rows": Design(1, 16),
+    "2 steps of 4 rows": Design(2, 4),
+    "2 steps of 8 rows": Design(2, 8),
+    "2 steps of 8 rows, constant rate": Design(2, 8, falling=False),
+    "2 steps of 8 rows, twice the rate": Design(2, 8, factor=2.0),
+    "2 steps of 8 + 8 rows": Design(2, 8, 8),
+    "3 steps of 4 rows": Design(3, 4),
+    "4 steps of 4 rows": Design(4, 4),
+    "4 steps of 4 + 4 rows": Design(4, 4, 4),
+    "4 steps of 8 + 8 rows": Design(4, 8, 8),
+    "8 steps of 2 rows": Design(8, 2),
 }
 
 
@@ -130,34 +134,60 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the prepared directory that it was trained on")
     parser.add_argument("--step", type=int, required=True, help="which of its checkpoints")
     parser.add_argument("--mix", nargs="*", default=[], metavar="LABEL=SHARE", help="domains that it was trained on; the pool's")
+    parser.add_argument("--truth", help="file of benchmarks.reward_usefulness for the checkpoint")
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=2, help="of the truth")
-    parser.add_argument("--probes", type=int, default=2000)
-    parser.add_argument("--examples", type=int, default=6, help="reference examples per task after each group")
+    parser.add_argument("--seeds", type=int, default=2, help="of the truth that is measured here")
+    parser.add_argument("--probes", type=int, default=512)
+    parser.add_argument("--examples", type=int, default=8, help="reference examples per task after each group")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     become_single_process()
-    run = TrainedRun.open(arguments.run, arguments.data)
-    run = replace(run, checkpoint=Path(arguments.run) / "checkpoints" / f"step-{arguments.step:08d}")
+    run = TrainedRun.open(arguments.run, arguments.data, arguments.step)
     shares = {label: float(share) for label, share in (item.split("=") for item in arguments.mix)}
     study = Study(run, shares, arguments.examples)
-    record = {"arguments": vars(arguments), "labels": {a: list(run.pool.labels(a)) for a in AGENTS}, "outcomes": {}}
-    record["truth"] = [study.truth(seed) for seed in range(arguments.seeds)]
-    truth = np.mean(record["truth"], 0)
-    print("truth", dict(zip(study.labels, truth.round(4).tolist())), file=sys.stderr, flush=True)
-    first = len(record["labels"]["quality"])
+    labels = {a: list(run.pool.labels(a)) for a in AGENTS}
+    record = {"arguments": vars(arguments), "labels": labels, "outcomes": {}, "agreement": {}}
+    if arguments.truth:
+        record["truth"] = given_truth(json.loads(Path(arguments.truth).read_text()), labels, arguments.step)
+    else:
+        record["truth"] = {"domain": np.mean([study.truth(seed) for seed in range(arguments.seeds)], 0).tolist()}
     for name, design in DESIGNS.items():
-        found = []
-        for draw in range(arguments.draws):
-            probes = draw_probes(run.pool, SharedProbes(arguments.probes), {a: a for a in AGENTS}, draw, 0)
-            found.append(study.outcomes(design, draw, probes))
+        drawn = [
+            draw_probes(run.pool, SharedProbes(arguments.probes), {a: a for a in AGENTS}, draw, 0)
+            for draw in range(arguments.draws)
+        ]
+        found = [study.outcomes(design, draw, probes) for draw, probes in enumerate(drawn)]
         record["outcomes"][name] = found
-        labels = np.array(found)[:, : sum(map(len, record["labels"].values()))]
-        between = np.corrcoef(labels)[np.triu_indices(len(found), 1)]
-        agreement = [np.corrcoef(row[first : first + len(truth)], truth)[0, 1] for row in labels]
-        print(f"{name}: draws agree {between.mean():.2f}, with the truth {np.mean(agreement):.2f}", file=sys.stderr, flush=True)
+        record["agreement"][name] = told = agreement(found, labels, record["truth"])
+        print(name, {key: round(value, 2) for key, value in told.items()}, file=sys.stderr, flush=True)
         Path(arguments.out).write_text(json.dumps(record) + "\n")
+
+
+def given_truth(record: dict, labels: dict[str, list[str]], step: int) -> dict[str, list[float]]:
+    """agent -> mean gain of every label over the seeds of a file of reward_usefulness.
+
+    Raises:
+        ValueError: if the file is of another checkpoint or of other labels.
+    """
+    if record["steps_trained"] != step or record["labels"] != labels:
+        raise ValueError(
+            f"--truth is of step {record['steps_trained']} with the labels {record['labels']}, not of {step}, {labels}"
+        )
+    return {agent: [float(gains(record, agent, label).mean()) for label in own] for agent, own in labels.items()}
+
+
+def agreement(found: list[list[float]], labels: dict[str, list[str]], truth: dict[str, list[float]]) -> dict[str, float]:
+    """Mean correlation of outcomes between draws; Spearman of a draw's outcomes with the truth, mean over draws: of each agent,
+    and of all agents that have a truth."""
+    ends = np.cumsum([len(own) for own in labels.values()])
+    outcomes = np.array(found)[:, : ends[-1]]
+    by_agent = dict(zip(labels, np.split(outcomes, ends[:-1], axis=1)))
+    told = {"draws": float(np.corrcoef(outcomes)[np.triu_indices(len(found), 1)].mean())}
+    for agent, gain in truth.items():
+        told[agent] = float(np.mean([spearman(row, np.array(gain)) for row in by_agent[agent]]))
+    whole, gain = np.concatenate([by_agent[a] for a in truth], axis=1), np.concatenate(list(truth.values()))
+    return {**told, "all": float(np.mean([spearman(row, gain) for row in whole]))}
 
 
 if __name__ == "__main__":
