@@ -89,18 +89,21 @@ def label_means(run: TrainedRun, probes: Probes, rewards: np.ndarray, targets: n
     return result
 
 
-def halves(
-    run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int, count: int, kind: str
-) -> list[dict]:
-    """Reference losses after training with half the batch from the better and from the worse half of `count` samples of a domain,
-    by rewards of `kind`."""
+def halves(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int, kind: str) -> list[dict]:
+    """Reference losses after training with half the batch from the better and from the worse half, by tokens, of samples of a
+    domain, by rewards of `kind`: as many samples as two such trainings need."""
     of_domain = np.flatnonzero(np.asarray(run.pool.codes("domain")) == domain)
-    order = np.argsort(hash64(seed, "benchmark/halves", 0, run.pool.ids[of_domain]), kind="stable")
-    drawn = np.sort(of_domain[order[:count]])
+    order = of_domain[np.argsort(hash64(seed, "benchmark/halves", 0, run.pool.ids[of_domain]), kind="stable")]
+    needed = steps * run.config.train.global_batch_size // 2 * run.config.data.seq_length
+    held = np.cumsum(np.asarray(run.pool.lengths)[order])
+    if held[-1] < 2.2 * needed:  # a tenth more: no sample is used twice, and rows are not full
+        raise ValueError(f"{run.pool.labels('domain')[domain]!r} holds {held[-1]:,} tokens; two halves need {2.2 * needed:,.0f}")
+    drawn = np.sort(order[: int(np.searchsorted(held, 2.2 * needed)) + 1])
     probes = Probes(drawn, run.pool.ids[drawn], np.ones(len(drawn)), {}, True)
     rewards, *_ = rewards_of(run, engine, KINDS[kind], probes, run.pool.tokens(drawn), seed)
-    ranked, half = drawn[np.argsort(rewards)], len(drawn) // 2
-    return [losses_after(run, engine, references, steps, seed, part) for part in (ranked[half:], ranked[:half])]
+    ranked = drawn[np.argsort(rewards)]
+    below = np.cumsum(np.asarray(run.pool.lengths)[ranked]) <= 1.1 * needed
+    return [losses_after(run, engine, references, steps, seed, part) for part in (ranked[~below], ranked[below])]
 
 
 def main() -> None:
@@ -113,14 +116,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=4, help="an even number")
     parser.add_argument("--reference-examples", type=int, default=200)
-    parser.add_argument("--halves", type=int, default=0, help="samples of each domain for the test inside labels; 0: left out")
+    parser.add_argument("--halves", action="store_true", help="the test inside labels too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     become_single_process()
     run = TrainedRun.open(arguments.run, arguments.data, arguments.step)
     engine = run.engine(torch.float32)
     out = Path(arguments.out)
-    fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds")}
+    fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds", "halves")}
     record = json.loads(out.read_text()) if out.exists() else {"arguments": fixed, "gain": {}, "kinds": {}, "halves": {}}
     if record["arguments"] != fixed:
         parser.error(f"{out} was made with {record['arguments']}; choose another --out")
@@ -153,14 +156,12 @@ def main() -> None:
                     f"{seed}/{agent}/{label}",
                     lambda only=only, seed=seed: losses_after(run, engine, references, arguments.steps, seed, only),
                 )
-    for seed, kind in itertools.product(range(arguments.seeds), OF_SAMPLES if arguments.halves else ()):
+    for kind, seed in itertools.product(OF_SAMPLES if arguments.halves else (), range(arguments.seeds)):
         for j, label in enumerate(run.pool.labels("domain")):
             keep(
                 "halves",
                 f"{kind}/{seed}/{label}",
-                lambda j=j, seed=seed, kind=kind: halves(
-                    run, engine, references, arguments.steps, seed, j, arguments.halves, kind
-                ),
+                lambda j=j, seed=seed, kind=kind: halves(run, engine, references, arguments.steps, seed, j, kind),
             )
     record["agreement"] = agreement(record, arguments.seeds)
     record["inside"] = inside(record, arguments.seeds) if arguments.halves else {}
