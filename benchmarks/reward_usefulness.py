@@ -55,7 +55,7 @@ KINDS = {
     "group, 2 steps of 4 rows": _group(2, 4, 0),
     "group, 6 steps of 2 + 2 rows": _group(6, 2, 2),
     "group, 6 steps of 8 + 8 rows": _group(6, 8, 8),
-    "blend, 6 steps of 2 + 2 rows": BlendRewardConfig(mode="blend"),
+    "blend, 6 steps of 2 + 2 rows": BlendRewardConfig(mode="blend", steps=6, step_rows=2, mix_rows=2),
 }
 
 

@@ -203,12 +203,12 @@ def paper_rewards(excess: dict[str, float]) -> dict[str, float]:
     measurement. Probes have LENGTH tokens at most: an upper bound."""
     references, probes = PAPER_REFERENCES * REFERENCE_TOKENS, PAPER_PROBES * LENGTH
     groups = sum(LABELS.values()) + 2
-    group_step = 4 * LENGTH  # 2 + 2 rows
+    group_step = 8 * LENGTH  # 8 rows
     flops = {
         "finite_difference": references + probes * 2 / 3,
         "ghost": references + probes,
         "displacement": 8 * 8 * LENGTH + probes * 2 / 3,
-        "group": groups * 6 * group_step + (groups + 1) * 24 * REFERENCE_TOKENS / 3,
+        "group": groups * 3 * group_step + (groups + 1) * 24 * REFERENCE_TOKENS / 3,
     }
     return {kind: tokens * excess.get(kind, 1.0) for kind, tokens in flops.items()}
 

@@ -283,9 +283,9 @@ class DisplacementRewardConfig(RewardConfig):
 class GroupRewardConfig(RewardConfig):
     """reward=group: real steps on each label's probes, judged by the reference loss."""
 
-    steps: int = 6  # for each label, at rates that fall linearly
-    step_rows: int = 2  # packed rows of the label in one step
-    mix_rows: int = 2  # and of what the run is being trained on, the same ones for every label
+    steps: int = 3  # for each label, at rates that fall linearly
+    step_rows: int = 8  # packed rows of the label in one step
+    mix_rows: int = 0  # and of what the run is being trained on, the same ones for every label
     rate_factor: float = 1.0  # times the learning rate of the run
     control: int = 2  # groups drawn from the whole pool, beside the labels'
     reference_examples: int = 8  # per task, from its direction part, measured after each group

@@ -1,12 +1,11 @@
 """Rewards by group probes: train a few real steps on samples of one label, measure the references, go back.
 
 For every label j of every agent A, from the model as it is: k optimizer steps, at rates that fall linearly to rate / k, on
-batches of probes that A drew with label j beside samples of what the run is being trained on, the same ones for every label;
-y_b is by how much they lower the reference loss. One step says little: nine tenths of it are the momentum that all groups
-share, and what a gradient gains at first along steep directions, the next steps lose again. Labels alone say little about a
-mix: a model that sees nothing else forgets, and a label that the mix lacks would look harmful. All groups start from the same
-state and are measured on the same examples. What a group is made of, X_b (its tokens' share of every label of every agent),
-is known, so the outcomes are regressed on it,
+batches of probes that A drew with label j (and, with mix_rows, of samples of what the run is being trained on, the same ones
+for every label); y_b is by how much they lower the reference loss. One step says little: nine tenths of it are the momentum
+that all groups share, and what a gradient gains at first along steep directions, the next steps lose again. All groups start
+from the same state and are measured on the same examples. What a group is made of, X_b (its tokens' share of every label of
+every agent), is known, so the outcomes are regressed on it,
 
     y_b = mu + c m_b + sum_A sum_l X_{b,A,l} e_{A,l} + noise,   e_A ~ N(0, tau_A^2)
 

@@ -44,7 +44,14 @@ def assert_same(ours, theirs, exact=True):
 SELECTIONS = {
     "mads": [],
     "displacement": ["reward=displacement", "reward.steps=2", "reward.step_rows=2", "selection.first_interval=3"],
-    "blend": ["reward=blend", "reward.steps=1", "reward.step_rows=2", "reward.control=1", "selection.first_interval=3"],
+    "blend": [
+        "reward=blend",
+        "reward.steps=1",
+        "reward.step_rows=2",
+        "reward.mix_rows=2",
+        "reward.control=1",
+        "selection.first_interval=3",
+    ],
     "paper": ["selection=paper", "selection.probes_per_agent=20"],
     "random": ["selection=random"],
     "bounds": ["selection.exchange=threshold", "selection.max_uses=3", "selection.bounds={domain: {cooking: [0.4, 0.6]}}"],
@@ -100,7 +107,7 @@ def test_a_run_that_is_told_to_stop_ends_there_and_goes_on_as_one_that_was_not(p
 def check_current_mix(prepared, run_dir):
     from run_support import run_config, trainer
 
-    overrides = ["reward=group", "reward.steps=2", "reward.step_rows=1", "train.steps=7"]
+    overrides = ["reward=group", "reward.steps=2", "reward.step_rows=1", "reward.mix_rows=2", "train.steps=7"]
     made = trainer(run_config(prepared, run_dir, *overrides))
     assert made._current_mix() == []  # before the first decision
     made.run()
