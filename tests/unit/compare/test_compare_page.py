@@ -116,7 +116,10 @@ def test_without_evaluation_and_branches_the_references_are_the_headline():
 
 def test_trunks_that_were_evaluated_once_have_no_learning_curves():
     results = made_results()
-    of_curves = lambda: re.search('<section id="curves">(.*?)</section>', render(Comparison(results, ROLES), "ends"), re.S)[1]  # noqa: E731
+
+    def of_curves():
+        return re.search('<section id="curves">(.*?)</section>', render(Comparison(results, ROLES), "ends"), re.S)[1]
+
     assert of_curves().count("<svg") >= 4
     for result in results:
         curve = result["curve"]
