@@ -1,6 +1,6 @@
 """Do rewards say what training on more of a label does? For every label of the three agents, the gain of the reference loss when
 half of every batch of 25 further steps is drawn from it (the counterfactual), against each kind of reward's mean for the label.
-With --halves also inside of labels: the same for the better and worse half of a domain's samples by rewards of single samples.
+Inside of labels: benchmarks.inside_labels.
 
     python -m benchmarks.reward_usefulness --run runs/mads --data data/demo --out benchmarks/reward_usefulness.json
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 import time
 from pathlib import Path
@@ -31,7 +30,6 @@ from mads.console.attribute_rewards import own_parts
 from mads.launch.processes import become_single_process
 from mads.logging.environment import environment
 from mads.model.shape import flops_per_token
-from mads.noise import hash64
 from mads.reward.build import build_rewarder
 from mads.reward.probes import Probes, SharedProbes, draw_probes
 from mads.reward.steps import RewardContext
@@ -39,7 +37,6 @@ from mads.train.engine import TrainEngine
 from mads.train.reward_model import EngineRewardModel
 
 AGENTS = ("quality", "domain", "topic")
-OF_SAMPLES = ("one step", "displacement, 8 steps")  # kinds that tell samples of one label apart
 
 
 def _group(steps: int, rows: int, mix: int, examples: int = 8) -> GroupRewardConfig:
@@ -89,23 +86,6 @@ def label_means(run: TrainedRun, probes: Probes, rewards: np.ndarray, targets: n
     return result
 
 
-def halves(run: TrainedRun, engine: TrainEngine, references: dict, steps: int, seed: int, domain: int, kind: str) -> list[dict]:
-    """Reference losses after training with half the batch from the better and from the worse half, by tokens, of samples of a
-    domain, by rewards of `kind`: as many samples as two such trainings need."""
-    of_domain = np.flatnonzero(np.asarray(run.pool.codes("domain")) == domain)
-    order = of_domain[np.argsort(hash64(seed, "benchmark/halves", 0, run.pool.ids[of_domain]), kind="stable")]
-    needed = steps * run.config.train.global_batch_size // 2 * run.config.data.seq_length
-    held = np.cumsum(np.asarray(run.pool.lengths)[order])
-    if held[-1] < 2.2 * needed:  # a tenth more: no sample is used twice, and rows are not full
-        raise ValueError(f"{run.pool.labels('domain')[domain]!r} holds {held[-1]:,} tokens; two halves need {2.2 * needed:,.0f}")
-    drawn = np.sort(order[: int(np.searchsorted(held, 2.2 * needed)) + 1])
-    probes = Probes(drawn, run.pool.ids[drawn], np.ones(len(drawn)), {}, True)
-    rewards, *_ = rewards_of(run, engine, KINDS[kind], probes, run.pool.tokens(drawn), seed)
-    ranked = drawn[np.argsort(rewards)]
-    below = np.cumsum(np.asarray(run.pool.lengths)[ranked]) <= 1.1 * needed
-    return [losses_after(run, engine, references, steps, seed, part) for part in (ranked[~below], ranked[below])]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="folder of a run of `mads train`; its newest checkpoint is studied")
@@ -116,15 +96,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=4, help="an even number")
     parser.add_argument("--reference-examples", type=int, default=200)
-    parser.add_argument("--halves", action="store_true", help="the test inside labels too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     become_single_process()
     run = TrainedRun.open(arguments.run, arguments.data, arguments.step)
     engine = run.engine(torch.float32)
     out = Path(arguments.out)
-    fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds", "halves")}
-    record = json.loads(out.read_text()) if out.exists() else {"arguments": fixed, "gain": {}, "kinds": {}, "halves": {}}
+    fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds")}
+    record = json.loads(out.read_text()) if out.exists() else {"arguments": fixed, "gain": {}, "kinds": {}}
     if record["arguments"] != fixed:
         parser.error(f"{out} was made with {record['arguments']}; choose another --out")
     record["date"], record["environment"] = datetime.date.today().isoformat(), environment(1, "cpu", [])
@@ -156,17 +135,9 @@ def main() -> None:
                     f"{seed}/{agent}/{label}",
                     lambda only=only, seed=seed: losses_after(run, engine, references, arguments.steps, seed, only),
                 )
-    for kind, seed in itertools.product(OF_SAMPLES if arguments.halves else (), range(arguments.seeds)):
-        for j, label in enumerate(run.pool.labels("domain")):
-            keep(
-                "halves",
-                f"{kind}/{seed}/{label}",
-                lambda j=j, seed=seed, kind=kind: halves(run, engine, references, arguments.steps, seed, j, kind),
-            )
     record["agreement"] = agreement(record, arguments.seeds)
-    record["inside"] = inside(record, arguments.seeds) if arguments.halves else {}
     out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({key: record[key] for key in ("agreement", "inside")}, indent=1))
+    print(json.dumps(record["agreement"], indent=1))
 
 
 def agreement(record: dict, seeds: int) -> dict:
@@ -192,17 +163,6 @@ def agreement(record: dict, seeds: int) -> dict:
         found["tokens of training that a round costs"] = record["kinds"][f"{name}/0"]["flops"] / record["flops_per_token"]
         result[name] = found
     return result
-
-
-def inside(record: dict, seeds: int) -> dict:
-    """kind -> domain -> (how much lower the audit loss ends with the better half than with the worse, its standard error)."""
-
-    def won(kind: str, label: str) -> tuple[float, float]:
-        pairs = [record["halves"][f"{kind}/{seed}/{label}"] for seed in range(seeds)]
-        differences = np.array([worse["audit"] - better["audit"] for better, worse in pairs])
-        return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
-
-    return {kind: {label: won(kind, label) for label in record["labels"]["domain"]} for kind in OF_SAMPLES}
 
 
 if __name__ == "__main__":

@@ -47,24 +47,12 @@ def gain_text(values: np.ndarray) -> str:
     return f"{values.mean() * 1e3:+.0f} ± {error * 1e3:.0f}"
 
 
-def inside_table(record: dict) -> str:
-    """How much lower the audit loss ends with the better half of a domain's samples, in thousandths of a nat."""
-    kinds = list(record["inside"])
-    rows = []
-    for label in record["labels"]["domain"]:
-        rows.append([label, *("{:+.0f} ± {:.0f}".format(*(1e3 * x for x in record["inside"][k][label])) for k in kinds)])
-    return markdown(["domain", *kinds], rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+")
     records = [json.loads(Path(name).read_text()) for name in parser.parse_args().files]
     print(agreement_table(records))
     print(truth_table(records))
-    for record in records:
-        if record.get("inside"):
-            print(f"step {record['steps_trained']}\n\n{inside_table(record)}")
 
 
 if __name__ == "__main__":
