@@ -21,7 +21,7 @@ from benchmarks.exact_model import ReferenceSet
 from benchmarks.kept import keeper
 from benchmarks.label_truth import losses_after
 from benchmarks.reward_tables import markdown
-from benchmarks.reward_usefulness import KINDS, rewards_of
+from benchmarks.reward_usefulness import LATER, rewards_of
 from benchmarks.trained_run import TrainedRun
 from mads.launch.processes import become_single_process
 from mads.logging.environment import environment
@@ -35,7 +35,7 @@ BINS = 20  # of likeness, inside of which rewards are compared when what likenes
 def rewards(run: TrainedRun, engine: TrainEngine, drawn: np.ndarray, seed: int, kind: str) -> np.ndarray:
     """Rewards of `kind` of single samples at these positions, float64 [n]."""
     probes = Probes(drawn, run.pool.ids[drawn], np.ones(len(drawn)), {}, True)
-    return rewards_of(run, engine, KINDS[kind], probes, run.pool.tokens(drawn), seed)[0]
+    return rewards_of(run, engine, kind, probes, run.pool.tokens(drawn), seed)[0]
 
 
 def beside(values: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -55,6 +55,7 @@ RANKINGS = {
     "one step beside likeness": lambda run, engine, drawn, seed: beside(
         rewards(run, engine, drawn, seed, "one step"), likeness(run, drawn)
     ),
+    **{name: lambda run, engine, drawn, seed, name=name: rewards(run, engine, drawn, seed, name) for name in LATER},
     "displacement, 8 steps": lambda run, engine, drawn, seed: rewards(run, engine, drawn, seed, "displacement, 8 steps"),
 }
 

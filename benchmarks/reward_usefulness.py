@@ -54,20 +54,35 @@ KINDS = {
     "group, 6 steps of 8 + 8 rows": _group(6, 8, 8),
     "blend, 6 steps of 2 + 2 rows": BlendRewardConfig(mode="blend", steps=6, step_rows=2, mix_rows=2),
 }
+# One-step rewards where the run is 25 steps on random batches later: at its rate, or at a rate that falls to 0.
+LATER = {"one step, 25 steps later": False, "one step, 25 steps of a falling rate later": True}
+LATER_STEPS = 25
 
 
-def rewards_of(run: TrainedRun, engine: TrainEngine, kind, probes: Probes, samples: list, round_: int):
-    """(rewards, targets, FLOPs, seconds) of one kind on the checkpoint."""
+def train_on(run: TrainedRun, engine: TrainEngine, steps: int, falling: bool, seed: int) -> int:
+    """`steps` more steps on random batches; returns their tokens."""
+    batches, rate = run.batches(steps, 900 + seed), run.rate(engine.state.steps)
+    for step in range(steps):
+        batch = batches.next()
+        share = 1 - (step + 0.5) / steps if falling else 1.0
+        engine.train_step(batch.micro_batches, batch.valid_tokens, rate * share)
+    return steps * run.config.train.global_batch_size * run.config.data.seq_length
+
+
+def rewards_of(run: TrainedRun, engine: TrainEngine, name: str, probes: Probes, samples: list, round_: int):
+    """(rewards, targets, FLOPs, seconds) of one of KINDS or LATER on the checkpoint."""
     canonical.load(run.checkpoint, engine, run.topology)
-    config = run.config
+    started, config, later = time.process_time(), run.config, 0
+    if name in LATER:
+        later = train_on(run, engine, LATER_STEPS, LATER[name], round_)
+    kind = KINDS["one step" if name in LATER else name]
     sizes = {name: shape.numel() for name, shape in engine.logical_shapes.items()}
     flops = flops_per_token(config.model, config.data.seq_length)
     context = RewardContext(
         EngineRewardModel(engine), run.references, run.topology, config.data.seq_length, config.train.seed, 8, flops
     )
-    started = time.process_time()
     found = build_rewarder(context, sizes, config.optim, kind)(probes, samples, round_, run.rate(engine.state.steps))
-    return found.rewards, found.targets, found.direction["flops"], time.process_time() - started
+    return found.rewards, found.targets, found.direction["flops"] + flops * later, time.process_time() - started
 
 
 def label_means(run: TrainedRun, probes: Probes, rewards: np.ndarray, targets: np.ndarray) -> dict:
@@ -115,14 +130,14 @@ def main() -> None:
 
     def means(name: str, seed: int) -> dict:
         probes = draw_probes(run.pool, SharedProbes(arguments.probes), {a: a for a in AGENTS}, seed, 0)
-        rewards, targets, flops, seconds = rewards_of(run, engine, KINDS[name], probes, run.pool.tokens(probes.positions), seed)
+        rewards, targets, flops, seconds = rewards_of(run, engine, name, probes, run.pool.tokens(probes.positions), seed)
         return {"means": label_means(run, probes, rewards, targets), "flops": flops, "seconds": seconds}
 
     references = {
         part: ReferenceSet(run.references, part, arguments.reference_examples, 0, run.config.data.seq_length, 8)
         for part in ("direction", "audit")
     }
-    for name in KINDS:
+    for name in (*KINDS, *LATER):
         for seed in range(2):
             keep("kinds", f"{name}/{seed}", lambda name=name, seed=seed: means(name, seed))
     for seed in range(arguments.seeds):
