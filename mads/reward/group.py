@@ -58,7 +58,7 @@ class GroupRewarder:
         started = time.perf_counter()
         groups = self._groups(probes, round_)
         measure = ReferenceLoss(self._context, "direction", self._config.reference_examples, round_)
-        mix = list(mix) or [samples[i] for i in self._draw(probes, round_, "mix")]
+        mix = (list(mix) or [samples[i] for i in self._draw(probes, round_, "mix")]) if self._config.mix_rows else []
         outcomes, taken, trained = [], [], 0
         notes = list(single.notes) if single else []
         with self._context.model.rehearsal() as rehearsal:
