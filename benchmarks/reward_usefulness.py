@@ -57,6 +57,7 @@ KINDS = {
 # One-step rewards where the run is 25 steps on random batches later: at its rate, or at a rate that falls to 0.
 LATER = {"one step, 25 steps later": False, "one step, 25 steps of a falling rate later": True}
 LATER_STEPS = 25
+DRAWS, DRAWS_LATER = 2, 6  # of probes; where steps come first, each draw also takes its own
 
 
 def train_on(run: TrainedRun, engine: TrainEngine, steps: int, falling: bool, seed: int) -> int:
@@ -138,7 +139,7 @@ def main() -> None:
         for part in ("direction", "audit")
     }
     for name in (*KINDS, *LATER):
-        for seed in range(2):
+        for seed in range(DRAWS_LATER if name in LATER else DRAWS):
             keep("kinds", f"{name}/{seed}", lambda name=name, seed=seed: means(name, seed))
     for seed in range(arguments.seeds):
         keep("gain", f"{seed}/none", lambda seed=seed: losses_after(run, engine, references, arguments.steps, seed, None))
@@ -156,7 +157,7 @@ def main() -> None:
 
 
 def agreement(record: dict, seeds: int) -> dict:
-    """Spearman correlations of every kind's label means (of its two draws of probes) with the audit gains, by agent and over all
+    """Spearman correlations of every kind's label means (of each draw of probes) with the audit gains, by agent and over all
     labels; the ceiling is the root of the gains' split-half reliability."""
     labels = record["labels"]
 
@@ -169,7 +170,7 @@ def agreement(record: dict, seeds: int) -> dict:
     everything = np.concatenate(list(by_agent.values()))
     result["ceiling"]["all"] = max(0.0, split_half_reliability(everything)) ** 0.5
     for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in record["kinds"]):
-        draws = [record["kinds"][f"{name}/{seed}"]["means"] for seed in range(2)]
+        draws = [found["means"] for key, found in record["kinds"].items() if key.rsplit("/", 1)[0] == name]
         found = {}
         for agent, g in by_agent.items():
             found[agent] = float(np.mean([spearman(np.array(d[agent]["marginal"]), g.mean(1)) for d in draws]))
