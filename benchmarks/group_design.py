@@ -4,6 +4,7 @@ every batch from a label and half from what the run was trained on. The truth is
 checkpoint, where given, or is measured here for domains.
 
     python -m benchmarks.group_design --run runs/random --data LAB/data --step 148 --truth use_148.json --out FILE
+    python -m benchmarks.group_design ... --later 25 --designs "3 steps of 8 rows"      # at other moments of the same run
     python -m benchmarks.group_design --run runs/news --data LAB/data --step 250 --mix news=16 books=1 speeches=1 --out FILE
 
 Run from the repository root; what is done is kept in --out and is not done again. The table and how to read it:
@@ -21,7 +22,7 @@ import torch
 
 from benchmarks.kept import keeper
 from benchmarks.rank_statistics import spearman
-from benchmarks.reward_usefulness import AGENTS, label_means
+from benchmarks.reward_usefulness import AGENTS, label_means, train_on
 from benchmarks.trained_run import TrainedRun
 from benchmarks.usefulness_tables import gains
 from mads.checkpoint import canonical
@@ -51,8 +52,8 @@ DESIGNS = {  # steps, rows of the label, rows of the mix
 class Study:
     """A checkpoint and samples of its mix; the model is as it was saved before everything that is measured."""
 
-    def __init__(self, run: TrainedRun, shares: dict[str, float], probes: int):
-        self.run, self.probes = run, probes
+    def __init__(self, run: TrainedRun, shares: dict[str, float], probes: int, later: int):
+        self.run, self.probes, self.later = run, probes, later
         self.engine = run.engine(torch.float32)
         config = run.config
         self.flops, length = flops_per_token(config.model, config.data.seq_length), config.data.seq_length
@@ -74,6 +75,8 @@ class Study:
     def rewards(self, config: GroupRewardConfig, draw: int) -> dict:
         """Label means of the rewards of one draw, and the tokens of training that the round costs."""
         canonical.load(self.run.checkpoint, self.engine, self.run.topology)
+        if self.later:
+            train_on(self.run, self.engine, self.later, False, draw)
         probes = draw_probes(self.run.pool, SharedProbes(self.probes), {a: a for a in AGENTS}, draw, 0)
         found = GroupRewarder(self.context, config)(probes, self.run.pool.tokens(probes.positions), draw, self.rate, self.mix)
         means = label_means(self.run, probes, found.rewards, found.targets)
@@ -110,13 +113,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="of the truth that is measured here")
     parser.add_argument("--probes", type=int, default=1024)
     parser.add_argument("--examples", type=int, default=8, help="reference examples per task after each group")
+    parser.add_argument("--later", type=int, default=0, help="steps on random batches before each draw, each with its own")
+    parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     become_single_process()
     run = TrainedRun.open(arguments.run, arguments.data, arguments.step)
-    study = Study(run, {label: float(share) for label, share in (item.split("=") for item in arguments.mix)}, arguments.probes)
-    fixed = {k: v for k, v in vars(arguments).items() if k in ("step", "mix", "probes", "examples")}
+    shares = {label: float(share) for label, share in (item.split("=") for item in arguments.mix)}
+    study = Study(run, shares, arguments.probes, arguments.later)
+    fixed = {k: v for k, v in vars(arguments).items() if k in ("step", "mix", "probes", "examples") or (k == "later" and v)}
     labels = {a: list(run.pool.labels(a)) for a in AGENTS}
     out = Path(arguments.out)
     empty = {"arguments": fixed, "labels": labels, "truth": {}, "rewards": {}}
@@ -128,7 +134,8 @@ def main() -> None:
         record["truth"] = given_truth(json.loads(Path(arguments.truth).read_text()), labels, arguments.step)
     else:
         keep("truth", "domain", lambda: np.mean([study.truth(seed) for seed in range(arguments.seeds)], 0).tolist())
-    for name, (steps, rows, mix) in DESIGNS.items():
+    for name in arguments.designs:
+        steps, rows, mix = DESIGNS[name]
         config = GroupRewardConfig(mode="group", steps=steps, step_rows=rows, mix_rows=mix, reference_examples=arguments.examples)
         for draw in range(arguments.draws):
             keep("rewards", f"{name}/{draw}", lambda config=config, draw=draw: study.rewards(config, draw))
