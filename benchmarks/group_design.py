@@ -46,6 +46,7 @@ DESIGNS = {  # steps, rows of the label, rows of the mix
     "4 steps of 4 rows": (4, 4, 0),
     "4 steps of 4 + 4 rows": (4, 4, 4),
     "4 steps of 8 rows": (4, 8, 0),
+    "8 steps of 8 rows": (8, 8, 0),
 }
 
 
