@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.kept import keeper
+from benchmarks.kept import keeper, opened
 from benchmarks.rank_statistics import spearman
 from benchmarks.reward_usefulness import AGENTS, label_means, train_on
 from benchmarks.trained_run import TrainedRun
@@ -126,10 +126,7 @@ def main() -> None:
     fixed = {k: v for k, v in vars(arguments).items() if k in ("step", "mix", "probes", "examples") or (k == "later" and v)}
     labels = {a: list(run.pool.labels(a)) for a in AGENTS}
     out = Path(arguments.out)
-    empty = {"arguments": fixed, "labels": labels, "truth": {}, "rewards": {}}
-    record = json.loads(out.read_text()) if out.exists() else empty
-    if record["arguments"] != fixed:
-        parser.error(f"{out} was made with {record['arguments']}; choose another --out")
+    record = opened(out, fixed, {"labels": labels, "truth": {}, "rewards": {}}, parser.error)
     keep = keeper(record, out)
     if arguments.truth:
         record["truth"] = given_truth(json.loads(Path(arguments.truth).read_text()), labels, arguments.step)

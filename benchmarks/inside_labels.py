@@ -9,20 +9,18 @@ is not done again, so that it may be stopped. The table and how to read it: benc
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.exact_model import ReferenceSet
-from benchmarks.kept import keeper
+from benchmarks.kept import keeper, opened
 from benchmarks.label_truth import losses_after
 from benchmarks.reward_tables import markdown
 from benchmarks.reward_usefulness import LATER, rewards_of
-from benchmarks.trained_run import TrainedRun
+from benchmarks.trained_run import TrainedRun, checkpoint_parser
 from mads.launch.processes import become_single_process
 from mads.logging.environment import environment
 from mads.noise import hash64
@@ -84,11 +82,7 @@ def halves(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, help="folder of a run of `mads train`; its newest checkpoint is studied")
-    parser.add_argument("--step", type=int, help="study the checkpoint of this step instead")
-    parser.add_argument("--data", required=True, help="the prepared directory that it was trained on")
-    parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
+    parser = checkpoint_parser(__doc__.splitlines()[0])
     parser.add_argument("--rankings", nargs="+", choices=list(RANKINGS), default=list(RANKINGS))
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=4)
@@ -100,15 +94,10 @@ def main() -> None:
     engine = run.engine(torch.float32)
     out = Path(arguments.out)
     fixed = {k: v for k, v in vars(arguments).items() if k in ("step", "steps", "reference_examples")}
-    record = json.loads(out.read_text()) if out.exists() else {"arguments": fixed, "halves": {}}
-    if record["arguments"] != fixed:
-        parser.error(f"{out} was made with {record['arguments']}; choose another --out")
+    record = opened(out, fixed, {"halves": {}}, parser.error)
     record["date"], record["environment"] = datetime.date.today().isoformat(), environment(1, "cpu", [])
     record["steps_trained"] = engine.state.steps
-    references = {
-        part: ReferenceSet(run.references, part, arguments.reference_examples, 0, run.config.data.seq_length, 8)
-        for part in ("direction", "audit")
-    }
+    references = run.reference_sets(arguments.reference_examples)
     keep = keeper(record, out)
     for ranking in arguments.rankings:
         for seed in range(arguments.seeds):
@@ -118,7 +107,7 @@ def main() -> None:
                     f"{ranking}/{seed}/{label}",
                     lambda j=j, seed=seed, ranking=ranking: halves(run, engine, references, arguments.steps, seed, j, ranking),
                 )
-    print(table(record))
+    print(table(record, arguments.rankings))
 
 
 def won(record: dict) -> dict[str, dict[str, list[float]]]:
@@ -130,17 +119,19 @@ def won(record: dict) -> dict[str, dict[str, list[float]]]:
     return result
 
 
-def table(record: dict) -> str:
-    """A row a ranking: mean over domains and its standard error over seeds, then each domain's mean, in thousandths of a nat."""
-    rows = []
-    for ranking, of in won(record).items():
+def table(record: dict, rankings: Sequence[str]) -> str:
+    """A row for each of `rankings`, all of them done: mean over domains and its standard error over seeds, then each domain's
+    mean, in thousandths of a nat."""
+    rows, measured = [], won(record)
+    for ranking in rankings:
+        of = measured[ranking]
         seeds = min(map(len, of.values()))
         whole = 1e3 * np.array([values[:seeds] for values in of.values()])
         level = whole.mean(0)
         error = f" ± {level.std(ddof=1) / seeds**0.5:.0f}" if seeds > 1 else ""
         better = f"{int((whole > 0).sum())} of {whole.size}"
         rows.append([ranking, str(seeds), f"{level.mean():+.0f}{error}", better, *(f"{v:+.0f}" for v in whole.mean(1))])
-    return markdown(["ranked by", "seeds", "won", "better half ahead", *next(iter(won(record).values()))], rows)
+    return markdown(["ranked by", "seeds", "won", "better half ahead", *measured[rankings[0]]], rows)
 
 
 if __name__ == "__main__":

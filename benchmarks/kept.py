@@ -7,7 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+
+def opened(out: Path, fixed: dict[str, Any], empty: dict[str, Any], refuse: Callable[[str], NoReturn]) -> dict[str, Any]:
+    """The record of `out`, or a new one of `empty` with `fixed` as its arguments; one of other arguments is refused."""
+    record = json.loads(out.read_text()) if out.exists() else {"arguments": fixed, **empty}
+    if record["arguments"] != fixed:
+        refuse(f"{out} was made with {record['arguments']}; choose another --out")
+    return record
 
 
 def keeper(record: dict[str, Any], out: Path) -> Callable[[str, str, Callable[[], Any]], None]:

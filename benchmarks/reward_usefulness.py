@@ -10,7 +10,6 @@ stopped. The table and how to read it: benchmarks/reward_truth.md.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import time
@@ -19,11 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.exact_model import ReferenceSet
-from benchmarks.kept import keeper
+from benchmarks.kept import keeper, opened
 from benchmarks.label_truth import losses_after
 from benchmarks.rank_statistics import spearman, split_half_reliability
-from benchmarks.trained_run import TrainedRun
+from benchmarks.trained_run import TrainedRun, checkpoint_parser
 from mads.checkpoint import canonical
 from mads.config.schema import BlendRewardConfig, DisplacementRewardConfig, FiniteDifferenceRewardConfig, GroupRewardConfig
 from mads.console.attribute_rewards import own_parts
@@ -103,11 +101,7 @@ def label_means(run: TrainedRun, probes: Probes, rewards: np.ndarray, targets: n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, help="folder of a run of `mads train`; its newest checkpoint is studied")
-    parser.add_argument("--step", type=int, help="study the checkpoint of this step instead")
-    parser.add_argument("--data", required=True, help="the prepared directory that it was trained on")
-    parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
+    parser = checkpoint_parser(__doc__.splitlines()[0])
     parser.add_argument("--probes", type=int, default=512)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=4, help="an even number")
@@ -119,9 +113,7 @@ def main() -> None:
     engine = run.engine(torch.float32)
     out = Path(arguments.out)
     fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds")}
-    record = json.loads(out.read_text()) if out.exists() else {"arguments": fixed, "gain": {}, "kinds": {}}
-    if record["arguments"] != fixed:
-        parser.error(f"{out} was made with {record['arguments']}; choose another --out")
+    record = opened(out, fixed, {"gain": {}, "kinds": {}}, parser.error)
     record["date"], record["environment"] = datetime.date.today().isoformat(), environment(1, "cpu", [])
     record["steps_trained"] = engine.state.steps
     record["flops_per_token"] = flops_per_token(run.config.model, run.config.data.seq_length)
@@ -134,10 +126,7 @@ def main() -> None:
         rewards, targets, flops, seconds = rewards_of(run, engine, name, probes, run.pool.tokens(probes.positions), seed)
         return {"means": label_means(run, probes, rewards, targets), "flops": flops, "seconds": seconds}
 
-    references = {
-        part: ReferenceSet(run.references, part, arguments.reference_examples, 0, run.config.data.seq_length, 8)
-        for part in ("direction", "audit")
-    }
+    references = run.reference_sets(arguments.reference_examples)
     for name in (*KINDS, *LATER):
         for seed in range(DRAWS_LATER if name in LATER else DRAWS):
             keep("kinds", f"{name}/{seed}", lambda name=name, seed=seed: means(name, seed))
@@ -170,7 +159,7 @@ def agreement(record: dict, seeds: int) -> dict:
     everything = np.concatenate(list(by_agent.values()))
     result["ceiling"]["all"] = max(0.0, split_half_reliability(everything)) ** 0.5
     for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in record["kinds"]):
-        draws = [found["means"] for key, found in record["kinds"].items() if key.rsplit("/", 1)[0] == name]
+        draws = [drawn["means"] for key, drawn in record["kinds"].items() if key.rsplit("/", 1)[0] == name]
         found = {}
         for agent, g in by_agent.items():
             found[agent] = float(np.mean([spearman(np.array(d[agent]["marginal"]), g.mean(1)) for d in draws]))

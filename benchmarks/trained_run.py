@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,16 @@ from mads.topology import Grid, Topology, initialize_process_group
 from mads.train.engine import TrainEngine
 from mads.train.reward_model import EngineRewardModel
 from mads.train.schedule import learning_rate
+
+
+def checkpoint_parser(description: str) -> argparse.ArgumentParser:
+    """Options of a study of one checkpoint that can be stopped: which one, on what data, and where the record is kept."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--run", required=True, help="folder of a run of `mads train`; its newest checkpoint is studied")
+    parser.add_argument("--step", type=int, help="study the checkpoint of this step instead")
+    parser.add_argument("--data", required=True, help="the prepared directory that it was trained on")
+    parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
+    return parser
 
 
 @dataclass
@@ -85,6 +96,11 @@ class TrainedRun:
             config.train.seed,
             reward,
         )
+
+    def reference_sets(self, examples: int) -> dict[str, ReferenceSet]:
+        """`examples` of each task of the direction's and of the audit's part, by part."""
+        length = self.config.data.seq_length
+        return {part: ReferenceSet(self.references, part, examples, 0, length, 8) for part in ("direction", "audit")}
 
     def rate(self, steps: int) -> float:
         """Learning rate of the run after `steps` steps (at its end: that of its last step)."""

@@ -82,3 +82,25 @@ def test_what_is_committed_follows_from_its_own_measurements(step):
     for kind, found in again.items():
         assert found == pytest.approx(committed["agreement"][kind])
     assert f"| one step | {again['one step']['domain']:.2f} (" in agreement_table([committed])
+
+
+PAGE = (ROOT / "benchmarks/reward_truth.md").read_text()
+
+
+def told(draws, truth):
+    """Each draw's rank correlation with the truth over all labels, as the page has them."""
+    whole = [np.concatenate([d["means"][a]["marginal"] for a in LABELS]) for d in draws]
+    return ", ".join(f"{spearmanr(w, np.concatenate([truth[a] for a in LABELS])).statistic:.2f}"[1:] for w in whole)
+
+
+@pytest.mark.parametrize("step", [98, 196, 392])
+def test_the_page_s_figures_of_other_moments_are_those_of_the_committed_records(step):
+    usefulness = json.loads((ROOT / f"benchmarks/reward_usefulness/step_{step}.json").read_text())
+    truth = {a: [gains(usefulness, a, l).mean() for l in own] for a, own in usefulness["labels"].items()}
+    for kind in reward_usefulness.LATER:
+        draws = [v for k, v in usefulness["kinds"].items() if k.rsplit("/", 1)[0] == kind]
+        assert len(draws) == reward_usefulness.DRAWS_LATER and f"| {told(draws, truth)} |" in PAGE
+    groups = json.loads((ROOT / f"benchmarks/group_probes/later_step_{step}.json").read_text())
+    for design in dict.fromkeys(key.rsplit("/", 1)[0] for key in groups["rewards"]):
+        draws = [v for k, v in groups["rewards"].items() if k.rsplit("/", 1)[0] == design]
+        assert len(draws) == 6 and f"| {told(draws, truth)} |" in PAGE
