@@ -106,13 +106,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=4, help="an even number")
     parser.add_argument("--reference-examples", type=int, default=200)
+    parser.add_argument("--kinds", nargs="*", choices=[*KINDS, *LATER], default=[*KINDS, *LATER], help="of rewards; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     become_single_process()
     run = TrainedRun.open(arguments.run, arguments.data, arguments.step)
     engine = run.engine(torch.float32)
     out = Path(arguments.out)
-    fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds")}
+    fixed = {k: v for k, v in vars(arguments).items() if k not in ("run", "data", "out", "seeds", "kinds")}
     record = opened(out, fixed, {"gain": {}, "kinds": {}}, parser.error)
     record["date"], record["environment"] = datetime.date.today().isoformat(), environment(1, "cpu", [])
     record["steps_trained"] = engine.state.steps
@@ -127,7 +128,7 @@ def main() -> None:
         return {"means": label_means(run, probes, rewards, targets), "flops": flops, "seconds": seconds}
 
     references = run.reference_sets(arguments.reference_examples)
-    for name in (*KINDS, *LATER):
+    for name in arguments.kinds:
         for seed in range(DRAWS_LATER if name in LATER else DRAWS):
             keep("kinds", f"{name}/{seed}", lambda name=name, seed=seed: means(name, seed))
     for seed in range(arguments.seeds):
