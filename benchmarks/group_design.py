@@ -48,6 +48,18 @@ DESIGNS = {  # steps, rows of the label, rows of the mix
     "4 steps of 8 rows": (4, 8, 0),
     "8 steps of 8 rows": (8, 8, 0),
 }
+TRAVELLING = {  # the same and rate_factor: not run unless named
+    "6 steps of 8 rows": (6, 8, 0, 1),
+    "12 steps of 4 rows": (12, 4, 0, 1),
+    "12 steps of 1 + 1 rows": (12, 1, 1, 1),
+    "12 steps of 2 + 2 rows": (12, 2, 2, 1),
+    "12 steps of 4 + 4 rows": (12, 4, 4, 1),
+    "24 steps of 1 + 1 rows": (24, 1, 1, 1),
+    "12 steps of 2 rows, twice the rate": (12, 2, 0, 2),
+    "12 steps of 1 + 1 rows, twice the rate": (12, 1, 1, 2),
+    "12 steps of 2 + 2 rows, twice the rate": (12, 2, 2, 2),
+    "12 steps of 4 + 4 rows, twice the rate": (12, 4, 4, 2),
+}
 
 
 class Study:
@@ -115,7 +127,7 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=1024)
     parser.add_argument("--examples", type=int, default=8, help="reference examples per task after each group")
     parser.add_argument("--later", type=int, default=0, help="steps on random batches before each draw, each with its own")
-    parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
+    parser.add_argument("--designs", nargs="+", choices=[*DESIGNS, *TRAVELLING], default=list(DESIGNS))
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -133,12 +145,18 @@ def main() -> None:
     else:
         keep("truth", "domain", lambda: np.mean([study.truth(seed) for seed in range(arguments.seeds)], 0).tolist())
     for name in arguments.designs:
-        steps, rows, mix = DESIGNS[name]
-        config = GroupRewardConfig(mode="group", steps=steps, step_rows=rows, mix_rows=mix, reference_examples=arguments.examples)
+        config = config_of(name, arguments.examples)
         for draw in range(arguments.draws):
             keep("rewards", f"{name}/{draw}", lambda config=config, draw=draw: study.rewards(config, draw))
         told = agreement([record["rewards"][f"{name}/{draw}"] for draw in range(arguments.draws)], record["truth"])
         print(name, {key: round(value, 2) for key, value in told.items()}, flush=True)
+
+
+def config_of(name: str, examples: int) -> GroupRewardConfig:
+    """The reward of a design, with that many reference examples per task."""
+    steps, rows, mix, factor = (*DESIGNS[name], 1) if name in DESIGNS else TRAVELLING[name]
+    sizes = {"steps": steps, "step_rows": rows, "mix_rows": mix, "reference_examples": examples}
+    return GroupRewardConfig(mode="group", rate_factor=float(factor), **sizes)
 
 
 def given_truth(record: dict, labels: dict[str, list[str]], step: int) -> dict[str, list[float]]:

@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--reference-examples", type=int, default=200)
     parser.add_argument("--kinds", nargs="*", choices=[*KINDS, *LATER], default=[*KINDS, *LATER], help="of rewards; default: all")
     arguments = parser.parse_args()
+    if arguments.seeds < 2 or arguments.seeds % 2:
+        parser.error(f"--seeds {arguments.seeds}: an even number, whose halves say how far the truth can be trusted")
     torch.set_num_threads(1)
     become_single_process()
     run = TrainedRun.open(arguments.run, arguments.data, arguments.step)

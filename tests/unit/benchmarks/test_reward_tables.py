@@ -1,6 +1,7 @@
 """The statistics of benchmarks.reward_usefulness and group_design against scipy, by hand, and what is committed."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from scipy.stats import spearmanr
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import group_design, reward_usefulness  # noqa: E402
+from benchmarks import group_design, reward_horizon, reward_usefulness  # noqa: E402
 from benchmarks.usefulness_tables import agreement_table, gain_text, gains  # noqa: E402
 
 LABELS = {"quality": ["a", "b", "c", "d"], "domain": ["x", "y", "z"], "topic": ["t", "u", "v"]}
@@ -104,3 +105,37 @@ def test_the_page_s_figures_of_other_moments_are_those_of_the_committed_records(
     for design in dict.fromkeys(key.rsplit("/", 1)[0] for key in groups["rewards"]):
         draws = [v for k, v in groups["rewards"].items() if k.rsplit("/", 1)[0] == design]
         assert len(draws) == 6 and f"| {told(draws, truth)} |" in PAGE
+
+
+@pytest.mark.parametrize("name", [*group_design.DESIGNS, *group_design.TRAVELLING])
+def test_a_design_is_what_its_name_says(name):
+    config = group_design.config_of(name, 5)
+    steps, rows, *mix = (int(n) for n in re.findall("[0-9]+", name))
+    assert (config.steps, config.step_rows, config.mix_rows, config.reference_examples) == (steps, rows, *(mix or [0]), 5)
+    assert config.rate_factor == (2 if name.endswith("twice the rate") else 1)
+
+
+def test_the_horizon_on_the_page_follows_from_the_committed_losses():
+    record = json.loads((ROOT / "benchmarks/reward_horizon.json").read_text())
+    usefulness = json.loads((ROOT / "benchmarks/reward_usefulness/step_147.json").read_text())
+    truth = [gains(usefulness, a, l).mean() for a, own in record["labels"].items() for l in own]
+    names = [f"{a}/{l}" for a, own in record["labels"].items() for l in own]
+    for way, (_, places) in reward_horizon.WAYS.items():
+        losses = np.array([record["losses"][f"0/{way}/{name}"] for name in names])
+        found = [spearmanr(record["losses"][f"0/{way}/none"][i] - losses[:, i], truth).statistic for i in range(len(places))]
+        assert record["agreement"][way] == pytest.approx(dict(zip(map(str, places), found, strict=True)))
+        assert all(f"{steps}: {value:.2f}".replace("0.", ".") in PAGE for steps, value in zip(places, found, strict=True))
+
+
+@pytest.mark.parametrize("step", [147])
+def test_the_page_s_figures_of_moments_that_nobody_chose_are_those_of_the_committed_records(step):
+    usefulness = json.loads((ROOT / f"benchmarks/reward_usefulness/step_{step}.json").read_text())
+    truth = {a: [gains(usefulness, a, l).mean() for l in own] for a, own in usefulness["labels"].items()}
+    shown = 0
+    for path in sorted((ROOT / "benchmarks/group_probes").glob(f"*step_{step}*.json")):
+        groups = json.loads(path.read_text())
+        for design in dict.fromkeys(key.rsplit("/", 1)[0] for key in groups["rewards"]):
+            draws = [v for k, v in groups["rewards"].items() if k.rsplit("/", 1)[0] == design]
+            assert f"| {told(draws, truth)} |" in PAGE
+            shown += 1
+    assert shown == 12
