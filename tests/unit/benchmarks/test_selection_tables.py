@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks/selection"
 SEEDS = re.compile(r"seeds [0-9, ]+: nine tasks|nine tasks, seeds [0-9]+(, [0-9]+)*( and [0-9]+)?")
 # folder, treatment, who else is in the table
 TABLES = [
-    ("fresh_13_15", "mads", ["hand", "stratified", "dsir", "odm", "top_quality", "mates"]),
+    ("fresh_13_15", "mads", ["hand", "stratified", "dsir", "odm", "top_quality", "mates", "likeness"]),
     ("fresh_13_15", "floors", ["mads", "hand", "stratified"]),
     ("six_million_fresh", "mads", ["hand", "stratified"]),
 ]
